@@ -1,0 +1,1 @@
+"""Ablation and hyper-parameter studies for self-supervised audio."""

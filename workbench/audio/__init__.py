@@ -1,0 +1,1 @@
+"""File -> waveform (B, S) -> log-mel spectrogram (B, F, M), and augmentation on the way."""

@@ -1,0 +1,543 @@
+"""One trial as frozen types, and the strict way from YAML to them.
+
+A trial is `TrialConfig`: the audio, the model, how it is pre-trained (or not) and fine-tuned, and the
+seed of every random choice. Plain dataclasses, standard library only, so that the training core stands
+without any of the study's machinery. Durations carry their unit in the name; counts are `num_*` or plural.
+
+A field marked `placement()` says where things are or how fast they go, and cannot change a result; it
+takes no part in `identity`. One marked `supervised()` cannot change what pre-training hears.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import hashlib
+import json
+import math
+import types
+import typing
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal, TypeVar
+
+SAMPLE_RATE = 16_000  # Hz; 64 ms are then 1,024 samples. The paper leaves the rate open, the thesis uses 16 kHz.
+
+
+class ConfigError(ValueError):
+    """A setting that cannot be used: `path` is its dotted path, the message says rule, value and remedy."""
+
+    def __init__(self, path: str, message: str) -> None:
+        super().__init__(f"{path}: {message}" if path else message)
+        self.path = path
+        self.message = message
+
+    def below(self, parent: str) -> ConfigError:
+        """The same error seen from one level further out."""
+        return ConfigError(f"{parent}.{self.path}" if self.path else parent, self.message)
+
+
+def placement(default: Any) -> Any:
+    """A field that cannot change a result and stays out of `identity`."""
+    return field(default=default, metadata={"identity": False})
+
+
+def supervised(default: Any) -> Any:
+    """A field of a data config that pre-training does not see: the pool is the same whatever it is."""
+    return field(default=default, metadata={"pool": False})
+
+
+def _require(holds: bool, path: str, message: str) -> None:
+    if not holds:
+        raise ConfigError(path, message)
+
+
+def _positive(settings: Any, *names: str) -> None:
+    for name in names:
+        value = getattr(settings, name)
+        _require(value > 0, name, f"must be greater than 0, is {value}")
+
+
+def _fraction(settings: Any, *names: str, zero: bool = True, one: bool = False) -> None:
+    for name in names:
+        value = getattr(settings, name)
+        low = value >= 0 if zero else value > 0
+        high = value <= 1 if one else value < 1
+        interval = f"{'[' if zero else '('}0, 1{']' if one else ')'}"
+        _require(low and high, name, f"must lie in {interval}, is {value}")
+
+
+# --- data -------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True)
+class CorpusData:
+    """The embedded corpus: procedural sound events, several to a clip, multi-label."""
+
+    kind: Literal["corpus"] = "corpus"
+    clip_seconds: float = 3.2
+    max_events: int = 2  # per clip
+    recipe_seed: int = 0  # another seed is another corpus, not another subset
+    pool_clips: int = 4096  # unlabelled, for pre-training
+    labelled_clips: int = supervised(1920)  # all that have labels; `label_fraction` takes its part of them
+    validation_clips: int = supervised(400)
+    test_clips: int = supervised(1000)
+    label_fraction: float = supervised(1.0)  # nested: the 10 % are among the 30 %
+
+    def __post_init__(self) -> None:
+        _positive(self, "clip_seconds", "max_events", "pool_clips", "labelled_clips")
+        _positive(self, "validation_clips", "test_clips")
+        _fraction(self, "label_fraction", zero=False, one=True)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Esc50Data:
+    """A folder in the layout of ESC-50: `meta/esc50.csv` and `audio/`. Single-label, five published folds.
+
+    The validation fold is the one after the test fold; the remaining three train. The unlabelled pool is
+    those three and `corpus_clips` of the embedded corpus.
+    """
+
+    kind: Literal["esc50"] = "esc50"
+    root: str = placement("data/ESC-50")
+    subset: Literal["esc50", "esc10"] = "esc50"
+    test_fold: int = 1
+    clip_seconds: float = 5.0  # training crops; evaluation hears whole recordings
+    corpus_clips: int = 0
+    corpus_clip_seconds: float = 3.2
+    label_fraction: float = supervised(1.0)
+    skip_unreadable: bool = False
+
+    def __post_init__(self) -> None:
+        _positive(self, "clip_seconds", "corpus_clip_seconds")
+        _require(1 <= self.test_fold <= 5, "test_fold", f"must be one of 1 to 5, is {self.test_fold}")
+        _require(
+            self.corpus_clips >= 0, "corpus_clips", f"must not be negative, is {self.corpus_clips}"
+        )
+        _fraction(self, "label_fraction", zero=False, one=True)
+
+
+DataConfig = CorpusData | Esc50Data
+
+
+# --- model ------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True)
+class FrontEndConfig:
+    """Log-mel spectrogram (paper 2.2)."""
+
+    num_mels: int = 64
+    window_ms: float = 64.0
+    hop_ms: float = 20.0
+
+    def __post_init__(self) -> None:
+        _positive(self, "num_mels", "window_ms", "hop_ms")
+        for name in ("window_ms", "hop_ms"):
+            samples = getattr(self, name) * SAMPLE_RATE / 1000
+            _require(
+                samples == int(samples),
+                name,
+                f"must be a whole number of samples at {SAMPLE_RATE} Hz, "
+                f"is {getattr(self, name)} ms = {samples} samples",
+            )
+        _require(
+            self.hop_ms <= self.window_ms,
+            "hop_ms",
+            f"must not exceed window_ms ({self.window_ms}), is {self.hop_ms}: samples would go unheard",
+        )
+
+    @property
+    def window_samples(self) -> int:
+        return int(self.window_ms * SAMPLE_RATE / 1000)
+
+    @property
+    def hop_samples(self) -> int:
+        return int(self.hop_ms * SAMPLE_RATE / 1000)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelConfig:
+    """Feature encoder and conformer context encoder (paper 2.2). The defaults are cf_S."""
+
+    frames_per_latent: int = 4  # R in the paper
+    latent_dim: int = 256
+    num_blocks: int = 12
+    width: int = 256  # D
+    num_heads: int = 8
+    ffn_dim: int = 1024
+    first_kernel: int = 31  # of the first block's depthwise convolution, in latents
+    kernel: int = 15  # of the others
+    dropout: float = 0.1
+
+    def __post_init__(self) -> None:
+        _positive(self, "frames_per_latent", "latent_dim", "num_blocks", "width", "num_heads", "ffn_dim")
+        if self.width % self.num_heads:
+            valid = [n for n in range(1, min(self.width, 32) + 1) if self.width % n == 0]
+            raise ConfigError(
+                "num_heads",
+                f"must divide the width, and {self.num_heads} does not divide {self.width}; "
+                f"use one of {', '.join(map(str, valid))}, or another width",
+            )
+        for name in ("first_kernel", "kernel"):
+            size = getattr(self, name)
+            _require(
+                size > 0 and size % 2 == 1,
+                name,
+                f"must be odd, so that a latent sees as far back as ahead, is {size}; "
+                f"use {max(size - 1, 1)} or {size + 1}",
+            )
+        _fraction(self, "dropout")
+
+
+# --- training ---------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimiserConfig:
+    """Adam with decoupled weight decay, shared by both stages (paper 2.3)."""
+
+    peak_lr: float = 3e-4
+    betas: tuple[float, float] = (0.9, 0.98)
+    weight_decay: float = 0.01
+    max_grad_norm: float | None = 5.0  # None: no clipping
+
+    def __post_init__(self) -> None:
+        _positive(self, "peak_lr")
+        _require(self.weight_decay >= 0, "weight_decay", f"must not be negative, is {self.weight_decay}")
+        _require(
+            all(0 <= beta < 1 for beta in self.betas), "betas", f"must lie in [0, 1), are {self.betas}"
+        )
+        if self.max_grad_norm is not None:
+            _positive(self, "max_grad_norm")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ContrastiveConfig:
+    """wav2vec 2.0's contrastive task on continuous targets (paper 2.2 and 2.3)."""
+
+    kind: Literal["contrastive"] = "contrastive"
+    mask_fraction: float = 0.3  # of the latents
+    mask_span: int = 10  # latents
+    num_distractors: int | None = 100  # K; None: every other masked latent of the clip, once
+    temperature: float = 0.1  # equation (1) shows none; wav2vec 2.0 divides by 0.1
+
+    def __post_init__(self) -> None:
+        _fraction(self, "mask_fraction", zero=False)
+        _positive(self, "mask_span", "temperature")
+        if self.num_distractors is not None:
+            _positive(self, "num_distractors")
+
+
+ObjectiveConfig = ContrastiveConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class WarmupLinear:
+    """Linear warm-up, then linear decay to zero (the paper's pre-training)."""
+
+    kind: Literal["linear"] = "linear"
+    warmup: float = 1 / 30  # share of the updates: 10k of 300k
+
+    def __post_init__(self) -> None:
+        _fraction(self, "warmup")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ThreeStage:
+    """Warm-up, hold, exponential decay (the paper's fine-tuning, 4.3)."""
+
+    kind: Literal["three_stage"] = "three_stage"
+    warmup: float = 0.3
+    hold: float = 0.3
+    final_scale: float = 0.01  # of the peak, reached at the last update
+
+    def __post_init__(self) -> None:
+        _fraction(self, "warmup", "hold")
+        _fraction(self, "final_scale", zero=False, one=True)
+        _require(
+            self.warmup + self.hold <= 1,
+            "hold",
+            f"warmup + hold must not exceed 1, are {self.warmup} + {self.hold}",
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Constant:
+    """Linear warm-up, then the peak throughout."""
+
+    kind: Literal["constant"] = "constant"
+    warmup: float = 0.0
+
+    def __post_init__(self) -> None:
+        _fraction(self, "warmup")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cosine:
+    """Linear warm-up, then half a cosine to zero."""
+
+    kind: Literal["cosine"] = "cosine"
+    warmup: float = 0.1
+
+    def __post_init__(self) -> None:
+        _fraction(self, "warmup")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Step:
+    """Linear warm-up, then the peak times `factor` at each milestone (shares of the updates)."""
+
+    kind: Literal["step"] = "step"
+    warmup: float = 0.0
+    milestones: tuple[float, ...] = (0.5, 0.75)
+    factor: float = 0.1
+
+    def __post_init__(self) -> None:
+        _fraction(self, "warmup")
+        _fraction(self, "factor", zero=False, one=True)
+        _require(
+            list(self.milestones) == sorted(self.milestones)
+            and all(0 < milestone < 1 for milestone in self.milestones),
+            "milestones",
+            f"must rise and lie in (0, 1), are {self.milestones}",
+        )
+
+
+ScheduleConfig = WarmupLinear | ThreeStage | Constant | Cosine | Step
+
+
+@dataclass(frozen=True, kw_only=True)
+class PretrainingConfig:
+    """The paper's pre-training (2.3) by default; batch size and clipping are not stated there."""
+
+    steps: int = 300_000
+    batch_size: int = 64  # clips
+    accumulation: int = 1  # micro-batches a step
+    objective: ObjectiveConfig = ContrastiveConfig()
+    optimiser: OptimiserConfig = OptimiserConfig()
+    schedule: ScheduleConfig = WarmupLinear()
+    gain_db: float = 0.0  # random gain of up to +- this much a clip
+    mel_shift: int = 0  # random shift of up to +- this many mel bands a clip
+
+    def __post_init__(self) -> None:
+        _positive(self, "steps", "batch_size", "accumulation")
+        _micro_batches(self)
+        _require(self.gain_db >= 0, "gain_db", f"must not be negative, is {self.gain_db}")
+        _require(self.mel_shift >= 0, "mel_shift", f"must not be negative, is {self.mel_shift}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class AugmentationConfig:
+    """The paper's fine-tuning augmentation, in its order (4.1)."""
+
+    jitter_samples: int = 200  # waveform shifted by up to +- this much
+    time_mask: float = 0.2  # share of the clip that the one mask may cover: 2 s of 10 s
+    mixup: float | None = 0.5  # both parameters of the Beta distribution; None: no mixup
+
+    def __post_init__(self) -> None:
+        _require(
+            self.jitter_samples >= 0, "jitter_samples", f"must not be negative, is {self.jitter_samples}"
+        )
+        _fraction(self, "time_mask")
+        if self.mixup is not None:
+            _positive(self, "mixup")
+
+
+@dataclass(frozen=True, kw_only=True)
+class FinetuningConfig:
+    """Supervised training on the labelled clips (paper 4)."""
+
+    steps: int = 20_000
+    batch_size: int = 64  # clips
+    accumulation: int = 1  # micro-batches a step
+    pooling: Literal["linear_softmax", "mean"] = "mean"
+    freeze_encoder: bool = False
+    output_dropout: float = 0.0  # on the encoder's output, before the classifier
+    consistency_weight: float = 2.0  # times the symmetric KL divergence of two augmentations; 0: one pass
+    class_balanced: bool = False  # classes drawn uniformly, then a clip of the class
+    num_evaluations: int = 10  # on validation data, evenly over the updates; the best weights are kept
+    augmentation: AugmentationConfig = AugmentationConfig()
+    optimiser: OptimiserConfig = OptimiserConfig()
+    schedule: ScheduleConfig = ThreeStage()
+
+    def __post_init__(self) -> None:
+        _positive(self, "steps", "batch_size", "accumulation", "num_evaluations")
+        _micro_batches(self)
+        _fraction(self, "output_dropout")
+        _require(
+            self.consistency_weight >= 0,
+            "consistency_weight",
+            f"must not be negative, is {self.consistency_weight}",
+        )
+        _require(
+            self.num_evaluations <= self.steps,
+            "num_evaluations",
+            f"must not exceed steps ({self.steps}), is {self.num_evaluations}",
+        )
+
+
+def _micro_batches(settings: PretrainingConfig | FinetuningConfig) -> None:
+    _require(
+        settings.batch_size % settings.accumulation == 0,
+        "accumulation",
+        f"must divide batch_size ({settings.batch_size}), is {settings.accumulation}",
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrialConfig:
+    """All that decides a trial's result. `pretraining=None` trains from scratch."""
+
+    data: DataConfig = CorpusData()
+    front_end: FrontEndConfig = FrontEndConfig()
+    model: ModelConfig = ModelConfig()
+    pretraining: PretrainingConfig | None = PretrainingConfig()
+    finetuning: FinetuningConfig = FinetuningConfig()
+    seed: int = 0
+    precision: Literal["float32", "bf16"] = "float32"  # bf16: autocast, on devices that have it
+
+    def __post_init__(self) -> None:
+        latents = self.num_latents
+        _require(
+            latents >= 2,
+            "data.clip_seconds",
+            f"gives {latents} latents of {self.latent_ms:g} ms; at least 2 are needed",
+        )
+        _require(self.seed >= 0, "seed", f"must not be negative, is {self.seed}")
+
+    @property
+    def latent_ms(self) -> float:
+        return self.front_end.hop_ms * self.model.frames_per_latent
+
+    @property
+    def num_latents(self) -> int:
+        """Latents T of a training clip."""
+        return int(self.data.clip_seconds * 1000 / self.latent_ms + 1e-9)
+
+
+# --- dictionaries -----------------------------------------------------------------------------------------
+
+T = TypeVar("T")
+
+
+def to_dict(settings: Any) -> Any:
+    """Nested dictionaries and lists, ready for JSON or YAML."""
+    if dataclasses.is_dataclass(settings):
+        return {f.name: to_dict(getattr(settings, f.name)) for f in dataclasses.fields(settings)}
+    if isinstance(settings, tuple | list):
+        return [to_dict(item) for item in settings]
+    return settings
+
+
+def identity(settings: Any, *, of_pool: bool = False) -> Any:
+    """`to_dict` without the fields that cannot change a result; with `of_pool`, that of pre-training."""
+    if dataclasses.is_dataclass(settings):
+        return {
+            f.name: identity(getattr(settings, f.name), of_pool=of_pool)
+            for f in dataclasses.fields(settings)
+            if f.metadata.get("identity", True) and (f.metadata.get("pool", True) or not of_pool)
+        }
+    return to_dict(settings)
+
+
+def digest(content: Any) -> str:
+    """SHA-256, in hexadecimal, of any JSON content; the same for the same content everywhere."""
+    canonical = json.dumps(content, sort_keys=True, separators=(",", ":"), allow_nan=False)
+    return hashlib.sha256(canonical.encode()).hexdigest()
+
+
+def from_dict(cls: type[T], raw: Any, path: str = "") -> T:
+    """`raw` as an instance of the dataclass `cls`, strictly.
+
+    Raises ConfigError, with the dotted path, for an unknown key (naming the valid ones), a value of
+    another type, and whatever the types themselves refuse.
+    """
+    if not isinstance(raw, Mapping):
+        raise ConfigError(path, f"must be a mapping of settings, is {raw!r}")
+    hints = typing.get_type_hints(cls)
+    fields = {f.name: f for f in dataclasses.fields(cls)}  # type: ignore[arg-type]
+    for key in raw:
+        if key not in fields:
+            close = difflib.get_close_matches(str(key), fields, n=1)
+            hint = f"did you mean {close[0]!r}? " if close else ""
+            raise ConfigError(_join(path, str(key)), f"unknown key; {hint}valid: {', '.join(fields)}")
+    for name, f in fields.items():
+        missing = f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING
+        if missing and name not in raw:
+            raise ConfigError(_join(path, name), "is required")
+    values = {key: _convert(hints[key], value, _join(path, key)) for key, value in raw.items()}
+    try:
+        return cls(**values)
+    except ConfigError as error:
+        raise (error.below(path) if path else error) from None
+
+
+def _join(path: str, key: str) -> str:
+    return f"{path}.{key}" if path else key
+
+
+def _convert(kind: Any, value: Any, path: str) -> Any:
+    origin, arguments = typing.get_origin(kind), typing.get_args(kind)
+    if origin in (types.UnionType, typing.Union):
+        return _convert_union(arguments, value, path)
+    if dataclasses.is_dataclass(kind):
+        return from_dict(kind, value, path)  # type: ignore[type-var]
+    if origin is Literal:
+        if value not in arguments or isinstance(value, bool) != isinstance(arguments[0], bool):
+            raise ConfigError(path, f"must be one of {', '.join(map(str, arguments))}, is {value!r}")
+        return value
+    if origin is tuple:
+        return _convert_tuple(arguments, value, path)
+    if origin is dict:
+        if not isinstance(value, Mapping):
+            raise ConfigError(path, f"must be a mapping, is {value!r}")
+        return {str(k): _convert(arguments[1], v, _join(path, str(k))) for k, v in value.items()}
+    if kind is Any:
+        return value
+    if kind is float and isinstance(value, int) and not isinstance(value, bool):
+        value = float(value)
+    if type(value) is not kind:
+        raise ConfigError(path, f"must be {_NAMES.get(kind, str(kind))}, is {value!r}")
+    if kind is float and not math.isfinite(value):
+        raise ConfigError(path, f"must be finite, is {value}")
+    return value
+
+
+_NAMES = {int: "a whole number", float: "a number", str: "text", bool: "true or false"}
+
+
+def _convert_union(options: tuple[Any, ...], value: Any, path: str) -> Any:
+    if value is None and type(None) in options:
+        return None
+    options = tuple(option for option in options if option is not type(None))
+    if len(options) == 1:
+        return _convert(options[0], value, path)
+    if not all(dataclasses.is_dataclass(option) for option in options):
+        for option in options:
+            try:
+                return _convert(option, value, path)
+            except ConfigError:
+                continue
+        raise ConfigError(path, f"is {value!r}, which none of the accepted types takes")
+    by_kind = {_kind(option): option for option in options}
+    if not isinstance(value, Mapping) or value.get("kind") not in by_kind:
+        found = repr(value.get("kind")) if isinstance(value, Mapping) else repr(value)
+        where = _join(path, "kind") if isinstance(value, Mapping) else path
+        raise ConfigError(where, f"must name one of {', '.join(by_kind)}, is {found}")
+    return from_dict(by_kind[value["kind"]], value, path)
+
+
+def _kind(cls: Any) -> str:
+    return str(typing.get_args(typing.get_type_hints(cls)["kind"])[0])
+
+
+def _convert_tuple(arguments: tuple[Any, ...], value: Any, path: str) -> tuple[Any, ...]:
+    if not isinstance(value, list | tuple):
+        raise ConfigError(path, f"must be a list, is {value!r}")
+    if len(arguments) == 2 and arguments[1] is Ellipsis:
+        return tuple(_convert(arguments[0], item, f"{path}[{i}]") for i, item in enumerate(value))
+    if len(value) != len(arguments):
+        raise ConfigError(path, f"must hold {len(arguments)} values, holds {len(value)}")
+    pairs = zip(arguments, value, strict=True)
+    return tuple(_convert(kind, item, f"{path}[{i}]") for i, (kind, item) in enumerate(pairs))

@@ -1,0 +1,42 @@
+"""Datasets: from a `DataConfig` to clips with labels, in splits that never overlap.
+
+A dataset is a module with two functions, entered in `DATASETS` under its config's `kind`:
+
+    fingerprint(config) -> str      what the audio and its labels are, wherever they lie
+    load(config, root, seed, report) -> Splits
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Protocol
+
+from workbench.config import DataConfig
+from workbench.data import corpus, esc50
+from workbench.data.clips import Splits
+
+
+class Dataset(Protocol):
+    """What a dataset's module provides."""
+
+    def fingerprint(self, config: Any) -> str:
+        """SHA-256 of what the audio and the labels are."""
+
+    def load(self, config: Any, root: Path, seed: int, report: Callable[[str], None]) -> Splits:
+        """The clips; prepared below `root` first if they are not there yet, telling `report`."""
+
+
+DATASETS: dict[str, Dataset] = {"corpus": corpus, "esc50": esc50}
+
+
+def fingerprint(config: DataConfig) -> str:
+    """What the data are, as SHA-256. Raises DataError when they are not there to be asked."""
+    return DATASETS[config.kind].fingerprint(config)
+
+
+def load_splits(
+    config: DataConfig, root: Path, seed: int, report: Callable[[str], None] = print
+) -> Splits:
+    """The clips of `config`, prepared once below `root`; `seed` draws the labelled subset."""
+    return DATASETS[config.kind].load(config, root, seed, report)

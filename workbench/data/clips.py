@@ -1,0 +1,161 @@
+"""Clips: int16 audio in memory-mapped arrays, and where in them each clip lies.
+
+N clips, B clips of a batch, S samples, C classes.
+"""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from workbench.config import SAMPLE_RATE
+
+
+class DataError(ValueError):
+    """Data that cannot be used; the message names the file, the rule and the remedy."""
+
+
+@dataclass(frozen=True)
+class ClipSet:
+    """N clips. Taking some of them, or joining two sets, copies no audio."""
+
+    sources: tuple[np.ndarray, ...]  # flat int16, memory-mapped
+    source: np.ndarray  # (N,) which of `sources`
+    start: np.ndarray  # (N,) first sample in it
+    length: np.ndarray  # (N,) samples
+    labels: np.ndarray  # (N, C) uint8
+    names: np.ndarray  # (N,) text that identifies the recording, for overlap checks and reports
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def __add__(self, other: ClipSet) -> ClipSet:
+        """Both, this one first; they must agree in their classes."""
+        return ClipSet(
+            sources=self.sources + other.sources,
+            source=np.concatenate([self.source, other.source + len(self.sources)]),
+            start=np.concatenate([self.start, other.start]),
+            length=np.concatenate([self.length, other.length]),
+            labels=np.concatenate([self.labels, other.labels]),
+            names=np.concatenate([self.names, other.names]),
+        )
+
+    def take(self, indices: np.ndarray) -> ClipSet:
+        """The clips at `indices`, in that order."""
+        return ClipSet(
+            sources=self.sources,
+            source=self.source[indices],
+            start=self.start[indices],
+            length=self.length[indices],
+            labels=self.labels[indices],
+            names=self.names[indices],
+        )
+
+    def unlabelled(self) -> ClipSet:
+        """The same audio, C = 0."""
+        return ClipSet(
+            self.sources, self.source, self.start, self.length, self.labels[:, :0], self.names
+        )
+
+    @property
+    def hours(self) -> float:
+        return float(self.length.sum()) / SAMPLE_RATE / 3600
+
+    def read(
+        self,
+        indices: np.ndarray,
+        *,
+        max_samples: int | None = None,
+        generator: np.random.Generator | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """Waveforms (B, S) int16, zero-padded to the longest, and their lengths (B,) int64.
+
+        A clip longer than `max_samples` is cropped, at a place drawn from `generator` or, without one, at
+        its start.
+        """
+        lengths = self.length[indices]
+        offsets = np.zeros_like(lengths)
+        if max_samples is not None:
+            surplus = np.maximum(lengths - max_samples, 0)
+            if generator is not None:
+                offsets = generator.integers(0, surplus + 1)
+            lengths = lengths - surplus
+        waveform = np.zeros((len(indices), int(lengths.max())), np.int16)
+        for row, (index, offset, length) in enumerate(zip(indices, offsets, lengths, strict=True)):
+            begin = self.start[index] + offset
+            waveform[row, :length] = self.sources[self.source[index]][begin : begin + length]
+        return torch.from_numpy(waveform), torch.from_numpy(lengths.astype(np.int64))
+
+
+@dataclass(frozen=True)
+class Splits:
+    """What a trial trains and is judged on. No recording is in two of train, validation and test,
+    and none of validation and test is in the pool."""
+
+    pool: ClipSet  # unlabelled, for pre-training
+    train: ClipSet  # the labelled subset
+    validation: ClipSet
+    test: ClipSet
+    classes: tuple[str, ...]
+    single_label: bool
+    fingerprint: str
+    left_out: tuple[str, ...] = ()  # unreadable files, when told to go on without them
+
+    def __post_init__(self) -> None:
+        parts = {
+            "pool": self.pool,
+            "train": self.train,
+            "validation": self.validation,
+            "test": self.test,
+        }
+        for name, part in parts.items():
+            if len(part) == 0:
+                raise DataError(f"the {name} split is empty")
+        for first, second in itertools.combinations(parts, 2):
+            if (first, second) == ("pool", "train"):
+                continue  # pre-training may hear the labelled clips: it does not see their labels
+            shared = np.intersect1d(parts[first].names, parts[second].names)
+            if len(shared):
+                raise DataError(
+                    f"{len(shared)} recordings are in both {first} and {second}, the first is {shared[0]}"
+                )
+
+
+def nested_order(labels: np.ndarray, generator: np.random.Generator) -> np.ndarray:
+    """An order (N,) of clips whose every beginning is stratified: labels (N, C) -> indices.
+
+    The first n clips are the labelled subset of size n, so smaller subsets lie inside larger ones. At each
+    step the class that is furthest behind its share gives the next clip.
+    """
+    count, num_classes = labels.shape
+    shuffled = generator.permutation(count)
+    share = labels.mean(axis=0)
+    queues = [iter(shuffled[labels[shuffled, c] > 0]) for c in range(num_classes)]
+    ties = generator.permutation(num_classes) * 1e-9
+    taken = np.zeros(num_classes)
+    used = np.zeros(count, bool)
+    exhausted = share == 0
+    order = []
+    while not exhausted.all():
+        behind = (len(order) + 1) * share - taken + ties
+        behind[exhausted] = -np.inf
+        chosen = int(behind.argmax())
+        clip = next((int(i) for i in queues[chosen] if not used[i]), None)
+        if clip is None:
+            exhausted[chosen] = True
+            continue
+        used[clip] = True
+        taken += labels[clip]
+        order.append(clip)
+    order += [int(i) for i in shuffled if not used[i]]  # clips without any label
+    return np.array(order)
+
+
+def labelled_subset(clips: ClipSet, fraction: float, generator: np.random.Generator) -> ClipSet:
+    """The first `fraction` of the nested order, at least one clip."""
+    order = nested_order(clips.labels, generator)
+    return clips.take(order[: max(1, round(fraction * len(clips)))])

@@ -1,0 +1,126 @@
+"""The embedded corpus: `synthesis` says what a clip is, this keeps them on disk.
+
+Clips are kept in files of `CLIPS_PER_FILE`, by recipe and part (pool, labelled, validation, test). A larger
+part only adds files, and a clip never depends on how many there are.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+
+import numpy as np
+
+from workbench.config import CorpusData
+from workbench.data import synthesis
+from workbench.data.clips import ClipSet, Splits, labelled_subset
+from workbench.random_streams import numpy_stream
+
+CLIPS_PER_FILE = 128
+
+
+def fingerprint(config: CorpusData) -> str:
+    """That of the recipe and its version: clips follow from it."""
+    return synthesis.fingerprint(_recipe(config))
+
+
+def load(config: CorpusData, root: Path, seed: int, report: Callable[[str], None]) -> Splits:
+    recipe = _recipe(config)
+    parts = {
+        "pool": config.pool_clips,
+        "labelled": config.labelled_clips,
+        "validation": config.validation_clips,
+        "test": config.test_clips,
+    }
+    pool, labelled, validation, test = load_parts(recipe, parts, root, report)
+    return Splits(
+        pool=pool.unlabelled(),
+        train=labelled_subset(labelled, config.label_fraction, numpy_stream(seed, "labels")),
+        validation=validation,
+        test=test,
+        classes=synthesis.CLASSES,
+        single_label=False,
+        fingerprint=fingerprint(config),
+    )
+
+
+def load_parts(
+    recipe: synthesis.Recipe, parts: dict[str, int], root: Path, report: Callable[[str], None]
+) -> list[ClipSet]:
+    """The first clips of each part, as many as `parts` says, made in parallel where they are missing."""
+    folder = root / f"corpus-{synthesis.fingerprint(recipe)[:16]}"
+    folder.mkdir(parents=True, exist_ok=True)
+    wanted = [
+        (recipe, folder, part, number)
+        for part, count in parts.items()
+        for number in range(-(-count // CLIPS_PER_FILE))
+    ]
+    missing = [job for job in wanted if not _waveform_file(*job[1:]).exists()]
+    if missing:
+        report(f"embedded corpus: making {len(missing) * CLIPS_PER_FILE} clips in {folder}, once")
+        _make_in_parallel(missing, report)
+    return [_open_part(folder, part, count) for part, count in parts.items()]
+
+
+def _recipe(config: CorpusData) -> synthesis.Recipe:
+    return synthesis.Recipe(
+        clip_seconds=config.clip_seconds, max_events=config.max_events, seed=config.recipe_seed
+    )
+
+
+def _waveform_file(folder: Path, part: str, number: int) -> Path:
+    return folder / f"{part}-{number:06d}.npy"
+
+
+def _label_file(folder: Path, part: str, number: int) -> Path:
+    return folder / f"{part}-{number:06d}.labels.npy"
+
+
+def _make_in_parallel(
+    jobs: list[tuple[synthesis.Recipe, Path, str, int]], report: Callable[[str], None]
+) -> None:
+    workers = min(os.cpu_count() or 1, len(jobs))
+    if workers == 1 or len(jobs) < 4:  # a process costs more than a file or two
+        for job in jobs:
+            _make_file(job)
+        return
+    # spawn: a forked child would inherit the locks of torch's threads.
+    with ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn")) as pool:
+        for done, _ in enumerate(pool.map(_make_file, jobs), start=1):
+            if done % max(1, len(jobs) // 5) == 0:
+                report(f"embedded corpus: {done} of {len(jobs)} files")
+
+
+def _make_file(job: tuple[synthesis.Recipe, Path, str, int]) -> None:
+    recipe, folder, part, number = job
+    indices = range(number * CLIPS_PER_FILE, (number + 1) * CLIPS_PER_FILE)
+    waveforms, labels = zip(*(synthesis.synthesise(recipe, part, i) for i in indices), strict=True)
+    # Labels first: a waveform file that is there has its labels.
+    _publish(np.stack(labels), _label_file(folder, part, number))
+    _publish(np.stack(waveforms), _waveform_file(folder, part, number))
+
+
+def _publish(array: np.ndarray, path: Path) -> None:
+    aside = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    with aside.open("wb") as file:
+        np.save(file, array, allow_pickle=False)
+    aside.replace(path)
+
+
+def _open_part(folder: Path, part: str, count: int) -> ClipSet:
+    numbers = range(-(-count // CLIPS_PER_FILE))
+    waveforms = [np.load(_waveform_file(folder, part, n), mmap_mode="r") for n in numbers]
+    labels = [np.load(_label_file(folder, part, n)) for n in numbers]
+    samples = waveforms[0].shape[1]
+    index = np.arange(count)
+    return ClipSet(
+        sources=tuple(array.reshape(-1) for array in waveforms),
+        source=index // CLIPS_PER_FILE,
+        start=(index % CLIPS_PER_FILE) * samples,
+        length=np.full(count, samples),
+        labels=np.concatenate(labels)[:count],
+        names=np.array([f"{part}/{i}" for i in index]),
+    )

@@ -1,0 +1,199 @@
+"""Folders in the layout of ESC-50 (Piczak 2015): `meta/esc50.csv` and `audio/`.
+
+Decoded once to 16 kHz mono int16, one flat file and an index; memory-mapped afterwards. The published folds
+keep all takes of one source recording together.
+"""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+
+from workbench.audio.decode import UnreadableAudio, decode
+from workbench.config import Esc50Data, digest
+from workbench.data import corpus, synthesis
+from workbench.data.clips import ClipSet, DataError, Splits, labelled_subset
+from workbench.random_streams import numpy_stream
+
+NUM_FOLDS = 5
+COLUMNS = ("filename", "fold", "target", "category", "esc10", "src_file")
+DECODING_VERSION = 1  # raised when the same file would decode to other samples
+
+
+def fingerprint(config: Esc50Data) -> str:
+    """That of the rows and the bytes of their files, and of the embedded corpus that joins the pool."""
+    content = {"decoding": DECODING_VERSION, "files": _content(config, _rows(config))}
+    if config.corpus_clips:
+        content["corpus"] = synthesis.fingerprint(_recipe(config))
+    return digest(content)
+
+
+def load(config: Esc50Data, root: Path, seed: int, report: Callable[[str], None]) -> Splits:
+    rows = _rows(config)
+    folder = root / f"esc50-{digest([DECODING_VERSION, _content(config, rows)])[:16]}"
+    if not folder.exists():
+        report(f"{config.root}: decoding {len(rows)} recordings to {folder}, once")
+        _prepare(config, rows, folder)
+    index = json.loads((folder / "index.json").read_text())
+    if index["unreadable"] and not config.skip_unreadable:
+        raise DataError(_unreadable(config, index["unreadable"]))
+    clips = _open(folder, index["clips"])
+    folds = np.array([clip["fold"] for clip in index["clips"]])
+    validation_fold = config.test_fold % NUM_FOLDS + 1
+    train = clips.take(np.flatnonzero((folds != config.test_fold) & (folds != validation_fold)))
+    pool = train.unlabelled()
+    if config.corpus_clips:
+        parts = {"pool": config.corpus_clips}
+        pool = pool + corpus.load_parts(_recipe(config), parts, root, report)[0].unlabelled()
+    return Splits(
+        pool=pool,
+        train=labelled_subset(train, config.label_fraction, numpy_stream(seed, "labels")),
+        validation=clips.take(np.flatnonzero(folds == validation_fold)),
+        test=clips.take(np.flatnonzero(folds == config.test_fold)),
+        classes=_classes(index["clips"]),
+        single_label=True,
+        fingerprint=fingerprint(config),
+        left_out=tuple(index["unreadable"]),
+    )
+
+
+def _recipe(config: Esc50Data) -> synthesis.Recipe:
+    return synthesis.Recipe(clip_seconds=config.corpus_clip_seconds)
+
+
+def _table(config: Esc50Data) -> Path:
+    return Path(config.root) / "meta" / "esc50.csv"
+
+
+def _rows(config: Esc50Data) -> list[dict[str, str]]:
+    """The rows of the table, checked; DataError names the file and the line."""
+    table = _table(config)
+    if not table.is_file():
+        raise DataError(
+            f"{table}: not there. data.root must be a folder with meta/esc50.csv and audio/, is "
+            f"{config.root!r} (seen from {Path.cwd()}); give yours with --set data.root=FOLDER"
+        )
+    with table.open(newline="", encoding="utf-8-sig") as file:
+        reader = csv.DictReader(file)
+        missing = [name for name in COLUMNS if name not in (reader.fieldnames or ())]
+        if missing:
+            raise DataError(f"{table}: has no column {', '.join(missing)}; needs {', '.join(COLUMNS)}")
+        rows = list(reader)
+    for line, row in enumerate(rows, start=2):
+        _check_row(table, line, row)
+    if config.subset == "esc10":
+        rows = [row for row in rows if row["esc10"] == "True"]
+    if not rows:
+        raise DataError(f"{table}: has no rows of {config.subset}")
+    absent = [row["filename"] for row in rows if not _audio_file(config, row).is_file()]
+    if absent and not config.skip_unreadable:
+        raise DataError(_unreadable(config, {name: "is not there" for name in absent}))
+    _check_folds(table, rows)
+    return rows
+
+
+def _check_row(table: Path, line: int, row: dict[str, str]) -> None:
+    if row["fold"] not in {str(fold) for fold in range(1, NUM_FOLDS + 1)}:
+        raise DataError(f"{table}, line {line}: fold must be 1 to {NUM_FOLDS}, is {row['fold']!r}")
+    if not (row["target"] or "").isdecimal():
+        raise DataError(f"{table}, line {line}: target must be a class number, is {row['target']!r}")
+    name = row["filename"]
+    if not name or Path(name).name != name or name in {".", ".."}:
+        raise DataError(f"{table}, line {line}: filename must be a name inside audio/, is {name!r}")
+
+
+def _check_folds(table: Path, rows: Iterable[dict[str, str]]) -> None:
+    fold_of: dict[str, str] = {}
+    for row in rows:
+        fold = fold_of.setdefault(row["src_file"], row["fold"])
+        if fold != row["fold"]:
+            raise DataError(
+                f"{table}: takes of source recording {row['src_file']} are in folds {fold} and "
+                f"{row['fold']}; all must be in one, or training hears what the test asks"
+            )
+
+
+def _audio_file(config: Esc50Data, row: dict[str, str]) -> Path:
+    return Path(config.root) / "audio" / row["filename"]
+
+
+def _content(config: Esc50Data, rows: list[dict[str, str]]) -> list[list[str]]:
+    """Each row's labels and the hash of its file, in the order of the file names."""
+    content = []
+    for row in sorted(rows, key=lambda row: row["filename"]):
+        path = _audio_file(config, row)
+        bytes_hash = hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else "absent"
+        content.append([*(row[name] for name in COLUMNS), bytes_hash])
+    return content
+
+
+def _prepare(config: Esc50Data, rows: list[dict[str, str]], folder: Path) -> None:
+    """Decode every file; publish samples and index by one rename."""
+
+    def attempt(row: dict[str, str]) -> np.ndarray | UnreadableAudio:
+        try:
+            return decode(_audio_file(config, row))
+        except UnreadableAudio as error:
+            return error
+
+    aside = folder.with_name(f"{folder.name}.{os.getpid()}.tmp")
+    aside.mkdir(parents=True)
+    clips, unreadable, start = [], {}, 0
+    try:
+        with ThreadPoolExecutor() as pool, (aside / "samples.int16").open("wb") as file:
+            for row, samples in zip(rows, pool.map(attempt, rows), strict=True):
+                if isinstance(samples, UnreadableAudio):
+                    unreadable[row["filename"]] = str(samples)
+                    continue
+                samples.astype("<i2").tofile(file)
+                clips.append(
+                    {
+                        "file": row["filename"],
+                        "recording": row["src_file"],
+                        "fold": int(row["fold"]),
+                        "target": int(row["target"]),
+                        "category": row["category"],
+                        "start": start,
+                        "length": len(samples),
+                    }
+                )
+                start += len(samples)
+        (aside / "index.json").write_text(json.dumps({"clips": clips, "unreadable": unreadable}))
+        aside.rename(folder)
+    except OSError:
+        shutil.rmtree(aside, ignore_errors=True)
+        if not folder.exists():  # else another process was faster, with the same content
+            raise
+
+
+def _unreadable(config: Esc50Data, reasons: dict[str, str]) -> str:
+    listed = "\n".join(f"  {name}: {reason}" for name, reason in sorted(reasons.items()))
+    return (
+        f"{config.root}: {len(reasons)} files cannot be used\n{listed}\n"
+        "Mend them, or go on without them with --set data.skip_unreadable=true"
+    )
+
+
+def _classes(clips: list[dict]) -> tuple[str, ...]:
+    names = {clip["target"]: clip["category"] for clip in clips}
+    return tuple(names[target] for target in sorted(names))
+
+
+def _open(folder: Path, clips: list[dict]) -> ClipSet:
+    targets = np.array([clip["target"] for clip in clips])
+    return ClipSet(
+        sources=(np.memmap(folder / "samples.int16", "<i2", mode="r"),),
+        source=np.zeros(len(clips), np.int64),
+        start=np.array([clip["start"] for clip in clips]),
+        length=np.array([clip["length"] for clip in clips]),
+        labels=(targets[:, None] == np.unique(targets)[None, :]).astype(np.uint8),
+        names=np.array([clip["recording"] for clip in clips]),
+    )

@@ -1,0 +1,1 @@
+"""Studies: from a YAML file to trials, run by Ray Tune, kept by Optuna, shown in MLflow."""

@@ -1,0 +1,451 @@
+"""YAML -> Study -> trials.
+
+A study file names its question, a preset (`workbench/presets/*.yaml`) as the base of every trial, and what
+varies: levels (a grid, or a list of points) or a search space, regimes, seeds and folds. Values are laid
+over the base by dotted path, in the order preset, study, regime, level, seed and fold; then the whole trial
+is validated.
+"""
+
+from __future__ import annotations
+
+import copy
+import itertools
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+
+from workbench.config import ConfigError, TrialConfig, digest, from_dict, to_dict
+
+PRESETS = Path(__file__).parent.parent / "presets"
+TRIAL_KEYS = tuple(f.name for f in fields(TrialConfig))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Resources:
+    """What running takes; no result depends on it beyond rounding."""
+
+    concurrency: int | None = None  # trials at once; None: one for each CPU core, or GPU
+    threads: int = 1  # of torch, a trial
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+
+    def __post_init__(self) -> None:
+        for name in ("concurrency", "threads"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ConfigError(name, f"must be at least 1, is {value}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Uniform:
+    """A number between `low` and `high`, in the logarithm if `log`, in multiples of `step` if given."""
+
+    kind: Literal["uniform"] = "uniform"
+    low: float
+    high: float
+    log: bool = False
+    step: float | None = None
+
+    def __post_init__(self) -> None:
+        _check_range(self.low, self.high, self.log)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Integer:
+    """A whole number from `low` to `high`, both included."""
+
+    kind: Literal["integer"] = "integer"
+    low: int
+    high: int
+    log: bool = False
+    step: int = 1
+
+    def __post_init__(self) -> None:
+        _check_range(self.low, self.high, self.log)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Choice:
+    """One of `values`."""
+
+    kind: Literal["choice"] = "choice"
+    values: tuple[Any, ...]
+
+    def __post_init__(self) -> None:
+        if not self.values:
+            raise ConfigError("values", "must not be empty")
+
+
+Distribution = Uniform | Integer | Choice
+
+
+def _check_range(low: float, high: float, log: bool) -> None:
+    if low > high:
+        raise ConfigError("low", f"must not exceed high ({high}), is {low}")
+    if log and low <= 0:
+        raise ConfigError("low", f"must be greater than 0 where log is true, is {low}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Search:
+    """An Optuna search on the validation metric."""
+
+    space: dict[str, Distribution]  # dotted path -> where to look
+    num_trials: int
+    sampler: Literal["tpe", "random", "qmc", "cmaes"] = "tpe"
+    pruner: Literal["none", "median", "successive_halving"] = "none"
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.num_trials < 1:
+            raise ConfigError("num_trials", f"must be at least 1, is {self.num_trials}")
+        if not self.space:
+            raise ConfigError("space", "must name at least one setting")
+
+
+@dataclass(frozen=True, kw_only=True)
+class StudyFile:
+    """A study as it is written."""
+
+    question: str
+    name: str | None = None  # the file's name, without its ending, if not given
+    claims: tuple[str, ...] = ()  # of the paper, by their ids
+    preset: str = "quick"
+    settings: dict[str, Any] = None  # type: ignore[assignment]  # dotted path -> value, for every trial
+    vary: Any = None  # {dotted path: [values]} is a grid; [{dotted path: value, ...}, ...] are points
+    search: Search | None = None
+    regimes: Any = None  # names from the preset, or {name: {dotted path: value}}
+    seeds: tuple[int, ...] = (0,)
+    folds: tuple[int, ...] = ()  # test folds, each a replicate beside the seeds
+    metric: Literal["mAP", "macro_auc", "d_prime", "lwlrap", "accuracy"] = "mAP"
+    resources: Resources = Resources()
+    presets: dict[str, Any] = None  # type: ignore[assignment]  # preset -> what it changes in this file
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trial:
+    """One point of a study."""
+
+    level: dict[str, Any]  # dotted path -> value; the first is the axis of the figure
+    regime: str
+    seed: int
+    fold: int | None
+    config: TrialConfig
+
+    @property
+    def label(self) -> str:
+        parts = [f"{path.rsplit('.', 1)[-1]}={value}" for path, value in self.level.items()]
+        parts += [self.regime, f"seed {self.seed}"]
+        return "  ".join(parts + ([f"fold {self.fold}"] if self.fold is not None else []))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Study:
+    """A study, resolved: the same file with the same preset and settings gives the same one."""
+
+    name: str
+    question: str
+    claims: tuple[str, ...]
+    preset: str
+    overrides: dict[str, Any]  # from the command line
+    base: dict[str, Any]  # a whole trial, before regime, level, seed and fold
+    levels: tuple[dict[str, Any], ...]
+    axes: tuple[str, ...]  # the dotted paths that tell levels apart
+    search: Search | None
+    regimes: dict[str, dict[str, Any]]
+    seeds: tuple[int, ...]
+    folds: tuple[int | None, ...]
+    metric: str
+    resources: Resources
+
+    @property
+    def id(self) -> str:
+        """Name and preset, and a hash of the command line's settings where there are any."""
+        suffix = f"-{digest(self.overrides)[:8]}" if self.overrides else ""
+        return f"{self.name}-{self.preset}{suffix}"
+
+    def trial(
+        self, regime: str, level: Mapping[str, Any], seed: int, fold: int | None = None
+    ) -> Trial:
+        """The trial at that point, validated whole. Raises ConfigError."""
+        raw = copy.deepcopy(self.base)
+        for path, value in {**self.regimes[regime], **level}.items():
+            set_path(raw, path, value)
+        raw["seed"] = seed
+        if fold is not None:
+            set_path(raw, "data.test_fold", fold)
+        config = from_dict(TrialConfig, raw)
+        shown = {path: level[path] for path in self.axes if path in level}
+        return Trial(level=shown, regime=regime, seed=seed, fold=fold, config=config)
+
+    def trials(self) -> list[Trial]:
+        """Every trial of a grid: seed by seed, so that whole replicates come in first."""
+        if self.search is not None:
+            raise ValueError("the trials of a search are not known beforehand")
+        return [
+            self.trial(regime, level, seed, fold)
+            for seed in self.seeds
+            for fold in self.folds
+            for level in self.levels
+            for regime in self.regimes
+        ]
+
+
+def load_study(
+    path: Path, *, preset: str | None = None, assignments: tuple[str, ...] = ()
+) -> Study:
+    """Read, resolve and validate a study file. Raises ConfigError; its path starts with the file's."""
+    try:
+        raw = read_yaml(path)
+        overrides = dict(_assignment(text) for text in assignments)
+        return _resolve(path, raw, preset, overrides)
+    except ConfigError as error:
+        where = f"{path}: {error.path}" if error.path else str(path)
+        raise ConfigError(where, error.message) from None
+
+
+def _resolve(
+    path: Path, raw: dict[str, Any], preset: str | None, overrides: dict[str, Any]
+) -> Study:
+    raw = copy.deepcopy(raw)
+    variants = raw.get("presets") or {}
+    chosen = preset or raw.get("preset", "quick")
+    if isinstance(variants, Mapping) and isinstance(variants.get(chosen), Mapping):
+        for key, value in variants[chosen].items():
+            _lay_over(raw, key, value)
+    raw["preset"] = chosen
+    for dotted, value in overrides.items():
+        if dotted.split(".")[0] not in TRIAL_KEYS:
+            set_path(raw, dotted, value)
+    file = from_dict(StudyFile, raw)
+    base, preset_regimes = read_preset(chosen)
+    for dotted, value in (file.settings or {}).items():
+        set_path(base, dotted, value)
+    levels, axes = _levels(file)
+    regimes = _regimes(file, preset_regimes)
+    for dotted, value in overrides.items():
+        if dotted.split(".")[0] in TRIAL_KEYS:
+            _refuse_varied(dotted, levels, regimes, file)
+            set_path(base, dotted, value)
+    study = Study(
+        name=file.name or path.stem,
+        question=" ".join(file.question.split()),
+        claims=file.claims,
+        preset=chosen,
+        overrides=overrides,
+        base=base,
+        levels=levels,
+        axes=axes,
+        search=file.search,
+        regimes=regimes,
+        seeds=file.seeds,
+        folds=file.folds or (None,),
+        metric=file.metric,
+        resources=file.resources,
+    )
+    _check(study, file)
+    return study
+
+
+def _check(study: Study, file: StudyFile) -> None:
+    if not re.fullmatch(r"[A-Za-z0-9_-]+", study.name):
+        raise ConfigError("name", f"may hold letters, digits, - and _, is {study.name!r}")
+    for name in ("seeds", "folds"):
+        values = getattr(file, name)
+        if len(set(values)) != len(values):
+            raise ConfigError(name, f"must not repeat, are {list(values)}")
+    if not study.seeds:
+        raise ConfigError("seeds", "must name at least one seed")
+    if study.search is None:
+        trials = study.trials()
+    else:
+        if len(study.regimes) * len(study.seeds) * len(study.folds) != 1:
+            raise ConfigError(
+                "search",
+                "goes over one regime, one seed and one fold (run what it finds on others); here are "
+                f"{len(study.regimes)} regimes, {len(study.seeds)} seeds, {len(study.folds)} folds",
+            )
+        if file.vary is not None:
+            raise ConfigError("vary", "cannot stand beside search; put its paths into search.space")
+        trials = [
+            study.trial(next(iter(study.regimes)), corner, study.seeds[0], study.folds[0])
+            for corner in _corners(study.search)
+        ]
+    if study.metric == "accuracy" and any(t.config.data.kind == "corpus" for t in trials):
+        raise ConfigError("metric", "accuracy needs single-label data; the corpus has several a clip")
+    for trial in trials:
+        if trial.config.data.kind == "esc50" and trial.config.finetuning.pooling != "mean":
+            raise ConfigError(
+                "finetuning.pooling",
+                "linear_softmax gives each class a probability of its own; single-label data need mean",
+            )
+
+
+def _corners(search: Search) -> list[dict[str, Any]]:
+    """The extremes of a search space, one setting at a time: a space that cannot be run is refused early."""
+    low = {
+        path: d.values[0] if isinstance(d, Choice) else d.low for path, d in search.space.items()
+    }
+    others = [
+        {**low, path: value}
+        for path, d in search.space.items()
+        for value in (d.values if isinstance(d, Choice) else (d.high,))
+    ]
+    return [low, *others]
+
+
+def _levels(file: StudyFile) -> tuple[tuple[dict[str, Any], ...], tuple[str, ...]]:
+    """The levels, and the paths that tell them apart."""
+    if file.search is not None:
+        return ({},), tuple(file.search.space)
+    vary = file.vary
+    if vary is None:
+        return ({},), ()
+    if isinstance(vary, Mapping):
+        for path, values in vary.items():
+            if not isinstance(values, list) or not values:
+                raise ConfigError(f"vary.{path}", f"must be a list of values, is {values!r}")
+            if len(values) != len({digest(value) for value in values}):
+                raise ConfigError(f"vary.{path}", f"must not repeat a value, is {values}")
+        product = itertools.product(*vary.values())
+        return tuple(dict(zip(vary, values, strict=True)) for values in product), tuple(vary)
+    if not isinstance(vary, list) or not vary or not all(isinstance(p, Mapping) for p in vary):
+        raise ConfigError("vary", "must be {path: [values]} or [{path: value, ...}, ...]")
+    first = next(iter(vary[0]), None)
+    for i, point in enumerate(vary):
+        if next(iter(point), None) != first:
+            raise ConfigError(f"vary[{i}]", f"must begin with {first}, as the first point does")
+    if first is None or len({digest(point[first]) for point in vary}) != len(vary):
+        raise ConfigError("vary", f"points must differ in their first path, {first}")
+    return tuple(dict(point) for point in vary), (first,)
+
+
+def _regimes(file: StudyFile, of_preset: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    chosen = file.regimes
+    if chosen is None:
+        return {"all": {}}
+    if isinstance(chosen, Mapping):
+        for name, values in chosen.items():
+            if not isinstance(values, Mapping):
+                raise ConfigError(f"regimes.{name}", f"must be {{path: value}}, is {values!r}")
+        return {str(name): dict(values) for name, values in chosen.items()}
+    if not isinstance(chosen, list) or not chosen:
+        raise ConfigError("regimes", f"must be a list of names or a mapping, is {chosen!r}")
+    for name in chosen:
+        if name not in of_preset:
+            raise ConfigError(
+                "regimes", f"preset {file.preset} has no regime {name!r}; it has {', '.join(of_preset)}"
+            )
+    return {name: of_preset[name] for name in chosen}
+
+
+def _refuse_varied(
+    dotted: str,
+    levels: tuple[dict[str, Any], ...],
+    regimes: dict[str, dict[str, Any]],
+    file: StudyFile,
+) -> None:
+    varied = {path for level in levels for path in level}
+    varied |= {path for regime in regimes.values() for path in regime}
+    varied |= set(file.search.space) if file.search else set()
+    varied |= {"seed"} | ({"data.test_fold"} if file.folds else set())
+    for path in varied:
+        if f"{path}.".startswith(f"{dotted}.") or f"{dotted}.".startswith(f"{path}."):
+            raise ConfigError(
+                dotted, f"the study sets {path} for each trial itself; change it in the study file"
+            )
+
+
+def _lay_over(raw: dict[str, Any], key: str, value: Any) -> None:
+    """A study's own settings for a preset: `settings` are merged, everything else is replaced."""
+    if key == "settings" and isinstance(raw.get(key), Mapping) and isinstance(value, Mapping):
+        raw[key] = {**raw[key], **value}
+    else:
+        raw[key] = value
+
+
+def set_path(raw: dict[str, Any], path: str, value: Any) -> None:
+    """Set `a.b.c` in nested dictionaries. Raises ConfigError where the way leads through a value."""
+    *parents, last = path.split(".")
+    node = raw
+    for depth, key in enumerate(parents):
+        child = node.setdefault(key, {})
+        if child is None:
+            child = node[key] = {}
+        if not isinstance(child, dict):
+            raise ConfigError(path, f"{'.'.join(parents[: depth + 1])} is {child!r}, and has no parts")
+        node = child
+    node[last] = copy.deepcopy(value)
+
+
+def read_preset(name: str) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:
+    """A preset's trial, complete, and its regimes."""
+    path = PRESETS / f"{name}.yaml"
+    known = sorted(p.stem for p in PRESETS.glob("*.yaml"))
+    if name not in known:
+        raise ConfigError("preset", f"must be one of {', '.join(known)}, is {name!r}")
+    raw = read_yaml(path)
+    trial = to_dict(from_dict(TrialConfig, raw.get("trial", {}), f"preset {name}: trial"))
+    return trial, raw.get("regimes", {})
+
+
+def _assignment(text: str) -> tuple[str, Any]:
+    """`a.b=value` from the command line; the value is YAML."""
+    path, equals, value = text.partition("=")
+    if not equals or not path:
+        raise ConfigError("--set", f"must be dotted.path=value, is {text!r}")
+    try:
+        return path.strip(), yaml.load(value, Loader=_Loader)
+    except yaml.YAMLError as error:
+        raise ConfigError("--set", f"{path}: not YAML ({error})") from None
+
+
+class _Loader(yaml.SafeLoader):
+    """Safe YAML in which 2e-6 is a number (YAML 1.1 wants 2.0e-6) and a key stands once."""
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(r"^[-+]?(\d[\d_]*\.?[\d_]*|\.\d[\d_]*)[eE][-+]?\d+$"),
+    list("-+0123456789."),
+)
+
+
+def _mapping_once(loader: _Loader, node: yaml.MappingNode) -> dict[Any, Any]:
+    seen = set()
+    for key_node, _ in node.value:
+        key = loader.construct_object(key_node)
+        if key in seen:
+            line = key_node.start_mark.line + 1
+            raise ConfigError(str(key), f"stands twice in one mapping, again on line {line}")
+        seen.add(key)
+    return loader.construct_mapping(node, deep=True)
+
+
+_Loader.add_constructor("tag:yaml.org,2002:map", _mapping_once)
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """A YAML file that holds a mapping. Raises ConfigError."""
+    try:
+        content = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)
+    except FileNotFoundError:
+        raise ConfigError("", f"is not there; studies are {_listed(path.parent)}") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError("", f"cannot be read ({error})") from None
+    except yaml.YAMLError as error:
+        raise ConfigError("", f"is not YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(content, dict):
+        raise ConfigError("", f"must hold a mapping of settings, holds {content!r}")
+    return content
+
+
+def _listed(folder: Path) -> str:
+    return ", ".join(map(str, _studies(folder))) or f"not in {folder} either"
+
+
+def _studies(folder: Path) -> Iterator[Path]:
+    return iter(sorted(folder.glob("*.yaml")))

@@ -1,0 +1,145 @@
+"""What is seen while a study runs: a line for each running trial and one for the study."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+from rich.console import Console, Group
+from rich.live import Live
+from rich.text import Text
+
+from workbench.study.ledger import Assignment, Ended, Ledger
+from workbench.study.plan import work_of
+from workbench.study.tune import Watcher
+
+PLAIN_SECONDS = 20.0  # between status lines where the output is no terminal
+
+
+class Progress(Watcher):
+    """Redraws in place on a terminal; prints plain lines elsewhere."""
+
+    def __init__(
+        self, ledger: Ledger, console: Console, record: Callable[[int], Ended | None]
+    ) -> None:
+        """`record(number)` writes an ended trial away and says how it ended."""
+        self._ledger = ledger
+        self._console = console
+        self._record = record
+        self._running: dict[int, _Running] = {}
+        self._began = time.monotonic()
+        self._printed = self._began
+        self._work_left = self._work_done = 0.0
+        self._trained: set[str] = set()  # stages whose work is counted
+        self._counts = {"complete": 0, "failed": 0, "pruned": 0}
+        for ended in ledger.ended():
+            self._counts[ended.state] += 1
+        self._live = Live(console=console, refresh_per_second=4, transient=True)
+
+    def __enter__(self) -> Progress:
+        self._work_left = self._count_work()
+        if self._console.is_terminal:
+            self._live.start()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        if self._console.is_terminal:
+            self._live.stop()
+
+    def started(self, assignment: Assignment) -> None:
+        self._running[assignment.number] = _Running(assignment)
+        self._draw(at_once=True)
+
+    def progress(self, number: int, stage: str, step: int, steps: int) -> None:
+        running = self._running[number]
+        running.stage, running.step, running.steps = stage, step, steps
+        share = work_of(running.assignment.planned.trial.config)[stage] / steps
+        self._work_done += (step - running.counted.get(stage, 0)) * share
+        running.counted[stage] = step
+
+    def ended(self, number: int) -> None:
+        running = self._running.pop(number)
+        ended = self._record(number)
+        if ended is None:
+            return
+        self._counts[ended.state] += 1
+        for stage, whole in work_of(running.assignment.planned.trial.config).items():
+            if stage in running.counted:
+                self._work_done += whole * (1 - running.counted[stage] / running.steps_of(stage))
+        label = running.assignment.planned.trial.label
+        reason = f": {ended.reason}" if ended.reason else ""
+        seconds = time.monotonic() - running.began
+        self._console.print(
+            f"{ended.state:8s} {number:4d}  {label}  {seconds:.0f} s{reason}",
+            markup=False,
+            highlight=False,
+            soft_wrap=True,
+        )
+
+    def tick(self) -> None:
+        self._draw(at_once=False)
+
+    def _draw(self, *, at_once: bool) -> None:
+        if self._console.is_terminal:
+            lines = [running.line() for running in self._running.values()]
+            self._live.update(Group(*(Text(line) for line in [*lines, self._status()])))
+        elif not at_once and time.monotonic() - self._printed >= PLAIN_SECONDS:
+            self._printed = time.monotonic()
+            for line in [*(r.line() for r in self._running.values()), self._status()]:
+                self._console.print(line, markup=False, highlight=False, soft_wrap=True)
+
+    def _status(self) -> str:
+        done = self._counts["complete"] + self._counts["pruned"]
+        return (
+            f"study    {done} of {self._ledger.num_trials} done, {len(self._running)} running, "
+            f"{self._counts['failed']} failed, {self._time_left()}"
+        )
+
+    def _time_left(self) -> str:
+        left = max(0.0, self._work_left - self._work_done)
+        elapsed = time.monotonic() - self._began
+        if self._work_done < 0.01 * self._work_left or elapsed < 5:
+            return "time left: measuring"
+        return f"about {_duration(left * elapsed / self._work_done)} left"
+
+    def _count_work(self) -> float:
+        """Clips still to be trained on, a stage that several trials share counted once."""
+        ended = {e.key for e in self._ledger.ended()}
+        work: dict[str, float] = {}
+        for planned in self._ledger.planned:
+            if planned.key in ended:
+                continue
+            clips = work_of(planned.trial.config)
+            work[planned.key] = clips["finetune"]
+            first = planned.stages.pretrain
+            if first is not None and not self._ledger.is_trained(first.key):
+                work[first.key] = clips["pretrain"]
+        return sum(work.values())
+
+
+class _Running:
+    """A trial that a worker is at."""
+
+    def __init__(self, assignment: Assignment) -> None:
+        self.assignment = assignment
+        self.began = time.monotonic()
+        self.stage, self.step, self.steps = "starting", 0, 0
+        self.counted: dict[str, int] = {}  # updates of each stage already in the study's work
+
+    def steps_of(self, stage: str) -> int:
+        config = self.assignment.planned.trial.config
+        if stage == "pretrain" and config.pretraining is not None:
+            return config.pretraining.steps
+        return config.finetuning.steps
+
+    def line(self) -> str:
+        where = f"{self.stage} {self.step}/{self.steps}" if self.steps else self.stage
+        return f"running  {self.assignment.number:4d}  {self.assignment.planned.trial.label}  {where}"
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    if seconds < 5400:
+        return f"{seconds / 60:.0f} min"
+    return f"{seconds / 3600:.1f} h"

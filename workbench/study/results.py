@@ -1,0 +1,126 @@
+"""mlruns/ -> one tidy table: a row a trial."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from workbench.config import to_dict
+from workbench.study.definition import Study
+
+DEFINITION = "study.json"
+
+
+@dataclass(frozen=True)
+class StudyRecord:
+    """A study as it was last run: what its table needs to be read."""
+
+    id: str
+    name: str
+    preset: str
+    question: str
+    claims: list[str]
+    axes: list[str]  # dotted paths; the first is the figure's
+    regimes: list[str]
+    metric: str
+    search: bool
+    command: str
+    folder: Path
+
+
+def write_definition(study: Study, keys: list[str], command: str, folder: Path) -> Path:
+    """Keep what the study is, for the table and the figures: `studies/<id>/study.json`."""
+    folder.mkdir(parents=True, exist_ok=True)
+    content = {
+        "id": study.id,
+        "name": study.name,
+        "preset": study.preset,
+        "question": study.question,
+        "claims": list(study.claims),
+        "axes": list(study.axes),
+        "regimes": list(study.regimes),
+        "metric": study.metric,
+        "search": study.search is not None,
+        "command": command,
+        "overrides": study.overrides,
+        "base": study.base,
+        "space": to_dict(study.search) if study.search else None,
+        "keys": keys,
+    }
+    aside = folder / f"{DEFINITION}.tmp"
+    aside.write_text(json.dumps(content, indent=1))
+    aside.replace(folder / DEFINITION)
+    return folder / DEFINITION
+
+
+def studies(root: Path) -> list[StudyRecord]:
+    """Every study that was run below `root`, by id."""
+    return [
+        _record(path, json.loads(path.read_text()))
+        for path in sorted((root / "studies").glob(f"*/{DEFINITION}"))
+    ]
+
+
+def _record(path: Path, content: dict[str, Any]) -> StudyRecord:
+    wanted = {name: content[name] for name in StudyRecord.__annotations__ if name != "folder"}
+    return StudyRecord(folder=path.parent, **wanted)
+
+
+def trial_table(record: StudyRecord, root: Path) -> pd.DataFrame:
+    """One row a trial of the study as last defined, from MLflow.
+
+    Columns: number, state, reason, regime, seed, fold, one for each axis (its dotted path), `parameters`,
+    `labelled_clips`, and every final metric (`validation/mAP`, `test/mAP`, ...).
+    """
+    from mlflow import MlflowClient
+
+    from workbench.study.tracking import CHILD, tracking_uri
+
+    client = MlflowClient(tracking_uri(root))
+    experiment = client.get_experiment_by_name(record.name)
+    if experiment is None:
+        return pd.DataFrame()
+    keys = set(json.loads((record.folder / DEFINITION).read_text())["keys"])
+    query = f"tags.`workbench.kind` = '{CHILD}' and tags.`workbench.study` = '{record.id}'"
+    rows: dict[str, dict[str, Any]] = {}
+    token = None
+    while True:
+        page = client.search_runs([experiment.experiment_id], query, 1, 1000, page_token=token)
+        for run in page:
+            tags = run.data.tags
+            if not record.search and tags["workbench.key"] not in keys:
+                continue  # of an earlier definition of the study
+            row = _row(run, record)
+            name = str(row["number"]) if record.search else tags["workbench.key"]
+            if name not in rows or rows[name]["number"] < row["number"]:
+                rows[name] = row
+        token = page.token
+        if not token:
+            break
+    table = pd.DataFrame(list(rows.values()))
+    return table.sort_values("number", ignore_index=True) if len(table) else table
+
+
+def _row(run: Any, record: StudyRecord) -> dict[str, Any]:
+    tags = run.data.tags
+    place = {
+        name: json.loads(tags[f"workbench.{name}"]) for name in ("level", "regime", "seed", "fold")
+    }
+    metrics = {k: v for k, v in run.data.metrics.items() if not k.startswith("curve/")}
+    return {
+        "number": int(tags["workbench.number"]),
+        "state": tags["workbench.state"],
+        "reason": tags.get("workbench.reason", ""),
+        **{axis: place["level"].get(axis) for axis in record.axes},
+        "regime": place["regime"],
+        "seed": place["seed"],
+        "fold": place["fold"],
+        "run_id": run.info.run_id,
+        "data": tags["workbench.data"],
+        **metrics,
+    }
+

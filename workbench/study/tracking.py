@@ -1,0 +1,152 @@
+"""MLflow: a parent run a study, a child run a trial. The only writer of MLflow.
+
+Children are written whole when their trial has ended, in a few batches, so none is left half-written but by
+a kill in between; such a one is removed when the study goes on, and written again.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+
+from mlflow import MlflowClient  # noqa: E402
+from mlflow.entities import Metric, Param, RunStatus, ViewType  # noqa: E402
+
+from workbench.config import identity  # noqa: E402
+from workbench.stages import TrialResult  # noqa: E402
+from workbench.study.definition import Study  # noqa: E402
+from workbench.study.ledger import Ended, place  # noqa: E402
+from workbench.study.plan import PlannedTrial  # noqa: E402
+
+BATCH = 1000  # metrics a request may hold
+PARENT, CHILD = "study", "trial"  # values of the tag workbench.kind
+
+
+def tracking_uri(root: Path) -> str:
+    return f"sqlite:///{(root / 'mlflow.db').resolve()}"
+
+
+class Tracking:
+    """The runs of one study."""
+
+    def __init__(self, study: Study, root: Path) -> None:
+        self._client = MlflowClient(tracking_uri(root))
+        self._study_id = study.id
+        self._experiment = self._experiment_id(study.name, root)
+        self._parent = self._parent_run(study)
+        self._children: dict[int, str] = {}  # trial number -> run
+        self._take_stock()
+
+    def record(self, ended: Ended, planned: PlannedTrial, result: TrialResult | None) -> None:
+        """Write a trial that has ended; one that is there already is left as it is."""
+        if ended.number in self._children:
+            return
+        now = int(time.time() * 1000)
+        trial = planned.trial
+        tags = {
+            "mlflow.parentRunId": self._parent,
+            "workbench.kind": CHILD,
+            "workbench.study": self._study_id,
+            "workbench.number": str(ended.number),
+            "workbench.key": ended.key,
+            "workbench.state": ended.state,
+            "workbench.reason": ended.reason[:4000],
+            "workbench.data": planned.data_fingerprint,
+            **{f"workbench.{name}": json.dumps(value) for name, value in place(trial).items()},
+        }
+        run = self._client.create_run(
+            self._experiment, run_name=f"{ended.number:04d} {trial.label}", tags=tags
+        )
+        run_id = run.info.run_id
+        settings = {"regime": trial.regime, **_flatten(identity(trial.config))}
+        params = [Param(name, str(value)[:6000]) for name, value in settings.items()]
+        metrics = _metrics(result, now) if result else []
+        for begin in range(0, max(len(params), len(metrics)), BATCH):
+            self._client.log_batch(
+                run_id,
+                params=params[begin // 10 : (begin + BATCH) // 10],  # a tenth as many are allowed
+                metrics=metrics[begin : begin + BATCH],
+            )
+        status = {"complete": "FINISHED", "failed": "FAILED", "pruned": "KILLED"}[ended.state]
+        self._client.set_terminated(run_id, status=status)
+        self._children[ended.number] = run_id
+
+    def attach(self, path: Path) -> None:
+        """Keep a file with the study."""
+        self._client.log_artifact(self._parent, str(path))
+
+    def finish(self, *, failed: bool) -> None:
+        """End the study's run."""
+        self._client.set_terminated(self._parent, status="FAILED" if failed else "FINISHED")
+
+    def _experiment_id(self, name: str, root: Path) -> str:
+        found = self._client.get_experiment_by_name(name)
+        if found is not None:
+            return str(found.experiment_id)
+        location = (root / "artifacts" / name).resolve().as_uri()
+        return str(self._client.create_experiment(name, artifact_location=location))
+
+    def _parent_run(self, study: Study) -> str:
+        """The study's run, opened again if there is one."""
+        tags = {
+            "workbench.kind": PARENT,
+            "workbench.study": study.id,
+            "workbench.preset": study.preset,
+            "workbench.claims": ", ".join(study.claims),
+            "mlflow.note.content": study.question,
+        }
+        found = self._search(f"tags.`workbench.kind` = '{PARENT}' and tags.`workbench.study` = '{study.id}'")
+        if found:
+            run_id = str(found[0].info.run_id)
+            self._client.update_run(run_id, status="RUNNING")
+            return run_id
+        run = self._client.create_run(self._experiment, run_name=study.id, tags=tags)
+        return str(run.info.run_id)
+
+    def _take_stock(self) -> None:
+        for run in self._search(f"tags.`mlflow.parentRunId` = '{self._parent}'"):
+            if run.info.status == RunStatus.to_string(RunStatus.RUNNING):
+                self._client.delete_run(run.info.run_id)  # cut off while it was written
+            else:
+                self._children[int(run.data.tags["workbench.number"])] = run.info.run_id
+
+    def _search(self, query: str) -> list[Any]:
+        runs, token = [], None
+        while True:
+            page = self._client.search_runs(
+                [self._experiment], query, ViewType.ACTIVE_ONLY, 1000, page_token=token
+            )
+            runs += list(page)
+            token = page.token
+            if not token:
+                return runs
+
+
+def _metrics(result: TrialResult, now: int) -> list[Metric]:
+    """Final figures at the run's end, and the curves."""
+    final = result.metrics | {
+        name: float(result.facts[name]) for name in ("parameters", "labelled_clips", "pool_hours")
+    }
+    metrics = [Metric(name, value, now, 0) for name, value in final.items()]
+    for row in result.history:
+        for name, value in row.items():
+            if name in ("stage", "step"):
+                continue
+            curve = name if "/" in name else f"{row['stage']}/{name}"
+            metrics.append(Metric(f"curve/{curve}", value, now, int(row["step"])))
+    return metrics
+
+
+def _flatten(settings: Any, path: str = "") -> dict[str, Any]:
+    if not isinstance(settings, dict):
+        return {path: settings}
+    flat: dict[str, Any] = {}
+    for key, value in settings.items():
+        flat |= _flatten(value, f"{path}.{key}" if path else key)
+    return flat
+

@@ -1,0 +1,291 @@
+"""Ray Tune schedules the trials that the ledger hands out. The only importer of ray.
+
+A fresh Tuner at every launch, never a restored one: what has happened is in the ledger and the store. A
+worker trains, and reports small dictionaries; only the driver writes to Optuna and MLflow.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import shutil
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
+os.environ.setdefault("TUNE_DISABLE_SIGINT_HANDLER", "1")
+os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
+os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+os.environ.setdefault("TUNE_DISABLE_STRICT_METRIC_CHECKING", "1")  # most reports are of progress
+os.environ.setdefault("TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S", "0")
+
+import ray  # noqa: E402
+import torch  # noqa: E402
+from ray import tune  # noqa: E402
+from ray.tune.schedulers import FIFOScheduler, TrialScheduler  # noqa: E402
+from ray.tune.search import Searcher  # noqa: E402
+
+from workbench.config import TrialConfig, from_dict, to_dict  # noqa: E402
+from workbench.stages import run_trial  # noqa: E402
+from workbench.store import Store  # noqa: E402
+from workbench.study.definition import Resources  # noqa: E402
+from workbench.study.ledger import Assignment, Ledger  # noqa: E402
+from workbench.training.loop import Diverged  # noqa: E402
+
+WORKER_DEATHS = 3  # survived by a trial; each time it goes on from its checkpoint
+REPORT_SECONDS = 1.0  # between a worker's reports of progress
+
+
+@dataclass(frozen=True)
+class Places:
+    """Where things are, below the study root."""
+
+    root: Path
+
+    @property
+    def data(self) -> Path:
+        return self.root / "data"
+
+    @property
+    def store(self) -> Store:
+        return Store(self.root / "store")
+
+    def study(self, study_id: str) -> Path:
+        return self.root / "studies" / study_id
+
+
+class Watcher:
+    """Told what happens while trials run; the driver's progress display is one."""
+
+    def started(self, assignment: Assignment) -> None: ...
+
+    def progress(self, number: int, stage: str, step: int, steps: int) -> None: ...
+
+    def ended(self, number: int) -> None: ...
+
+    def tick(self) -> None: ...
+
+
+def run_trials(
+    ledger: Ledger, places: Places, watcher: Watcher, resources: Resources
+) -> None:
+    """Run every trial that the ledger has left. Returns when each has ended."""
+    if ledger.exhausted:
+        return
+    gpus = _num_gpus(resources)
+    concurrency = resources.concurrency or _default_concurrency(gpus)
+    _start_ray(concurrency * resources.threads)
+    folder = places.study(ledger.study.id) / "tune"
+    shutil.rmtree(folder, ignore_errors=True)  # of an earlier launch; nothing in it is read
+    per_trial = {"cpu": resources.threads, "gpu": gpus / concurrency if gpus else 0}
+    settings = {
+        "root": str(places.root.resolve()),
+        "threads": resources.threads,
+        "device": "cuda" if gpus else "cpu",
+        "select": f"validation/{ledger.study.metric}",
+    }
+    try:
+        tuner = tune.Tuner(
+            tune.with_resources(tune.with_parameters(_train, settings=settings), per_trial),
+            tune_config=tune.TuneConfig(
+                search_alg=_Handout(ledger, watcher),
+                scheduler=_Scheduler(ledger),
+                num_samples=-1,  # the ledger says when it is enough
+                max_concurrent_trials=concurrency,
+                reuse_actors=True,  # starting a worker costs more than a short trial
+                trial_dirname_creator=lambda trial: trial.trial_id,
+            ),
+            run_config=tune.RunConfig(
+                name="runs",
+                storage_path=str(folder.resolve()),
+                failure_config=tune.FailureConfig(max_failures=WORKER_DEATHS),
+                callbacks=[_Tick(watcher)],
+                verbose=0,
+            ),
+        )
+        tuner.fit()
+    finally:
+        ray.shutdown()
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _start_ray(num_cpus: int) -> None:
+    logging.getLogger("ray").setLevel(logging.ERROR)
+    if os.environ.get("RAY_ADDRESS"):
+        ray.init(log_to_driver=False, logging_level="error")
+        return
+    ray.init(
+        address="local",  # else it would follow the file of an earlier cluster, even a dead one
+        num_cpus=num_cpus,
+        include_dashboard=False,
+        log_to_driver=False,
+        logging_level="error",
+        object_store_memory=100 * 1024**2,  # nothing large travels; the default takes a third of memory
+        _node_ip_address="127.0.0.1",  # a study listens to nobody else
+    )
+
+
+def _num_gpus(resources: Resources) -> int:
+    if resources.device == "cpu" or not torch.cuda.is_available():
+        if resources.device == "cuda":
+            raise RuntimeError("resources.device: cuda was asked for, and there is none")
+        return 0
+    return torch.cuda.device_count()
+
+
+def _default_concurrency(gpus: int) -> int:
+    return gpus or len(os.sched_getaffinity(0))
+
+
+# --- in the driver --------------------------------------------------------------------------------------------
+
+
+class _Handout(Searcher):
+    """What Tune calls a search algorithm: hands out the ledger's trials, and enters how they ended."""
+
+    def __init__(self, ledger: Ledger, watcher: Watcher) -> None:
+        super().__init__(metric="value", mode="max")
+        self._ledger = ledger
+        self._watcher = watcher
+        self._numbers: dict[str, int] = {}  # Tune's id -> the ledger's number
+
+    def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
+        if self._ledger.exhausted:
+            return Searcher.FINISHED
+        assignment = self._ledger.next()
+        if assignment is None:
+            return None
+        self._numbers[trial_id] = assignment.number
+        self._watcher.started(assignment)
+        return {
+            "number": assignment.number,
+            # As text: Tune flattens a mapping and sends it back with every report.
+            "trial": json.dumps(to_dict(assignment.planned.trial.config)),
+            "data_fingerprint": assignment.planned.data_fingerprint,
+        }
+
+    def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
+        if result.get("event") == "progress":
+            number = self._numbers[trial_id]
+            self._watcher.progress(number, result["stage"], result["step"], result["steps"])
+
+    def on_trial_complete(
+        self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False
+    ) -> None:
+        number = self._numbers.pop(trial_id, None)
+        if number is None:
+            return
+        event = (result or {}).get("event")
+        if event == "done":
+            assert result is not None
+            self._ledger.complete(number, result["value"])
+        elif event == "failed":
+            assert result is not None
+            self._ledger.fail(number, result["reason"])
+        elif event == "validation" and not error:
+            self._ledger.prune(number)
+        else:
+            self._ledger.fail(number, f"its worker died {WORKER_DEATHS + 1} times")
+        self._watcher.ended(number)
+
+    def __reduce__(self) -> Any:
+        return (Searcher, ())  # Tune pickles what it is given, to restore from; nothing here reads that
+
+    def save(self, checkpoint_path: str) -> None:
+        Path(checkpoint_path).touch()
+
+    def restore(self, checkpoint_path: str) -> None:
+        raise NotImplementedError("a study goes on by the same command, with a fresh Tuner")
+
+
+class _Scheduler(FIFOScheduler):
+    """First in, first out; stops the trials that the pruner gives up."""
+
+    def __init__(self, ledger: Ledger) -> None:
+        super().__init__()
+        self._ledger = ledger
+
+    def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
+        if result.get("event") == "validation" and self._ledger.should_prune(
+            result["number"], result["step"], result["value"]
+        ):
+            return TrialScheduler.STOP
+        return TrialScheduler.CONTINUE
+
+    def __reduce__(self) -> Any:
+        return (FIFOScheduler, ())
+
+
+class _Tick(tune.Callback):
+    """Lets the watcher draw."""
+
+    def __init__(self, watcher: Watcher) -> None:
+        self._watcher = watcher
+
+    def on_step_end(self, iteration: int, trials: list[Any], **info: Any) -> None:
+        self._watcher.tick()
+
+    def __reduce__(self) -> Any:
+        return (tune.Callback, ())
+
+
+# --- in the worker --------------------------------------------------------------------------------------------
+
+
+def _train(config: dict[str, Any], settings: dict[str, Any]) -> None:
+    """One trial. Its own failures are results; only a worker that dies is tried again."""
+    torch.set_num_threads(settings["threads"])
+    places = Places(Path(settings["root"]))
+    trial = from_dict(TrialConfig, json.loads(config["trial"]))
+    select = settings["select"]
+    try:
+        result = run_trial(
+            trial,
+            config["data_fingerprint"],
+            store=places.store,
+            data_root=places.data,
+            device=torch.device(settings["device"]),
+            tracker=_Reporter(config["number"], select),
+            report=lambda line: None,
+        )
+        tune.report({"event": "done", "value": result.metrics[select]})
+    except Diverged as error:
+        tune.report({"event": "failed", "reason": str(error)})
+    except torch.OutOfMemoryError as error:
+        tune.report({"event": "failed", "reason": f"out of GPU memory: {error}"})
+    except Exception as error:
+        reason = f"{type(error).__name__}: {error}"
+        logging.getLogger(__name__).exception("trial %d", config["number"])
+        tune.report({"event": "failed", "reason": reason})
+
+
+class _Reporter:
+    """The training loop's tracker in a worker."""
+
+    def __init__(self, number: int, select: str) -> None:
+        self._number = number
+        self._select = select
+        self._last = 0.0
+
+    def progress(self, stage: str, step: int, steps: int) -> None:
+        now = time.monotonic()
+        if now - self._last >= REPORT_SECONDS:
+            self._last = now
+            tune.report({"event": "progress", "stage": stage, "step": step, "steps": steps})
+
+    def log(self, stage: str, step: int, metrics: dict[str, float]) -> None:
+        if self._select in metrics:
+            tune.report(
+                {
+                    "event": "validation",
+                    "number": self._number,
+                    "step": step,
+                    "value": metrics[self._select],
+                }
+            )
+
+

@@ -1,0 +1,1 @@
+"""The training core: importable with torch, torchaudio, soundfile and numpy alone."""

@@ -1,0 +1,157 @@
+"""The one training loop: steps, accumulates, clips, evaluates, logs, saves and resumes."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from workbench.config import FinetuningConfig, OptimiserConfig, PretrainingConfig
+from workbench.random_streams import derive
+from workbench.training.checkpoint import TrainingState, optimiser_state, restore_optimiser
+from workbench.training.objectives import Metrics
+from workbench.training.schedule import learning_rate_scale
+from workbench.training.tracker import SilentTracker, Tracker
+
+LOG_POINTS = 50  # of a training run
+SAVE_SECONDS = 30.0  # between checkpoints: what a kill can cost
+
+# Losses of one update, one for each micro-batch: (step, whether to log) -> (loss, metrics).
+Losses = Callable[[int, bool], Iterator[tuple[Tensor, Metrics]]]
+
+
+class Diverged(RuntimeError):
+    """The loss is no longer finite; `last` holds the metrics of the last log point where it was."""
+
+    def __init__(self, stage: str, step: int, last: dict[str, float]) -> None:
+        seen = ", ".join(f"{name} {value:.4g}" for name, value in last.items()) or "nothing yet"
+        super().__init__(
+            f"{stage}: the loss is not finite at update {step}; last seen: {seen}. "
+            f"A lower peak_lr or a longer warm-up may help"
+        )
+        self.stage = stage
+        self.step = step
+        self.last = last
+
+
+@dataclass(kw_only=True)
+class Run:
+    """How a training run is watched and kept."""
+
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+    tracker: Tracker = field(default_factory=SilentTracker)
+    checkpoint: Path | None = None  # resumed from if it is there
+    save_seconds: float = SAVE_SECONDS
+
+
+def train(
+    model: nn.Module,
+    losses: Losses,
+    config: PretrainingConfig | FinetuningConfig,
+    *,
+    stage: str,
+    seed: int,
+    run: Run,
+    evaluate: Callable[[], dict[str, float]] | None = None,
+    evaluate_after: frozenset[int] = frozenset(),
+    select: str = "",
+) -> list[dict[str, float]]:
+    """Train `model` in place for `config.steps` updates; returns the history, one row a log point.
+
+    After each number of updates in `evaluate_after` calls `evaluate`; the model ends as it was when metric
+    `select` was highest (the first time, in a tie). Every draw depends on the seed and the step alone, so a
+    run that resumes from its checkpoint gives the same weights and history as one that was never stopped.
+    Raises Diverged.
+    """
+    named = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    optimiser = build_optimiser(list(named.values()), config.optimiser, run.device)
+    state = TrainingState(step=0, model={}, optimiser={}, history=[])
+    if run.checkpoint is not None and run.checkpoint.exists():
+        state = TrainingState.load(run.checkpoint)
+        model.load_state_dict(state.model)
+        restore_optimiser(optimiser, named, state.optimiser)
+    history = state.history
+    log_every = max(1, config.steps // LOG_POINTS)
+    window = [{name: torch.tensor(value) for name, value in row.items()} for row in state.window]
+    saved_at = time.monotonic()
+
+    for step in range(state.step, config.steps):
+        done = step + 1
+        logging = done % log_every == 0 or done == config.steps
+        lr = config.optimiser.peak_lr * learning_rate_scale(config.schedule, step, config.steps)
+        for group in optimiser.param_groups:
+            group["lr"] = lr
+        torch.manual_seed(derive(seed, stage, "dropout", step))
+        for loss, metrics in losses(step, logging):
+            (loss / config.accumulation).backward()
+            window.append(metrics)
+        norm = nn.utils.clip_grad_norm_(
+            named.values(), config.optimiser.max_grad_norm or float("inf")
+        )
+        optimiser.step()
+        optimiser.zero_grad(set_to_none=True)
+
+        run.tracker.progress(stage, done, config.steps)
+        if logging:
+            row = _mean_of(window) | {"lr": lr, "grad_norm": float(norm)}
+            window = []
+            if not all(map(_finite, row.values())):
+                raise Diverged(stage, done, history[-1] if history else {})
+            history.append({"step": done, **row})
+            run.tracker.log(stage, done, row)
+        if evaluate is not None and done in evaluate_after:
+            row = evaluate()
+            if state.best is None or row[select] > _best_so_far(history, select):
+                state.best = {name: t.detach().clone() for name, t in model.state_dict().items()}
+                state.best_step = done
+            history.append({"step": done, **row})
+            run.tracker.log(stage, done, row)
+        if (
+            run.checkpoint is not None
+            and done < config.steps
+            and time.monotonic() - saved_at >= run.save_seconds
+        ):
+            state.step = done
+            state.model = model.state_dict()
+            state.optimiser = optimiser_state(optimiser, named)
+            state.window = [{name: float(value) for name, value in m.items()} for m in window]
+            state.save(run.checkpoint)
+            saved_at = time.monotonic()
+
+    if state.best is not None:
+        model.load_state_dict(state.best)
+    return history
+
+
+def build_optimiser(
+    parameters: list[nn.Parameter], config: OptimiserConfig, device: torch.device
+) -> torch.optim.Optimizer:
+    """Adam with decoupled weight decay, as the framework of wav2vec 2.0 has it."""
+    return torch.optim.AdamW(
+        parameters,
+        lr=config.peak_lr,
+        betas=config.betas,
+        weight_decay=config.weight_decay,
+        fused=device.type == "cuda",
+    )
+
+
+def _mean_of(window: list[Metrics]) -> dict[str, float]:
+    """Mean of each metric over the micro-batches that report it; one wait for the device."""
+    names = {name for metrics in window for name in metrics}
+    return {
+        name: float(torch.stack([m[name].float() for m in window if name in m]).mean())
+        for name in sorted(names)
+    }
+
+
+def _finite(value: float) -> bool:
+    return value - value == 0.0
+
+
+def _best_so_far(history: list[dict[str, float]], select: str) -> float:
+    return max((row[select] for row in history if select in row), default=float("-inf"))

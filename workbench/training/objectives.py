@@ -1,0 +1,141 @@
+"""What pre-training asks of the encoder.
+
+An objective hides part of the latents, and scores the context at the hidden places. Entered in
+`OBJECTIVES` under its config's type.
+
+B clips, T latents, M masked latents of a clip, L latent dimension, K distractors.
+"""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+
+from workbench.config import ContrastiveConfig, ObjectiveConfig
+from workbench.training.masking import masked_positions, span_mask
+
+Metrics = dict[str, Tensor]  # scalars, still on the device
+
+
+class Objective(Protocol):
+    """`hide`, then the encoder's context, then `loss`."""
+
+    def hide(self, lengths: Tensor, total: int, generator: torch.Generator) -> Tensor:
+        """(B, total) bool on the CPU, True where hidden; `lengths` (B,) are the valid latents."""
+
+    def loss(
+        self,
+        latents: Tensor,
+        context: Tensor,
+        into_latents: nn.Module,
+        masked: Tensor,
+        generator: torch.Generator,
+    ) -> tuple[Tensor, Metrics]:
+        """Scalar loss and metrics from latents (B, T, L) and context (B, T, D).
+
+        `into_latents` takes D to L, so that it need only run where the objective looks.
+        """
+
+
+class Contrastive:
+    """Which of the masked latents of this clip is the one at this place? (equation 1)
+
+    Distractors are uniform, with replacement, over the other masked latents of the clip; the targets are
+    continuous, without a quantiser, and carry gradients. All candidates of a clip come from one matrix
+    product: a latent drawn n times counts n times in the denominator.
+    """
+
+    def __init__(self, config: ContrastiveConfig) -> None:
+        self.config = config
+
+    def hide(self, lengths: Tensor, total: int, generator: torch.Generator) -> Tensor:
+        return span_mask(
+            lengths,
+            total,
+            fraction=self.config.mask_fraction,
+            span=self.config.mask_span,
+            generator=generator,
+        )
+
+    def loss(
+        self,
+        latents: Tensor,
+        context: Tensor,
+        into_latents: nn.Module,
+        masked: Tensor,
+        generator: torch.Generator,
+    ) -> tuple[Tensor, Metrics]:
+        index, valid = masked_positions(masked)
+        draws = self._draws(valid, generator).to(latents.device, non_blocking=True)  # (B, M, M)
+        index = index.to(latents.device, non_blocking=True)
+        valid = valid.to(latents.device, non_blocking=True)
+        predicted = into_latents(_at(context, index)).float()  # (B, M, L)
+        targets = _at(latents, index).float()
+        similarity = nn.functional.normalize(predicted, dim=-1) @ (
+            nn.functional.normalize(targets, dim=-1).transpose(1, 2) / self.config.temperature
+        )  # (B, M, M); the diagonal is the positive's
+        return _candidate_loss(similarity, draws, valid)
+
+    def _draws(self, valid: Tensor, generator: torch.Generator) -> Tensor:
+        """How often latent j is a distractor of latent i: valid (B, M) -> (B, M, M) float, CPU."""
+        batch, most = valid.shape
+        others = valid[:, None, :] & valid[:, :, None] & ~torch.eye(most, dtype=torch.bool)
+        count = self.config.num_distractors
+        if count is None:
+            return others.float()
+        # The valid come first in each row, so "the others of i" are 0..n-1 without i.
+        num_others = valid.sum(1)[:, None, None] - 1
+        drawn = (torch.rand(batch, most, count, generator=generator) * num_others).long()
+        drawn = drawn.clamp_min(0)  # a clip without any others; `others` removes it below
+        drawn += drawn >= torch.arange(most)[None, :, None]
+        draws = torch.zeros(batch, most, most + 1)  # one column more for i = M - 1 of such a clip
+        draws.scatter_add_(2, drawn, torch.ones(drawn.shape))
+        return draws[:, :, :most] * others
+
+
+def _candidate_loss(similarity: Tensor, draws: Tensor, valid: Tensor) -> tuple[Tensor, Metrics]:
+    """Mean over masked latents that have a distractor: -log of the positive's share of the candidates."""
+    asked = valid & (draws.sum(2) > 0)  # (B, M)
+    positive = similarity.diagonal(dim1=1, dim2=2)
+    distractors = similarity + torch.log(draws)  # log 0 = -inf: not a candidate
+    scores = torch.cat([positive[..., None], distractors], dim=2).masked_fill(~asked[..., None], 0.0)
+    losses = scores.logsumexp(2) - scores[..., 0]
+    count = asked.sum().clamp_min(1)
+    loss = (losses * asked).sum() / count
+    with torch.no_grad():
+        # Strictly above every distractor: a collapse, where all are equal, counts as wrong.
+        best = similarity.masked_fill(draws == 0, -torch.inf).amax(2)
+        accuracy = ((positive > best) & asked).sum() / count
+    return loss, {"loss": loss.detach(), "contrastive_accuracy": accuracy}
+
+
+def _at(x: Tensor, index: Tensor) -> Tensor:
+    """Rows of each clip: (B, T, D), (B, M) -> (B, M, D)."""
+    return x.gather(1, index[..., None].expand(-1, -1, x.shape[2]))
+
+
+OBJECTIVES: dict[type, type[Objective]] = {ContrastiveConfig: Contrastive}
+
+
+def build_objective(config: ObjectiveConfig) -> Objective:
+    return OBJECTIVES[type(config)](config)  # type: ignore[call-arg]
+
+
+@torch.no_grad()
+def collapse_metrics(latents: Tensor) -> Metrics:
+    """What shows a collapse, from latents (N, L): their standard deviation, and their effective rank.
+
+    The effective rank is exp(entropy) of the covariance's normalised spectrum (Roy and Vetterli 2007), L at
+    most.
+    """
+    centred = latents.float() - latents.float().mean(0)
+    covariance = centred.T @ centred / len(latents)
+    spectrum = torch.linalg.eigvalsh(covariance).clamp_min(0)
+    share = spectrum / spectrum.sum().clamp_min(1e-30)
+    entropy = -torch.special.xlogy(share, share).sum()
+    return {
+        "latent_std": covariance.diagonal().clamp_min(0).sqrt().mean(),
+        "latent_effective_rank": entropy.exp(),
+    }
