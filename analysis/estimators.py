@@ -98,9 +98,7 @@ def bootstrap_interval(
     if n == 1:
         return Interval(mean=estimate, low=math.nan, high=math.nan, n=1)
 
-    redrawn = np.array(
-        [float(statistic(rows[generator.integers(n, size=n)])) for _ in range(resamples)]
-    )
+    redrawn = np.array([float(statistic(rows[generator.integers(n, size=n)])) for _ in range(resamples)])
     num_undefined = int(np.sum(~np.isfinite(redrawn)))
     if num_undefined:
         raise ValueError(

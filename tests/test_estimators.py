@@ -118,9 +118,7 @@ def test_bootstrap_refuses_a_statistic_that_some_resamples_leave_undefined() -> 
         return float(positives.mean()) if positives.size else math.nan
 
     with pytest.raises(ValueError, match=r"not finite on \d+ of 100 resamples"):
-        bootstrap_interval(
-            [0.0, 0.0, 1.0], mean_of_positives, np.random.default_rng(0), resamples=100
-        )
+        bootstrap_interval([0.0, 0.0, 1.0], mean_of_positives, np.random.default_rng(0), resamples=100)
     with pytest.raises(ValueError, match="statistic of the values is nan"):
         bootstrap_interval([0.0, 0.0], mean_of_positives, np.random.default_rng(0))
 

@@ -53,9 +53,7 @@ def average_precision_by_definition(scores: Scores, targets: Targets) -> float:
     """For one class: walk down the distinct scores, adding precision times the rise in recall."""
     total, recall_before = 0.0, 0.0
     for threshold in sorted(set(scores.tolist()), reverse=True):
-        chosen = [
-            target for score, target in zip(scores, targets, strict=True) if score >= threshold
-        ]
+        chosen = [target for score, target in zip(scores, targets, strict=True) if score >= threshold]
         recall = sum(chosen) / targets.sum()
         total += (recall - recall_before) * sum(chosen) / len(chosen)
         recall_before = recall
@@ -73,9 +71,7 @@ def lwlrap_by_definition(scores: Scores, targets: Targets) -> float:
                 true_ones = [c for c in at_least if clip_targets[c]]
                 precisions[label].append(len(true_ones) / len(at_least))
     num_labels = sum(len(of_class) for of_class in precisions)
-    return sum(
-        len(of_class) / num_labels * float(np.mean(of_class)) for of_class in precisions if of_class
-    )
+    return sum(len(of_class) / num_labels * float(np.mean(of_class)) for of_class in precisions if of_class)
 
 
 @pytest.mark.parametrize("ties", [False, True])
@@ -102,9 +98,7 @@ class TestAgainstReferences:
         targets[:, FULL_CLASS] = targets[:, 0]
         num_labels = targets.sum(axis=1)
         assert num_labels.min() == 0, "the data should hold clips without a label"
-        by_sklearn = label_ranking_average_precision_score(
-            targets, scores, sample_weight=num_labels
-        )
+        by_sklearn = label_ranking_average_precision_score(targets, scores, sample_weight=num_labels)
         assert lwlrap(scores, targets) == pytest.approx(by_sklearn)
         assert lwlrap(scores, targets) == pytest.approx(lwlrap_by_definition(scores, targets))
 
@@ -140,9 +134,7 @@ def test_ties_are_never_rewarded_by_the_order_of_the_classes() -> None:
 
 @pytest.mark.parametrize("ties", [False, True])
 @pytest.mark.parametrize("transform", [lambda s: 3 * s - 7, np.arctan, np.exp, lambda s: s**3 + s])
-def test_only_the_order_of_the_scores_matters(
-    ties: bool, transform: Callable[[Scores], Scores]
-) -> None:
+def test_only_the_order_of_the_scores_matters(ties: bool, transform: Callable[[Scores], Scores]) -> None:
     scores, targets = random_clips(ties=ties)
     assert summarise(transform(scores), targets, single_label=False) == summarise(
         scores, targets, single_label=False

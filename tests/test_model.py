@@ -80,7 +80,9 @@ def test_first_block_has_its_own_kernel():
 
 
 def test_every_dropout_of_a_block_has_the_settings_probability():
-    dropouts = [m for m in Conformer(dataclasses.replace(TINY, dropout=0.3)).modules() if isinstance(m, Dropout)]
+    dropouts = [
+        m for m in Conformer(dataclasses.replace(TINY, dropout=0.3)).modules() if isinstance(m, Dropout)
+    ]
     assert len(dropouts) == 2 * 7
     assert {m.p for m in dropouts} == {0.3}
 
@@ -180,9 +182,7 @@ def test_masked_latents_are_hidden_from_the_context():
     masked[:, 5:9] = True
     other = latents.clone()
     other[masked] = 7.0
-    torch.testing.assert_close(
-        encoder.context(latents, None, masked), encoder.context(other, None, masked)
-    )
+    torch.testing.assert_close(encoder.context(latents, None, masked), encoder.context(other, None, masked))
 
 
 def test_linear_softmax_pooling_is_the_papers_formula():

@@ -16,7 +16,9 @@ def _generator(seed=0):
 
 def _runs(row):
     """Lengths of the runs of True."""
-    edges = torch.diff(row.int(), prepend=torch.zeros(1, dtype=torch.int), append=torch.zeros(1, dtype=torch.int))
+    edges = torch.diff(
+        row.int(), prepend=torch.zeros(1, dtype=torch.int), append=torch.zeros(1, dtype=torch.int)
+    )
     return (edges == -1).nonzero()[:, 0] - (edges == 1).nonzero()[:, 0]
 
 

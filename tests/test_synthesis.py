@@ -170,9 +170,7 @@ def test_a_clip_is_the_same_in_a_fresh_process() -> None:
         (Recipe(max_snr_db=24.0), "train", 0),
     ],
 )
-def test_another_recipe_part_or_index_gives_another_clip(
-    recipe: Recipe, part: str, index: int
-) -> None:
+def test_another_recipe_part_or_index_gives_another_clip(recipe: Recipe, part: str, index: int) -> None:
     first = synthesise(Recipe(), "train", 0)[0].astype(float)
     other = synthesise(recipe, part, index)[0].astype(float)
     assert abs(np.corrcoef(first, other)[0, 1]) < 0.2
@@ -195,9 +193,7 @@ def test_every_setting_reaches_the_fingerprint(change: dict[str, float]) -> None
 def test_equal_recipes_share_a_fingerprint_and_clips() -> None:
     whole, fractional = Recipe(max_snr_db=25), Recipe(max_snr_db=25.0)
     assert fingerprint(whole) == fingerprint(fractional)
-    np.testing.assert_array_equal(
-        synthesise(whole, "train", 0)[0], synthesise(fractional, "train", 0)[0]
-    )
+    np.testing.assert_array_equal(synthesise(whole, "train", 0)[0], synthesise(fractional, "train", 0)[0])
 
 
 def test_the_version_reaches_the_fingerprint(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -21,7 +21,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeVar
 
-SAMPLE_RATE = 16_000  # Hz; 64 ms are then 1,024 samples. The paper leaves the rate open, the thesis uses 16 kHz.
+SAMPLE_RATE = (
+    16_000  # Hz; 64 ms are then 1,024 samples. The paper leaves the rate open, the thesis uses 16 kHz.
+)
 
 
 class ConfigError(ValueError):
@@ -111,9 +113,7 @@ class Esc50Data:
     def __post_init__(self) -> None:
         _positive(self, "clip_seconds", "corpus_clip_seconds")
         _require(1 <= self.test_fold <= 5, "test_fold", f"must be one of 1 to 5, is {self.test_fold}")
-        _require(
-            self.corpus_clips >= 0, "corpus_clips", f"must not be negative, is {self.corpus_clips}"
-        )
+        _require(self.corpus_clips >= 0, "corpus_clips", f"must not be negative, is {self.corpus_clips}")
         _fraction(self, "label_fraction", zero=False, one=True)
 
 
@@ -206,7 +206,9 @@ class OptimiserConfig:
         _positive(self, "peak_lr")
         _require(self.weight_decay >= 0, "weight_decay", f"must not be negative, is {self.weight_decay}")
         _require(
-            all(0 <= beta < 1 for beta in self.betas), "betas", f"must lie in [0, 1), are {self.betas}"
+            all(0 <= beta < 1 for beta in self.betas),
+            "betas",
+            f"must lie in [0, 1), are {self.betas}",
         )
         if self.max_grad_norm is not None:
             _positive(self, "max_grad_norm")
@@ -337,7 +339,9 @@ class AugmentationConfig:
 
     def __post_init__(self) -> None:
         _require(
-            self.jitter_samples >= 0, "jitter_samples", f"must not be negative, is {self.jitter_samples}"
+            self.jitter_samples >= 0,
+            "jitter_samples",
+            f"must not be negative, is {self.jitter_samples}",
         )
         _fraction(self, "time_mask")
         if self.mixup is not None:
@@ -482,7 +486,7 @@ def _convert(kind: Any, value: Any, path: str) -> Any:
     if origin in (types.UnionType, typing.Union):
         return _convert_union(arguments, value, path)
     if dataclasses.is_dataclass(kind):
-        return from_dict(kind, value, path)  # type: ignore[type-var]
+        return from_dict(kind, value, path)  # type: ignore[arg-type]
     if origin is Literal:
         if value not in arguments or isinstance(value, bool) != isinstance(arguments[0], bool):
             raise ConfigError(path, f"must be one of {', '.join(map(str, arguments))}, is {value!r}")

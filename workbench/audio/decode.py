@@ -23,7 +23,7 @@ def decode(path: Path) -> np.ndarray:
     """
     try:
         samples, rate = soundfile.read(path, dtype="float32", always_2d=True)  # (S, channels)
-    except (soundfile.LibsndfileError, OSError) as error:
+    except (soundfile.LibsndfileError, OSError, TypeError) as error:  # TypeError: a headerless .raw
         raise UnreadableAudio(f"cannot be decoded ({error})") from None
     if len(samples) == 0:
         raise UnreadableAudio("is empty")

@@ -35,8 +35,6 @@ def fingerprint(config: DataConfig) -> str:
     return DATASETS[config.kind].fingerprint(config)
 
 
-def load_splits(
-    config: DataConfig, root: Path, seed: int, report: Callable[[str], None] = print
-) -> Splits:
+def load_splits(config: DataConfig, root: Path, seed: int, report: Callable[[str], None] = print) -> Splits:
     """The clips of `config`, prepared once below `root`; `seed` draws the labelled subset."""
     return DATASETS[config.kind].load(config, root, seed, report)

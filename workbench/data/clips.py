@@ -57,9 +57,7 @@ class ClipSet:
 
     def unlabelled(self) -> ClipSet:
         """The same audio, C = 0."""
-        return ClipSet(
-            self.sources, self.source, self.start, self.length, self.labels[:, :0], self.names
-        )
+        return ClipSet(self.sources, self.source, self.start, self.length, self.labels[:, :0], self.names)
 
     @property
     def hours(self) -> float:
@@ -139,7 +137,7 @@ def nested_order(labels: np.ndarray, generator: np.random.Generator) -> np.ndarr
     taken = np.zeros(num_classes)
     used = np.zeros(count, bool)
     exhausted = share == 0
-    order = []
+    order: list[int] = []
     while not exhausted.all():
         behind = (len(order) + 1) * share - taken + ties
         behind[exhausted] = -np.inf

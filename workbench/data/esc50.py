@@ -95,7 +95,7 @@ def _rows(config: Esc50Data) -> list[dict[str, str]]:
         raise DataError(f"{table}: has no rows of {config.subset}")
     absent = [row["filename"] for row in rows if not _audio_file(config, row).is_file()]
     if absent and not config.skip_unreadable:
-        raise DataError(_unreadable(config, {name: "is not there" for name in absent}))
+        raise DataError(_unreadable(config, dict.fromkeys(absent, "is not there")))
     _check_folds(table, rows)
     return rows
 

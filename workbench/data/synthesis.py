@@ -49,9 +49,7 @@ class Recipe:
 
     def __post_init__(self) -> None:
         if not LEAST_CLIP_SECONDS <= self.clip_seconds < float("inf"):
-            raise ValueError(
-                f"clip_seconds is {self.clip_seconds}; it must be at least {LEAST_CLIP_SECONDS}"
-            )
+            raise ValueError(f"clip_seconds is {self.clip_seconds}; it must be at least {LEAST_CLIP_SECONDS}")
         if not 1 <= self.max_events <= len(CLASSES):
             raise ValueError(
                 f"max_events is {self.max_events}; it must be 1 to {len(CLASSES)}, since a clip's "
@@ -75,9 +73,7 @@ def fingerprint(recipe: Recipe) -> str:
     return _digest(content).hex()
 
 
-def synthesise(
-    recipe: Recipe, part: str, index: int
-) -> tuple[NDArray[np.int16], NDArray[np.uint8]]:
+def synthesise(recipe: Recipe, part: str, index: int) -> tuple[NDArray[np.int16], NDArray[np.uint8]]:
     """One clip of a part ("train", "test", ...): waveform (S,) at 16 kHz, labels (C,) of 0/1."""
     rng = _clip_generator(recipe, part, index)
     num_samples = recipe.num_samples

@@ -90,7 +90,7 @@ class ConvolutionModule(nn.Module):
 class MaskedBatchNorm(nn.BatchNorm1d):
     """Batch norm over (B, T) for each of D channels; padded positions enter no statistics."""
 
-    def forward(self, x: Tensor, padding: Tensor | None = None) -> Tensor:  # type: ignore[override]
+    def forward(self, x: Tensor, padding: Tensor | None = None) -> Tensor:
         """(B, T, D) -> (B, T, D)."""
         if padding is None or not self.training:
             return super().forward(x.flatten(0, 1)).view_as(x)
@@ -105,7 +105,8 @@ class MaskedBatchNorm(nn.BatchNorm1d):
             unbiased = variance * count / (count - 1).clamp_min(1)
             self.running_mean.lerp_(mean.to(self.running_mean.dtype), self.momentum)
             self.running_var.lerp_(unbiased.to(self.running_var.dtype), self.momentum)
-            self.num_batches_tracked += 1  # type: ignore[operator]
+            assert self.num_batches_tracked is not None
+            self.num_batches_tracked.add_(1)
         return (x - mean) * (variance + self.eps).rsqrt() * self.weight + self.bias
 
 
@@ -131,16 +132,12 @@ class SelfAttention(nn.Module):
         query, key, value = heads.permute(2, 0, 3, 1, 4)  # (B, H, T, D / H) each
         seen = None if padding is None else ~padding[:, None, None, :]
         attended = self._attend(query, key, value, seen)
-        return self.dropout(
-            self.project(attended.transpose(1, 2).reshape(batch, length, width))
-        )
+        return self.dropout(self.project(attended.transpose(1, 2).reshape(batch, length, width)))
 
     def _attend(self, query: Tensor, key: Tensor, value: Tensor, seen: Tensor | None) -> Tensor:
         if not (self.training and self.weight_dropout.p > 0) or query.device.type != "cpu":
             p = self.weight_dropout.p if self.training else 0.0
-            return nn.functional.scaled_dot_product_attention(
-                query, key, value, attn_mask=seen, dropout_p=p
-            )
+            return nn.functional.scaled_dot_product_attention(query, key, value, attn_mask=seen, dropout_p=p)
         # torch's own attention with dropout on a CPU writes the weights out too, and draws its mask slowly.
         weights = query * query.shape[-1] ** -0.5 @ key.transpose(-1, -2)  # (B, H, T, T)
         if seen is not None:

@@ -34,9 +34,7 @@ class Encoder(nn.Module):
         length = frames // stack
         return self.features(log_mel[:, : length * stack].reshape(batch, length, stack * bands))
 
-    def context(
-        self, latents: Tensor, padding: Tensor | None = None, masked: Tensor | None = None
-    ) -> Tensor:
+    def context(self, latents: Tensor, padding: Tensor | None = None, masked: Tensor | None = None) -> Tensor:
         """Context encoder up to the last block: (B, T, latent_dim) -> (B, T, D).
 
         `padding`, `masked` (B, T): True where a latent is padding, or is hidden from the context.

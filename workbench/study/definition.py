@@ -11,7 +11,7 @@ from __future__ import annotations
 import copy
 import itertools
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Literal
@@ -167,9 +167,7 @@ class Study:
         suffix = f"-{digest(self.overrides)[:8]}" if self.overrides else ""
         return f"{self.name}-{self.preset}{suffix}"
 
-    def trial(
-        self, regime: str, level: Mapping[str, Any], seed: int, fold: int | None = None
-    ) -> Trial:
+    def trial(self, regime: str, level: Mapping[str, Any], seed: int, fold: int | None = None) -> Trial:
         """The trial at that point, validated whole. Raises ConfigError."""
         raw = copy.deepcopy(self.base)
         for path, value in {**self.regimes[regime], **level}.items():
@@ -193,10 +191,28 @@ class Study:
             for regime in self.regimes
         ]
 
+    def corners(self) -> list[Trial]:
+        """The extremes of a search's space, one setting at a time: what cannot be run shows early."""
+        assert self.search is not None
+        low = {path: values[0] for path, values in self._extremes().items()}
+        points = [low] + [
+            {**low, path: value} for path, values in self._extremes().items() for value in values[1:]
+        ]
+        return [self.searched(point) for point in points]
 
-def load_study(
-    path: Path, *, preset: str | None = None, assignments: tuple[str, ...] = ()
-) -> Study:
+    def searched(self, point: Mapping[str, Any]) -> Trial:
+        """The trial at a point of the search's space."""
+        return self.trial(next(iter(self.regimes)), point, self.seeds[0], self.folds[0])
+
+    def _extremes(self) -> dict[str, tuple[Any, ...]]:
+        assert self.search is not None
+        return {
+            path: d.values if isinstance(d, Choice) else (d.low, d.high)
+            for path, d in self.search.space.items()
+        }
+
+
+def load_study(path: Path, *, preset: str | None = None, assignments: tuple[str, ...] = ()) -> Study:
     """Read, resolve and validate a study file. Raises ConfigError; its path starts with the file's."""
     try:
         raw = read_yaml(path)
@@ -207,9 +223,7 @@ def load_study(
         raise ConfigError(where, error.message) from None
 
 
-def _resolve(
-    path: Path, raw: dict[str, Any], preset: str | None, overrides: dict[str, Any]
-) -> Study:
+def _resolve(path: Path, raw: dict[str, Any], preset: str | None, overrides: dict[str, Any]) -> Study:
     raw = copy.deepcopy(raw)
     variants = raw.get("presets") or {}
     chosen = preset or raw.get("preset", "quick")
@@ -270,10 +284,7 @@ def _check(study: Study, file: StudyFile) -> None:
             )
         if file.vary is not None:
             raise ConfigError("vary", "cannot stand beside search; put its paths into search.space")
-        trials = [
-            study.trial(next(iter(study.regimes)), corner, study.seeds[0], study.folds[0])
-            for corner in _corners(study.search)
-        ]
+        trials = study.corners()
     if study.metric == "accuracy" and any(t.config.data.kind == "corpus" for t in trials):
         raise ConfigError("metric", "accuracy needs single-label data; the corpus has several a clip")
     for trial in trials:
@@ -282,19 +293,6 @@ def _check(study: Study, file: StudyFile) -> None:
                 "finetuning.pooling",
                 "linear_softmax gives each class a probability of its own; single-label data need mean",
             )
-
-
-def _corners(search: Search) -> list[dict[str, Any]]:
-    """The extremes of a search space, one setting at a time: a space that cannot be run is refused early."""
-    low = {
-        path: d.values[0] if isinstance(d, Choice) else d.low for path, d in search.space.items()
-    }
-    others = [
-        {**low, path: value}
-        for path, d in search.space.items()
-        for value in (d.values if isinstance(d, Choice) else (d.high,))
-    ]
-    return [low, *others]
 
 
 def _levels(file: StudyFile) -> tuple[tuple[dict[str, Any], ...], tuple[str, ...]]:
@@ -337,7 +335,8 @@ def _regimes(file: StudyFile, of_preset: dict[str, dict[str, Any]]) -> dict[str,
     for name in chosen:
         if name not in of_preset:
             raise ConfigError(
-                "regimes", f"preset {file.preset} has no regime {name!r}; it has {', '.join(of_preset)}"
+                "regimes",
+                f"preset {file.preset} has no regime {name!r}; it has {', '.join(of_preset)}",
             )
     return {name: of_preset[name] for name in chosen}
 
@@ -444,8 +443,4 @@ def read_yaml(path: Path) -> dict[str, Any]:
 
 
 def _listed(folder: Path) -> str:
-    return ", ".join(map(str, _studies(folder))) or f"not in {folder} either"
-
-
-def _studies(folder: Path) -> Iterator[Path]:
-    return iter(sorted(folder.glob("*.yaml")))
+    return ", ".join(map(str, sorted(folder.glob("*.yaml")))) or f"not in {folder} either"

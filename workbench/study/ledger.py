@@ -19,6 +19,7 @@ from optuna.samplers import BaseSampler
 from optuna.trial import TrialState
 
 from workbench.random_streams import derive
+from workbench.store import Stage
 from workbench.study.definition import Choice, Integer, Search, Study, Trial
 from workbench.study.plan import PlannedTrial, Planner
 
@@ -49,9 +50,17 @@ class Ledger:
     """The trials of one study, handed out one by one; only one process may hold it."""
 
     def __init__(
-        self, study: Study, planner: Planner, url: str, *, retry_failed: bool = False
+        self,
+        study: Study,
+        planner: Planner,
+        url: str,
+        *,
+        is_trained: Callable[[Stage], bool],
+        retry_failed: bool = False,
     ) -> None:
+        """`url` is Optuna's storage; `is_trained` tells whether a stage is in the store."""
         self.study = study
+        self.is_trained = is_trained
         self._planner = planner
         self._optuna = optuna.create_study(
             study_name=study.id,
@@ -100,16 +109,13 @@ class Ledger:
         for index, item in enumerate(self._pending):
             planned = item.planned if isinstance(item, Assignment) else item
             first = planned.stages.pretrain
-            if first is not None and first.key in busy and not self.is_trained(first.key):
+            if first is not None and first.key in busy and not self.is_trained(first):
                 continue
             del self._pending[index]
             assignment = item if isinstance(item, Assignment) else self._enter(item)
             self._running[assignment.number] = planned
             return assignment
         return None
-
-    # Whether a pre-training is in the store; the driver knows.
-    is_trained: Callable[[str], bool] = staticmethod(lambda key: False)
 
     def _enter(self, planned: PlannedTrial) -> Assignment:
         """A new running trial, entered whole: a kill leaves it there with its key, or not at all."""
@@ -144,16 +150,10 @@ class Ledger:
                 index = trial.suggest_categorical(path, list(range(len(space.values))))
                 level[path] = space.values[index]
             elif isinstance(space, Integer):
-                level[path] = trial.suggest_int(
-                    path, space.low, space.high, log=space.log, step=space.step
-                )
+                level[path] = trial.suggest_int(path, space.low, space.high, log=space.log, step=space.step)
             else:
-                level[path] = trial.suggest_float(
-                    path, space.low, space.high, log=space.log, step=space.step
-                )
-        study = self.study
-        regime = next(iter(study.regimes))
-        planned = self._planner.plan(study.trial(regime, level, study.seeds[0], study.folds[0]))
+                level[path] = trial.suggest_float(path, space.low, space.high, log=space.log, step=space.step)
+        planned = self._planner.plan(self.study.searched(level))
         trial.set_user_attr("key", planned.key)
         for name, value in place(planned.trial).items():
             trial.set_user_attr(name, value)
@@ -192,9 +192,7 @@ class Ledger:
 
     def _trial(self, number: int) -> optuna.Trial:
         storage, study_id = self._optuna._storage, self._optuna._study_id
-        return optuna.Trial(
-            self._optuna, storage.get_trial_id_from_study_id_trial_number(study_id, number)
-        )
+        return optuna.Trial(self._optuna, storage.get_trial_id_from_study_id_trial_number(study_id, number))
 
     # --- what there is ------------------------------------------------------------------------------------
 
@@ -219,10 +217,7 @@ class Ledger:
         attributes = self._optuna.get_trials(deepcopy=False)[ended.number].user_attrs
         if "level" not in attributes:
             return None
-        study = self.study
-        regime = next(iter(study.regimes))
-        trial = study.trial(regime, attributes["level"], study.seeds[0], study.folds[0])
-        return self._planner.plan(trial)
+        return self._planner.plan(self.study.searched(attributes["level"]))
 
     def _take_stock(self, retry_failed: bool) -> None:
         """Queue the trials that have not ended, those first that were cut off."""

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from workbench import data
-from workbench.config import DataConfig, TrialConfig, digest, identity
+from workbench.config import DataConfig, Esc50Data, TrialConfig, digest, identity
 from workbench.model.encoder import num_parameters
 from workbench.stages import TrialStages, stages_of
 from workbench.store import Store
@@ -40,8 +40,9 @@ class Planner:
 
     def _fingerprint(self, config: DataConfig) -> str:
         # Neither the labelled part nor the fold changes which files there are.
-        fixed = {"label_fraction": 1.0} | ({"test_fold": 1} if config.kind == "esc50" else {})
-        whole = dataclasses.replace(config, **fixed)
+        whole = dataclasses.replace(config, label_fraction=1.0)
+        if isinstance(whole, Esc50Data):
+            whole = dataclasses.replace(whole, test_fold=1)
         key = digest([identity(whole), getattr(config, "root", "")])
         if key not in self._fingerprints:
             self._fingerprints[key] = data.fingerprint(whole)
@@ -78,9 +79,7 @@ def print_plan(planned: Sequence[PlannedTrial], store: Store, write: Callable[[s
         if item.stages.pretrain is None:
             words.insert(0, "from scratch")
         parameters = num_parameters(config.front_end, config.model)
-        write(
-            f"{number:4d}  {item.trial.label}  {parameters / 1e6:.2f} M parameters  {', '.join(words)}"
-        )
+        write(f"{number:4d}  {item.trial.label}  {parameters / 1e6:.2f} M parameters  {', '.join(words)}")
     write(
         f"{len(planned)} trials; to train: {to_train['pretrain']} pre-trainings, "
         f"{to_train['finetune']} fine-tunings"

@@ -19,9 +19,7 @@ PLAIN_SECONDS = 20.0  # between status lines where the output is no terminal
 class Progress(Watcher):
     """Redraws in place on a terminal; prints plain lines elsewhere."""
 
-    def __init__(
-        self, ledger: Ledger, console: Console, record: Callable[[int], Ended | None]
-    ) -> None:
+    def __init__(self, ledger: Ledger, console: Console, record: Callable[[int], Ended | None]) -> None:
         """`record(number)` writes an ended trial away and says how it ended."""
         self._ledger = ledger
         self._console = console
@@ -30,7 +28,6 @@ class Progress(Watcher):
         self._began = time.monotonic()
         self._printed = self._began
         self._work_left = self._work_done = 0.0
-        self._trained: set[str] = set()  # stages whose work is counted
         self._counts = {"complete": 0, "failed": 0, "pruned": 0}
         for ended in ledger.ended():
             self._counts[ended.state] += 1
@@ -112,7 +109,7 @@ class Progress(Watcher):
             clips = work_of(planned.trial.config)
             work[planned.key] = clips["finetune"]
             first = planned.stages.pretrain
-            if first is not None and not self._ledger.is_trained(first.key):
+            if first is not None and not self._ledger.is_trained(first):
                 work[first.key] = clips["pretrain"]
         return sum(work.values())
 

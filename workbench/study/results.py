@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +30,13 @@ class StudyRecord:
     search: bool
     command: str
     folder: Path
+
+    @classmethod
+    def read(cls, path: Path) -> StudyRecord:
+        """From its `study.json`."""
+        content = json.loads(path.read_text())
+        wanted = {f.name: content[f.name] for f in fields(cls) if f.name != "folder"}
+        return cls(folder=path.parent, **wanted)
 
 
 def write_definition(study: Study, keys: list[str], command: str, folder: Path) -> Path:
@@ -59,15 +66,7 @@ def write_definition(study: Study, keys: list[str], command: str, folder: Path) 
 
 def studies(root: Path) -> list[StudyRecord]:
     """Every study that was run below `root`, by id."""
-    return [
-        _record(path, json.loads(path.read_text()))
-        for path in sorted((root / "studies").glob(f"*/{DEFINITION}"))
-    ]
-
-
-def _record(path: Path, content: dict[str, Any]) -> StudyRecord:
-    wanted = {name: content[name] for name in StudyRecord.__annotations__ if name != "folder"}
-    return StudyRecord(folder=path.parent, **wanted)
+    return [StudyRecord.read(path) for path in sorted((root / "studies").glob(f"*/{DEFINITION}"))]
 
 
 def trial_table(record: StudyRecord, root: Path) -> pd.DataFrame:
@@ -107,9 +106,7 @@ def trial_table(record: StudyRecord, root: Path) -> pd.DataFrame:
 
 def _row(run: Any, record: StudyRecord) -> dict[str, Any]:
     tags = run.data.tags
-    place = {
-        name: json.loads(tags[f"workbench.{name}"]) for name in ("level", "regime", "seed", "fold")
-    }
+    place = {name: json.loads(tags[f"workbench.{name}"]) for name in ("level", "regime", "seed", "fold")}
     metrics = {k: v for k, v in run.data.metrics.items() if not k.startswith("curve/")}
     return {
         "number": int(tags["workbench.number"]),
@@ -123,4 +120,3 @@ def _row(run: Any, record: StudyRecord) -> dict[str, Any]:
         "data": tags["workbench.data"],
         **metrics,
     }
-

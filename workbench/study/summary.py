@@ -11,9 +11,7 @@ from rich.table import Table
 from workbench.study.results import StudyRecord
 
 
-def print_summary(
-    record: StudyRecord, table: pd.DataFrame, root: Path, console: Console
-) -> None:
+def print_summary(record: StudyRecord, table: pd.DataFrame, root: Path, console: Console) -> None:
     """Test metric by level and regime, the failed trials with their reasons, and what to do next."""
     done = table[table.state == "complete"] if len(table) else table
     if len(done):
@@ -47,9 +45,11 @@ def _print_grid(record: StudyRecord, done: pd.DataFrame, console: Console) -> No
     for regime in record.regimes:
         shown.add_column(regime, justify="right")
     levels = done[record.axes].drop_duplicates() if record.axes else pd.DataFrame([{}])
-    for _, level in levels.sort_values(axes[:1] if record.axes else []).iterrows() if len(
-        record.axes
-    ) else levels.iterrows():
+    for _, level in (
+        levels.sort_values(axes[:1] if record.axes else []).iterrows()
+        if len(record.axes)
+        else levels.iterrows()
+    ):
         cells = [f"{level[axis]:g}" if _number(level[axis]) else str(level[axis]) for axis in record.axes]
         for regime in record.regimes:
             chosen = done[done.regime == regime]

@@ -14,14 +14,14 @@ from typing import Any
 
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 
-from mlflow import MlflowClient  # noqa: E402
-from mlflow.entities import Metric, Param, RunStatus, ViewType  # noqa: E402
+from mlflow import MlflowClient
+from mlflow.entities import Metric, Param, RunStatus, ViewType
 
-from workbench.config import identity  # noqa: E402
-from workbench.stages import TrialResult  # noqa: E402
-from workbench.study.definition import Study  # noqa: E402
-from workbench.study.ledger import Ended, place  # noqa: E402
-from workbench.study.plan import PlannedTrial  # noqa: E402
+from workbench.config import identity
+from workbench.stages import TrialResult
+from workbench.study.definition import Study
+from workbench.study.ledger import Ended, place
+from workbench.study.plan import PlannedTrial
 
 BATCH = 1000  # metrics a request may hold
 PARENT, CHILD = "study", "trial"  # values of the tag workbench.kind
@@ -149,4 +149,3 @@ def _flatten(settings: Any, path: str = "") -> dict[str, Any]:
     for key, value in settings.items():
         flat |= _flatten(value, f"{path}.{key}" if path else key)
     return flat
-

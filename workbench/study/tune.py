@@ -23,18 +23,18 @@ os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
 os.environ.setdefault("TUNE_DISABLE_STRICT_METRIC_CHECKING", "1")  # most reports are of progress
 os.environ.setdefault("TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S", "0")
 
-import ray  # noqa: E402
-import torch  # noqa: E402
-from ray import tune  # noqa: E402
-from ray.tune.schedulers import FIFOScheduler, TrialScheduler  # noqa: E402
-from ray.tune.search import Searcher  # noqa: E402
+import ray
+import torch
+from ray import tune
+from ray.tune.schedulers import FIFOScheduler, TrialScheduler
+from ray.tune.search import Searcher
 
-from workbench.config import TrialConfig, from_dict, to_dict  # noqa: E402
-from workbench.stages import run_trial  # noqa: E402
-from workbench.store import Store  # noqa: E402
-from workbench.study.definition import Resources  # noqa: E402
-from workbench.study.ledger import Assignment, Ledger  # noqa: E402
-from workbench.training.loop import Diverged  # noqa: E402
+from workbench.config import TrialConfig, from_dict, to_dict
+from workbench.stages import run_trial
+from workbench.store import Store
+from workbench.study.definition import Resources
+from workbench.study.ledger import Assignment, Ledger
+from workbench.training.loop import Diverged
 
 WORKER_DEATHS = 3  # survived by a trial; each time it goes on from its checkpoint
 REPORT_SECONDS = 1.0  # between a worker's reports of progress
@@ -70,9 +70,7 @@ class Watcher:
     def tick(self) -> None: ...
 
 
-def run_trials(
-    ledger: Ledger, places: Places, watcher: Watcher, resources: Resources
-) -> None:
+def run_trials(ledger: Ledger, places: Places, watcher: Watcher, resources: Resources) -> None:
     """Run every trial that the ledger has left. Returns when each has ended."""
     if ledger.exhausted:
         return
@@ -141,7 +139,7 @@ def _default_concurrency(gpus: int) -> int:
     return gpus or len(os.sched_getaffinity(0))
 
 
-# --- in the driver --------------------------------------------------------------------------------------------
+# --- in the driver -------------------------------------------------------------------------------------------
 
 
 class _Handout(Searcher):
@@ -193,7 +191,10 @@ class _Handout(Searcher):
         self._watcher.ended(number)
 
     def __reduce__(self) -> Any:
-        return (Searcher, ())  # Tune pickles what it is given, to restore from; nothing here reads that
+        return (
+            Searcher,
+            (),
+        )  # Tune pickles what it is given, to restore from; nothing here reads that
 
     def save(self, checkpoint_path: str) -> None:
         Path(checkpoint_path).touch()
@@ -233,7 +234,7 @@ class _Tick(tune.Callback):
         return (tune.Callback, ())
 
 
-# --- in the worker --------------------------------------------------------------------------------------------
+# --- in the worker -------------------------------------------------------------------------------------------
 
 
 def _train(config: dict[str, Any], settings: dict[str, Any]) -> None:
@@ -287,5 +288,3 @@ class _Reporter:
                     "value": metrics[self._select],
                 }
             )
-
-

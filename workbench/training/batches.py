@@ -47,9 +47,7 @@ class BalancedClasses:
         clip, label = np.nonzero(labels)
         order = np.argsort(label, kind="stable")
         self._clips = clip[order]  # by class
-        classes, self._begin, self._count = np.unique(
-            label[order], return_index=True, return_counts=True
-        )
+        classes, self._begin, self._count = np.unique(label[order], return_index=True, return_counts=True)
         self._num_classes = len(classes)
 
     def batch(self, step: int) -> np.ndarray:

@@ -93,10 +93,7 @@ def finetune(config: TrialConfig, splits: Splits, encoder: Encoder, run: Run) ->
                 log_mel = encoder.front_end(waveform)  # (B, F, M)
                 log_mel = time_mask(log_mel, frames, augmentation.time_mask, generator)
                 log_mel = torch.cat(
-                    [
-                        mixup(version, augmentation.mixup, generator)
-                        for version in log_mel.chunk(versions)
-                    ]
+                    [mixup(version, augmentation.mixup, generator) for version in log_mel.chunk(versions)]
                 )
                 logits = model(log_mel, lengths)  # (B, C)
             yield _loss(logits, targets, splits.single_label, settings.consistency_weight)

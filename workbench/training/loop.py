@@ -89,9 +89,7 @@ def train(
         for loss, metrics in losses(step, logging):
             (loss / config.accumulation).backward()
             window.append(metrics)
-        norm = nn.utils.clip_grad_norm_(
-            named.values(), config.optimiser.max_grad_norm or float("inf")
-        )
+        norm = nn.utils.clip_grad_norm_(named.values(), config.optimiser.max_grad_norm or float("inf"))
         optimiser.step()
         optimiser.zero_grad(set_to_none=True)
 

@@ -64,9 +64,7 @@ def pretrain(config: TrialConfig, pool: ClipSet, run: Run) -> Pretrained:
                 padding = padding_mask(lengths, latents.shape[1], run.device)
                 hidden = objective.hide(lengths, latents.shape[1], generator)
                 context = encoder.context(latents, padding, hidden.to(run.device))  # (B, T, D)
-                loss, metrics = objective.loss(
-                    latents, context, encoder.out_of_context, hidden, generator
-                )
+                loss, metrics = objective.loss(latents, context, encoder.out_of_context, hidden, generator)
             if logging:
                 valid = latents.flatten(0, 1) if padding is None else latents[~padding]
                 metrics |= collapse_metrics(valid)

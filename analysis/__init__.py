@@ -1,0 +1,1 @@
+"""Figures and estimates, from `workbench.study.results`' table only."""

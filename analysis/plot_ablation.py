@@ -1,0 +1,253 @@
+"""Figures of studies: `python analysis/plot_ablation.py [study ...]`.
+
+Without arguments every study found is drawn: test metric against level, a line a regime, each replicate a
+point, and a 95 % interval of the mean. Beside each figure (PNG and PDF) lies its table (CSV).
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import sys
+from pathlib import Path
+
+import matplotlib
+
+matplotlib.use("Agg")
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import seaborn as sns
+from matplotlib.axes import Axes
+from matplotlib.ticker import FixedLocator, NullLocator
+
+from analysis.estimators import mean_interval
+from workbench.study.results import StudyRecord, studies, trial_table
+
+# Okabe and Ito's palette, told apart by the colour-blind; the markers tell them apart in black and white.
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
+MARKERS = ("o", "s", "^", "D", "v", "P")
+
+AXIS_NAMES = {
+    "model.num_heads": "attention heads",
+    "model.num_blocks": "conformer blocks",
+    "data.label_fraction": "labelled clips",
+    "data.pool_clips": "pre-training clips",
+    "finetuning.batch_size": "batch size / clips",
+    "finetuning.optimiser.peak_lr": "peak learning rate",
+    "finetuning.output_dropout": "dropout on the encoder's output",
+}
+METRIC_NAMES = {
+    "mAP": "test mAP",
+    "macro_auc": "test macro AUC",
+    "d_prime": "test d′",
+    "lwlrap": "test lwlrap",
+    "accuracy": "test accuracy",
+}
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """0 when figures were drawn, 2 when there was nothing to draw."""
+    options = _parser().parse_args(arguments)
+    records = studies(options.root)
+    if options.studies:
+        wanted = set(options.studies)
+        chosen = [r for r in records if r.id in wanted or r.name in wanted]
+        unknown = wanted - {r.id for r in chosen} - {r.name for r in chosen}
+        if unknown:
+            known = ", ".join(r.id for r in records) or "none yet"
+            print(
+                f"no study {', '.join(sorted(unknown))} below {options.root}; there: {known}",
+                file=sys.stderr,
+            )
+            return 2
+        records = chosen
+    drawn = 0
+    for record in records:
+        table = trial_table(record, options.root)
+        if not len(table) or not (table.state == "complete").any():
+            print(f"{record.id}: no finished trial, no figure", file=sys.stderr)
+            continue
+        for path in draw_study(record, table, options.output):
+            print(path)
+        drawn += 1
+    if not drawn:
+        print(f"nothing to draw below {options.root}: run a study first", file=sys.stderr)
+        return 2
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description="Draw the figures of studies.")
+    parser.add_argument("studies", nargs="*", help="names or ids; every study if none is given")
+    parser.add_argument("--root", type=Path, default=Path("mlruns"), help="default: mlruns")
+    parser.add_argument("--output", type=Path, default=Path("figures"), help="default: figures")
+    return parser
+
+
+def draw_study(record: StudyRecord, table: pd.DataFrame, output: Path) -> list[Path]:
+    """Write `<id>.png`, `.pdf` and `.csv` (every trial) and `<id>-levels.csv` (what the figure shows)."""
+    output.mkdir(parents=True, exist_ok=True)
+    done = table[table.state == "complete"]
+    sns.set_theme(style="whitegrid", context="paper", font_scale=1.1)
+    figure, ax = plt.subplots(figsize=(5.2, 3.7), layout="constrained")
+    summary = draw_search(ax, record, done) if record.search else draw_levels(ax, record, done)
+    failed = int((table.state == "failed").sum())
+    note = f", {failed} trials failed" if failed else ""
+    ax.set_title(f"{record.id}{note}", loc="left", fontsize="medium")
+    paths = [output / f"{record.id}.{ending}" for ending in ("png", "pdf", "csv")]
+    figure.savefig(paths[0], dpi=200)
+    figure.savefig(paths[1])
+    plt.close(figure)
+    table.drop(columns="run_id").to_csv(paths[2], index=False)
+    paths.append(output / f"{record.id}-levels.csv")
+    summary.to_csv(paths[3], index=False)
+    return paths
+
+
+def level_summary(record: StudyRecord, done: pd.DataFrame) -> pd.DataFrame:
+    """Mean of the test metric with its 95 % interval, and n, for each level and line."""
+    metric = f"test/{record.metric}"
+    rows = []
+    for group, values in done.groupby(_lines(record) + _axis(record), dropna=False, sort=False):
+        interval = mean_interval(_replicates(values, metric))
+        names = dict(zip(_lines(record) + _axis(record), group, strict=True))
+        clips = values["labelled_clips"].mean()
+        rows.append(
+            names
+            | {
+                "labelled_clips": clips,
+                "mean": interval.mean,
+                "low": interval.low,
+                "high": interval.high,
+                "n": interval.n,
+            }
+        )
+    return pd.DataFrame(rows)
+
+
+def _replicates(values: pd.DataFrame, metric: str) -> np.ndarray:
+    """One value a replicate: (seed, fold)."""
+    return values.groupby(["seed", "fold"], dropna=False)[metric].mean().to_numpy()
+
+
+def _axis(record: StudyRecord) -> list[str]:
+    return record.axes[:1]
+
+
+def _lines(record: StudyRecord) -> list[str]:
+    """What tells lines apart: the regime, and every axis but the first."""
+    return ["regime", *record.axes[1:]]
+
+
+def draw_levels(ax: Axes, record: StudyRecord, done: pd.DataFrame) -> pd.DataFrame:
+    """Draw metric against level into `ax`; returns what it shows."""
+    summary = level_summary(record, done)
+    metric = f"test/{record.metric}"
+    axis = record.axes[0] if record.axes else None
+    by_clips = axis == "data.label_fraction"
+    numeric = axis is not None and all(_is_number(value) for value in done[axis])
+    if by_clips:
+        positions = {row[axis]: row["labelled_clips"] for _, row in summary.iterrows()}
+    elif axis is not None and numeric:
+        positions = {value: value for value in done[axis]}
+    else:
+        values = list(dict.fromkeys(done[axis])) if axis else [None]
+        positions = {value: place for place, value in enumerate(values)}
+    logarithmic = by_clips or (numeric and _spans_decades(positions.values()))
+    lines = summary.groupby(_lines(record), dropna=False, sort=False)
+    for i, (name, rows) in enumerate(lines):
+        colour, marker = COLOURS[i % len(COLOURS)], MARKERS[i % len(MARKERS)]
+        shift = _shift(i, len(lines), list(positions.values()), logarithmic)
+        x = shift(np.array([positions[row[axis] if axis else None] for _, row in rows.iterrows()]))
+        order = np.argsort(x)
+        mean, low, high = (rows[c].to_numpy()[order] for c in ("mean", "low", "high"))
+        ax.errorbar(
+            x[order],
+            mean,
+            yerr=np.nan_to_num([mean - low, high - mean]),
+            color=colour,
+            marker=marker,
+            markersize=6,
+            capsize=3,
+            linewidth=1.5,
+            label=_line_name(record, name),
+            zorder=3,
+        )
+        chosen = done
+        for column, value in zip(_lines(record), name, strict=True):
+            chosen = chosen[chosen[column] == value]
+        points_x = shift(np.array([positions[v] for v in chosen[axis]] if axis else [0] * len(chosen)))
+        ax.scatter(points_x, chosen[metric], color=colour, marker=marker, s=12, alpha=0.45, zorder=2)
+    _dress(ax, record, positions, summary, logarithmic, by_clips)
+    return summary
+
+
+def _dress(
+    ax: Axes,
+    record: StudyRecord,
+    positions: dict,
+    summary: pd.DataFrame,
+    logarithmic: bool,
+    by_clips: bool,
+) -> None:
+    axis = record.axes[0] if record.axes else None
+    if logarithmic:
+        ax.set_xscale("log")
+    places = sorted(set(positions.values()))
+    ax.xaxis.set_major_locator(FixedLocator(places))
+    ax.xaxis.set_minor_locator(NullLocator())
+    names = {place: value for value, place in positions.items()}
+    ax.set_xticklabels([f"{p:,.0f}" if by_clips else f"{_short(names[p])}" for p in places])
+    ax.set_xlabel(AXIS_NAMES.get(axis, axis) if axis else "")
+    ax.set_ylabel(METRIC_NAMES[record.metric])
+    smallest, largest = int(summary["n"].min()), int(summary["n"].max())
+    count = str(smallest) if smallest == largest else f"{smallest} to {largest}"
+    interval = "bars: 95 % interval of the mean" if largest > 1 else "one replicate, no interval"
+    ax.legend(title=f"n = {count}; {interval}", title_fontsize="x-small", fontsize="small")
+
+
+def draw_search(ax: Axes, record: StudyRecord, done: pd.DataFrame) -> pd.DataFrame:
+    """Validation score of each trial in the order they were proposed, and the best so far."""
+    metric = f"validation/{record.metric}"
+    ordered = done.sort_values("number")
+    best = ordered[metric].cummax()
+    ax.scatter(ordered["number"], ordered[metric], color=COLOURS[0], s=16, label="trial")
+    ax.step(ordered["number"], best, where="post", color=COLOURS[1], label="best so far")
+    ax.set_xlabel("trial")
+    ax.set_ylabel(METRIC_NAMES[record.metric].replace("test", "validation"))
+    ax.legend(title=f"n = {len(ordered)}; chosen adaptively, no evidence", title_fontsize="x-small")
+    return ordered[["number", *record.axes, metric]].assign(best=best)
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and not math.isnan(value)
+
+
+def _spans_decades(values) -> bool:  # type: ignore[no-untyped-def]
+    values = list(values)
+    return min(values) > 0 and max(values) / min(values) >= 8
+
+
+def _shift(index: int, count: int, places: list[float], logarithmic: bool):  # type: ignore[no-untyped-def]
+    """Move a line a little sideways, so that intervals do not hide each other."""
+    offset = index - (count - 1) / 2
+    if logarithmic:
+        return lambda x: x * 1.03**offset
+    width = (max(places) - min(places)) or 1.0
+    return lambda x: x + 0.012 * width * offset
+
+
+def _line_name(record: StudyRecord, name: tuple) -> str:
+    regime, *others = name
+    extra = [f"{a.rsplit('.', 1)[-1]} {_short(v)}" for a, v in zip(record.axes[1:], others, strict=True)]
+    return ", ".join([str(regime), *extra])
+
+
+def _short(value: object) -> str:
+    return f"{value:g}" if _is_number(value) else str(value)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

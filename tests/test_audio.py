@@ -1,0 +1,322 @@
+"""From file to log-mel: agreement with torchaudio, indifference to padding, and augmentation."""
+
+import math
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+import torchaudio
+from scipy import stats
+
+from workbench.audio.augment import gain_and_shift, jitter, mixup, time_mask
+from workbench.audio.decode import UnreadableAudio, decode
+from workbench.audio.logmel import FLOOR, LogMel
+from workbench.config import SAMPLE_RATE, FrontEndConfig
+
+
+def _generator(seed=0):
+    return torch.Generator().manual_seed(seed)
+
+
+def _noise(*shape, level=0.1):
+    return level * torch.randn(*shape, generator=_generator())
+
+
+# --- log-mel --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("samples", [16_000, 16_001, 15_999, 51_200, 320])
+def test_log_mel_agrees_with_torchaudio(samples):
+    reference = torchaudio.transforms.MelSpectrogram(
+        SAMPLE_RATE, n_fft=1024, win_length=1024, hop_length=320, n_mels=64, power=2.0, center=False
+    )
+    waveform = _noise(3, samples)
+    edge = (1024 - 320) // 2
+    mel = reference(torch.nn.functional.pad(waveform, (edge, edge))).transpose(1, 2)
+    ours = LogMel(FrontEndConfig())(waveform)
+    assert ours.shape == (3, samples // 320, 64)
+    torch.testing.assert_close(ours, torch.log(mel + FLOOR), atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize(
+    "config",
+    [FrontEndConfig(num_mels=40, window_ms=25.0, hop_ms=10.0), FrontEndConfig(hop_ms=64.0)],
+)
+def test_frames_are_counted_by_whole_hops(config):
+    front_end = LogMel(config)
+    for samples in (1024, 7_999, 16_000):
+        frames = samples // config.hop_samples
+        assert front_end.num_frames(samples) == frames
+        assert front_end(_noise(2, samples)).shape == (2, frames, config.num_mels)
+
+
+def test_int16_and_float_hear_the_same():
+    waveform = (_noise(2, 8_000) * 32768).to(torch.int16)
+    front_end = LogMel(FrontEndConfig())
+    torch.testing.assert_close(front_end(waveform), front_end(waveform.float() / 32768), atol=0, rtol=0)
+
+
+def test_digital_silence_is_the_floor():
+    log_mel = LogMel(FrontEndConfig())(torch.zeros(1, 3_200, dtype=torch.int16))
+    torch.testing.assert_close(log_mel, torch.full((1, 10, 64), math.log(FLOOR)))
+
+
+def test_a_clip_alone_equals_the_same_clip_in_a_padded_batch():
+    front_end = LogMel(FrontEndConfig())
+    clips = [_noise(samples) for samples in (40_000, 12_345, 320)]
+    together = front_end(torch.nn.utils.rnn.pad_sequence(clips, batch_first=True))
+    for clip, padded in zip(clips, together, strict=True):
+        alone = front_end(clip[None])[0]
+        torch.testing.assert_close(padded[: len(alone)], alone, atol=1e-5, rtol=0)
+
+
+def test_the_size_of_a_batch_changes_no_clip():
+    """On a CPU it is worked off in chunks; eleven clips leave one that is not full."""
+    waveform = _noise(11, 6_400)
+    front_end = LogMel(FrontEndConfig())
+    one_by_one = torch.cat([front_end(clip[None]) for clip in waveform])
+    torch.testing.assert_close(front_end(waveform), one_by_one, atol=1e-5, rtol=0)
+
+
+def test_standardise_by_gives_each_band_mean_zero_and_deviation_one():
+    waveform = _noise(4, 32_000)
+    front_end = LogMel(FrontEndConfig())
+    plain = front_end.log_mel(waveform)
+    front_end.standardise_by(plain.mean((0, 1)), plain.std((0, 1)))
+    standardised = front_end(waveform)
+    torch.testing.assert_close(standardised.mean((0, 1)), torch.zeros(64), atol=1e-4, rtol=0)
+    torch.testing.assert_close(standardised.std((0, 1)), torch.ones(64), atol=1e-4, rtol=0)
+    torch.testing.assert_close(front_end.log_mel(waveform), plain, atol=0, rtol=0)
+
+
+def test_standardisation_is_saved_and_restored():
+    saved = LogMel(FrontEndConfig())
+    saved.standardise_by(torch.arange(64.0), torch.arange(1.0, 65.0))
+    restored = LogMel(FrontEndConfig())
+    restored.load_state_dict(saved.state_dict())
+    torch.testing.assert_close(restored(_noise(1, 3_200)), saved(_noise(1, 3_200)))
+
+
+# --- decoding -------------------------------------------------------------------------------------
+
+
+def _sine(rate, seconds=1.0, hertz=1_000, level=0.5):
+    return level * np.sin(2 * np.pi * hertz * np.arange(round(seconds * rate)) / rate)
+
+
+def _spectrum(waveform):
+    """Amplitudes by Hz of one second, away from the edges' transients by a Hann window."""
+    window = np.hanning(len(waveform) + 1)[:-1]
+    return np.abs(np.fft.rfft(waveform / 32767 * window)) * 2 / window.sum()
+
+
+@pytest.mark.parametrize("kind", ["wav", "flac", "ogg"])
+@pytest.mark.parametrize("rate", [8_000, 16_000, 22_050, 44_100, 48_000])
+@pytest.mark.parametrize("channels", [1, 2])
+def test_a_sine_keeps_frequency_and_level(kind, rate, channels, tmp_path):
+    path = tmp_path / f"sine.{kind}"
+    soundfile.write(path, np.stack([_sine(rate)] * channels, axis=1), rate)
+    samples = decode(path)
+    assert samples.dtype == np.int16
+    assert samples.shape == (SAMPLE_RATE,)
+    amplitude = _spectrum(samples)
+    assert amplitude.argmax() == 1_000
+    assert amplitude[1_000] == pytest.approx(0.5, rel=0.02)
+    elsewhere = np.concatenate([amplitude[:900], amplitude[1_100:]])
+    assert elsewhere.max() < 0.005  # no images, no aliases
+
+
+def test_what_lies_above_half_the_rate_does_not_fold_back(tmp_path):
+    soundfile.write(tmp_path / "high.wav", _sine(44_100, hertz=12_000), 44_100)
+    assert _spectrum(decode(tmp_path / "high.wav")).max() < 0.005
+
+
+def test_16_khz_mono_is_taken_as_it_is(tmp_path):
+    samples = np.arange(-32_000, 32_000, 7, dtype=np.int16)
+    soundfile.write(tmp_path / "ramp.wav", samples, SAMPLE_RATE)
+    # Read as parts of 32768, kept as parts of 32767.
+    assert np.abs(decode(tmp_path / "ramp.wav").astype(int) - samples).max() <= 1
+
+
+def test_channels_are_averaged(tmp_path):
+    left, right = _sine(SAMPLE_RATE), np.zeros(SAMPLE_RATE)
+    soundfile.write(tmp_path / "stereo.wav", np.stack([left, right], axis=1), SAMPLE_RATE)
+    assert _spectrum(decode(tmp_path / "stereo.wav"))[1_000] == pytest.approx(0.25, rel=0.01)
+
+
+@pytest.mark.parametrize("rate", [16_000, 44_100])
+def test_louder_than_full_scale_is_clipped(rate, tmp_path):
+    loud = _sine(rate, level=2.0).astype(np.float32)
+    soundfile.write(tmp_path / "loud.wav", loud, rate, subtype="FLOAT")
+    samples = decode(tmp_path / "loud.wav").astype(int)
+    assert (samples.min(), samples.max()) == (-32_767, 32_767)
+    assert (np.abs(samples) == 32_767).mean() == pytest.approx(2 / 3, abs=0.05)  # |sin| > 1/2
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_not_a_number_is_refused(bad, tmp_path):
+    samples = _sine(SAMPLE_RATE).astype(np.float32)
+    samples[100] = bad
+    soundfile.write(tmp_path / "bad.wav", samples, SAMPLE_RATE, subtype="FLOAT")
+    with pytest.raises(UnreadableAudio, match="NaN or infinity"):
+        decode(tmp_path / "bad.wav")
+
+
+def test_a_file_without_samples_is_refused(tmp_path):
+    soundfile.write(tmp_path / "empty.wav", np.zeros(0), SAMPLE_RATE)
+    with pytest.raises(UnreadableAudio, match="is empty"):
+        decode(tmp_path / "empty.wav")
+
+
+@pytest.mark.parametrize("name", ["x.wav", "x.flac", "x.ogg", "x.mp3", "x.raw", "x.txt", "x"])
+@pytest.mark.parametrize("content", [b"", bytes(1000), b"no sound at all\n" * 40])
+def test_what_is_no_sound_is_refused(name, content, tmp_path):
+    """Whatever the name promises; a .raw would be any bytes at all, at a rate that nobody knows."""
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(UnreadableAudio, match=r"cannot be decoded|is empty"):
+        decode(tmp_path / name)
+
+
+@pytest.mark.parametrize(("kind", "kept"), [("wav", 20), ("flac", 4_000), ("ogg", 2_000)])
+def test_a_truncated_file_is_refused(kind, kept, tmp_path):
+    path = tmp_path / f"x.{kind}"
+    soundfile.write(path, _sine(44_100), 44_100)
+    path.write_bytes(path.read_bytes()[:kept])
+    with pytest.raises(UnreadableAudio, match="cannot be decoded"):
+        decode(path)
+
+
+def test_a_file_that_is_not_there_is_refused(tmp_path):
+    (tmp_path / "folder.wav").mkdir()
+    for name in ("absent.wav", "folder.wav"):
+        with pytest.raises(UnreadableAudio, match="cannot be decoded"):
+            decode(tmp_path / name)
+
+
+# --- augmentation ---------------------------------------------------------------------------------
+
+AUGMENTATIONS = {
+    "jitter": lambda g: jitter(_noise(8, 2_000), 100, g),
+    "time_mask": lambda g: time_mask(_noise(8, 100, 4), torch.full((8,), 100), 0.5, g),
+    "mixup": lambda g: mixup(_noise(8, 10, 4), 0.5, g),
+    "gain": lambda g: gain_and_shift(_noise(8, 10, 16), torch.ones(16), 6.0, 0, g),
+    "shift": lambda g: gain_and_shift(_noise(8, 10, 16), torch.ones(16), 0.0, 5, g),
+}
+
+
+@pytest.mark.parametrize("name", AUGMENTATIONS)
+def test_the_generator_decides_an_augmentation(name):
+    augment = AUGMENTATIONS[name]
+    first = augment(_generator(1))
+    torch.testing.assert_close(augment(_generator(1)), first, atol=0, rtol=0)
+    assert not torch.equal(augment(_generator(2)), first)
+
+
+@pytest.mark.parametrize(
+    "augment",
+    [
+        lambda x: jitter(x[..., 0], 0, _generator()),
+        lambda x: time_mask(x, torch.full((8,), 10), 0.0, _generator()),
+        lambda x: mixup(x, None, _generator()),
+        lambda x: gain_and_shift(x, torch.ones(16), 0.0, 0, _generator()),
+    ],
+    ids=["jitter", "time_mask", "mixup", "gain_and_shift"],
+)
+def test_an_augmentation_that_is_off_changes_nothing(augment):
+    x = _noise(8, 10, 16)
+    out = augment(x)
+    assert torch.equal(out, x if out.ndim == 3 else x[..., 0])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.int16])
+def test_jitter_moves_each_clip_by_whole_samples_and_zeros_in(dtype):
+    waveform = torch.arange(1, 101).to(dtype).expand(400, 100)
+    out = jitter(waveform, 10, _generator())
+    assert out.dtype == dtype
+    moved = []
+    for row in out:
+        shift = int(50 - row[49])  # the middle is never lost, and its value tells its place
+        expected = torch.arange(1, 101) - shift
+        expected[(expected < 1) | (expected > 100)] = 0
+        assert torch.equal(row, expected.to(dtype))
+        moved.append(shift)
+    assert set(moved) == set(range(-10, 11))  # each clip by itself, to the bound either way
+    assert stats.chisquare(np.bincount(np.array(moved) + 10)).pvalue > 0.01
+
+
+def test_time_mask_zeros_one_interval_of_the_valid_frames_in_all_bands():
+    frames = torch.tensor([100, 60, 20, 4, 1]).repeat(400)
+    masked = time_mask(torch.ones(len(frames), 100, 3), frames, 0.3, _generator()) == 0
+    assert (masked.all(2) == masked.any(2)).all()
+    masked = masked[..., 0]
+    length = masked.sum(1)
+    starts = torch.diff(masked.int(), prepend=torch.zeros(len(frames), 1, dtype=torch.int)) == 1
+    assert (starts.sum(1) == (length > 0)).all()  # one interval, or none
+    assert (length <= 0.3 * frames).all()
+    assert not (masked & (torch.arange(100) >= frames[:, None])).any()
+    longest = masked[frames == 100]
+    assert longest.any(0).all()  # no frame is out of its reach
+    # Uniform in length: 0 to 29 of 100 frames.
+    assert stats.chisquare(np.bincount(longest.sum(1), minlength=30)).pvalue > 0.01
+
+
+def test_time_mask_leaves_the_rest_as_it_was():
+    log_mel = _noise(8, 50, 4)
+    out = time_mask(log_mel, torch.full((8,), 50), 0.5, _generator())
+    assert torch.equal(out[out != 0], log_mel[out != 0])
+    assert (out == 0).any()
+
+
+def test_mixup_adds_one_clip_of_the_batch_and_stays_dominant():
+    batch = 50
+    own = torch.eye(batch)[:, None, :]  # band m belongs to clip m, so the result shows the weights
+    weights = mixup(own, 0.5, _generator())[:, 0]
+    torch.testing.assert_close(weights.sum(1), torch.ones(batch))
+    assert (weights >= 0).all()
+    assert ((weights > 0).sum(1) <= 2).all()
+    assert (weights.diagonal() >= 0.5).all()
+    assert (weights.diagonal() < 1).sum() > batch / 2
+    assert ((weights - weights.diagonal().diag() > 0).sum(0) <= 1).all()  # and each is lent once
+
+
+@pytest.mark.parametrize("concentration", [0.5, 2.0])
+def test_mixups_weight_is_a_folded_beta(concentration):
+    batch = 2_000  # a clip that meets itself has weight 1, once in so many
+    own = torch.eye(batch, dtype=torch.float64)[:, None, :]
+    alpha = mixup(own, concentration, _generator())[:, 0].diagonal()
+    beta = stats.beta(concentration, concentration)
+    # max(alpha, 1 - alpha) of a symmetric alpha: P(. <= a) = F(a) - F(1 - a) = 2 F(a) - 1
+    assert stats.kstest(alpha.numpy(), lambda a: 2 * beta.cdf(a) - 1).pvalue > 0.01
+
+
+def test_a_gain_is_that_of_the_waveform():
+    """Through standardisation: the log-mel of a louder waveform, away from the floor."""
+    waveform = _noise(6, 16_000)
+    front_end = LogMel(FrontEndConfig())
+    front_end.standardise_by(torch.linspace(-3, 3, 64), torch.linspace(0.5, 2, 64))
+    quiet = front_end(waveform)
+    loud = gain_and_shift(quiet, front_end.std, 6.0, 0, _generator())
+    nats = ((loud - quiet) * front_end.std).mean((1, 2))
+    decibels = 10 * nats / math.log(10)
+    assert (decibels.abs() <= 6.0).all()
+    assert decibels.std() > 1
+    scaled = front_end(waveform * 10 ** (decibels / 20)[:, None])
+    torch.testing.assert_close(loud, scaled, atol=1e-3, rtol=0)
+
+
+def test_gains_are_uniform_in_decibels():
+    silence = torch.zeros(2_000, 1, 1)
+    out = gain_and_shift(silence, torch.ones(1), 6.0, 0, _generator()).flatten()
+    decibels = 10 * out.numpy() / math.log(10)
+    assert stats.kstest(decibels, stats.uniform(-6, 12).cdf).pvalue > 0.01
+
+
+def test_a_shift_moves_bands_and_repeats_the_edge():
+    bands = torch.arange(16.0)
+    log_mel = bands + 100 * torch.arange(5.0)[:, None]  # frame and band can be read from the value
+    out = gain_and_shift(log_mel.expand(300, 5, 16), torch.ones(16), 0.0, 3, _generator())
+    shifts = 8 - out[:, 0, 8]
+    assert set(shifts.tolist()) == set(range(-3, 4))
+    expected = (bands - shifts[:, None]).clamp(0, 15)[:, None] + log_mel[:, :1]
+    assert torch.equal(out, expected)

@@ -1,0 +1,260 @@
+"""Study files: what they become, and how wrong ones are refused."""
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from workbench.config import ConfigError, CorpusData, TrialConfig, from_dict, identity, to_dict
+from workbench.study.definition import PRESETS, load_study, read_preset, read_yaml
+
+STUDIES = sorted((Path(__file__).parent.parent / "studies").glob("*.yaml"))
+ALL_PRESETS = sorted(path.stem for path in PRESETS.glob("*.yaml"))
+
+GOOD = {
+    "question": "Does it?",
+    "preset": "smoke",
+    "vary": {"model.num_heads": [1, 2]},
+    "regimes": ["full", "balanced"],
+    "seeds": [0, 1],
+}
+
+
+@pytest.fixture
+def write(tmp_path):
+    def write(content):
+        path = tmp_path / "study.yaml"
+        path.write_text(content if isinstance(content, str) else yaml.safe_dump(content))
+        return path
+
+    return write
+
+
+@pytest.mark.parametrize("path", STUDIES, ids=lambda path: path.stem)
+@pytest.mark.parametrize("preset", [None, *ALL_PRESETS])
+def test_every_study_resolves_in_every_preset(path, preset):
+    study = load_study(path, preset=preset)
+    trials = study.trials()
+    assert len(trials) == len(study.levels) * len(study.regimes) * len(study.seeds) * len(study.folds)
+    assert len({yaml.safe_dump(identity(t.config)) for t in trials}) == len(trials)
+
+
+@pytest.mark.parametrize("path", STUDIES, ids=lambda path: path.stem)
+def test_every_study_opens_with_the_claim_it_tests(path):
+    assert path.read_text().startswith("#")
+    assert load_study(path).claims or path.stem == "smoke"
+
+
+def test_the_paper_presets_hold_the_papers_numbers():
+    for name, width, heads in (("cf_small", 256, 8), ("cf_large", 768, 12)):
+        trial = from_dict(TrialConfig, read_preset(name)[0])
+        assert (trial.model.num_blocks, trial.model.width, trial.model.num_heads) == (
+            12,
+            width,
+            heads,
+        )
+        assert (trial.model.ffn_dim, trial.model.dropout) == (1024, 0.1)
+        assert (trial.model.first_kernel, trial.model.kernel) == (31, 15)
+        first = trial.pretraining
+        assert (first.steps, first.optimiser.peak_lr, first.optimiser.weight_decay) == (
+            300_000,
+            3e-4,
+            0.01,
+        )
+        assert first.optimiser.betas == (0.9, 0.98)
+        assert first.schedule.warmup * first.steps == pytest.approx(10_000)
+        assert (first.objective.mask_fraction, first.objective.num_distractors) == (0.3, 100)
+        second = trial.finetuning
+        assert (second.schedule.kind, second.schedule.warmup, second.schedule.hold) == (
+            "three_stage",
+            0.3,
+            0.3,
+        )
+        assert trial.num_latents == 125
+
+
+def test_arms_share_seeds_and_everything_but_the_level(write):
+    trials = load_study(write(GOOD)).trials()
+    for regime in ("full", "balanced"):
+        for seed in (0, 1):
+            one, two = (to_dict(t.config) for t in trials if (t.regime, t.seed) == (regime, seed))
+            assert (one["model"].pop("num_heads"), two["model"].pop("num_heads")) == (1, 2)
+            assert one == two
+
+
+def test_points_set_several_settings_and_show_the_first(write):
+    points = [
+        {"data.label_fraction": 0.5, "finetuning.steps": 5},
+        {"data.label_fraction": 1.0, "finetuning.steps": 9},
+    ]
+    study = load_study(write(GOOD | {"vary": points}))
+    assert study.axes == ("data.label_fraction",)
+    assert {(t.level["data.label_fraction"], t.config.finetuning.steps) for t in study.trials()} == {
+        (0.5, 5),
+        (1.0, 9),
+    }
+    assert all(list(t.level) == ["data.label_fraction"] for t in study.trials())
+
+
+def test_a_regime_can_take_pretraining_away(write):
+    regimes = {"scratch": {"pretraining": None}, "pretrained": {}}
+    trials = load_study(write(GOOD | {"regimes": regimes})).trials()
+    assert {t.regime: t.config.pretraining is None for t in trials} == {
+        "scratch": True,
+        "pretrained": False,
+    }
+
+
+def test_settings_from_the_command_line(write):
+    plain = load_study(write(GOOD))
+    changed = load_study(write(GOOD), assignments=("finetuning.optimiser.peak_lr=2e-6", "seeds=[5]"))
+    assert changed.trials()[0].config.finetuning.optimiser.peak_lr == 2e-6
+    assert changed.seeds == (5,)
+    assert changed.id != plain.id, "other settings are another study"
+    assert (
+        load_study(write(GOOD), assignments=("seeds=[5]", "finetuning.optimiser.peak_lr=2.0e-6")).id
+        == changed.id
+    )
+
+
+def test_a_schedule_is_replaced_whole(write):
+    study = load_study(write(GOOD), assignments=("finetuning.schedule={kind: cosine}",))
+    assert study.trials()[0].config.finetuning.schedule.kind == "cosine"
+
+
+@pytest.mark.parametrize(
+    ("change", "path", "words"),
+    [
+        ({"vary": {"model.num_heads": [2, 5]}}, "model.num_heads", ["5", "16", "divide"]),
+        ({"vary": {"model.head_count": [1]}}, "model.head_count", ["unknown key", "num_heads"]),
+        ({"vary": {"model.kernel": [8]}}, "model.kernel", ["odd", "8", "7 or 9"]),
+        ({"vary": {"model.num_heads": [1, 1]}}, "vary.model.num_heads", ["repeat"]),
+        ({"vary": {"model.num_heads": 4}}, "vary.model.num_heads", ["list"]),
+        ({"vary": {"model.num_heads": ["4"]}}, "model.num_heads", ["whole number", "'4'"]),
+        ({"vary": {"model.num_heads": [True]}}, "model.num_heads", ["whole number", "True"]),
+        ({"vary": {"model.num_heads.x": [1]}}, "model.num_heads.x", ["no parts"]),
+        ({"vary": 3}, "vary", ["[values]"]),
+        ({"vary": [{"a": 1}, {"b": 2}]}, "vary[1]", ["begin with a"]),
+        (
+            {"settings": {"pretraining.lrr": 1e-3}},
+            "pretraining.lrr",
+            ["unknown key", "peak_lr" if False else "steps"],
+        ),
+        ({"settings": {"data": {"kind": "fsd50k"}}}, "data.kind", ["corpus, esc50", "fsd50k"]),
+        (
+            {"settings": {"finetuning.schedule.kind": "cosin"}},
+            "finetuning.schedule.kind",
+            ["cosine", "three_stage"],
+        ),
+        ({"settings": {"data.clip_seconds": 0.1}}, "data.clip_seconds", ["latents"]),
+        ({"regimes": ["full", "rich"]}, "regimes", ["rich", "full, balanced"]),
+        ({"regimes": {"a": 3}}, "regimes.a", ["3"]),
+        ({"preset": "quik"}, "preset", ["quik", "quick"]),
+        ({"metric": "map"}, "metric", ["mAP"]),
+        ({"metric": "accuracy"}, "metric", ["single-label"]),
+        ({"seeds": [0, 0]}, "seeds", ["repeat"]),
+        ({"seeds": []}, "seeds", ["at least one"]),
+        ({"seeds": ["a"]}, "seeds[0]", ["whole number"]),
+        ({"resources": {"threads": 0}}, "resources.threads", ["at least 1"]),
+        ({"quesion": "?"}, "quesion", ["did you mean 'question'"]),
+        (
+            {"search": {"space": {"x": {"kind": "uniform", "low": 0, "high": 1}}, "num_trials": 2}},
+            "search",
+            ["one seed"],
+        ),
+    ],
+)
+def test_wrong_studies_are_refused_with_path_value_and_remedy(write, change, path, words):
+    with pytest.raises(ConfigError) as error:
+        load_study(write(GOOD | change))
+    assert error.value.path.endswith(f"study.yaml: {path}"), str(error.value)
+    for word in words:
+        assert word in error.value.message
+
+
+SEARCH = {
+    "question": "Which?",
+    "preset": "smoke",
+    "regimes": ["full"],
+    "search": {
+        "space": {
+            "finetuning.optimiser.peak_lr": {
+                "kind": "uniform",
+                "low": 1e-4,
+                "high": 1e-2,
+                "log": True,
+            },
+            "finetuning.batch_size": {"kind": "choice", "values": [8, 16]},
+        },
+        "num_trials": 3,
+    },
+}
+
+
+def test_a_search_is_checked_at_its_corners(write):
+    assert load_study(write(SEARCH)).search.num_trials == 3
+    SEARCH["search"]["space"]["model.num_heads"] = {"kind": "choice", "values": [2, 5]}
+    try:
+        with pytest.raises(ConfigError, match="does not divide"):
+            load_study(write(SEARCH))
+    finally:
+        del SEARCH["search"]["space"]["model.num_heads"]
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("question: [", "not YAML"),
+        ("- a\n- b", "mapping"),
+        ("", "mapping"),
+        ("question: a\nquestion: b", "twice"),
+        ("question: !!python/object/apply:os.system ['true']", "not YAML"),
+    ],
+)
+def test_files_that_are_no_study(write, text, words):
+    with pytest.raises(ConfigError, match=words):
+        load_study(write(text))
+
+
+def test_a_missing_file_names_those_there(tmp_path, write):
+    write(GOOD)
+    with pytest.raises(ConfigError, match=r"study\.yaml"):
+        load_study(tmp_path / "other.yaml")
+
+
+@pytest.mark.parametrize(
+    ("assignment", "words"),
+    [
+        ("model.num_heads=4", "the study sets model.num_heads"),
+        ("model={}", "the study sets"),
+        ("seed=3", "the study sets seed"),
+        ("nothing", "dotted.path=value"),
+        ("finetuning.steps=soon", "whole number"),
+        ("=3", "dotted.path=value"),
+    ],
+)
+def test_wrong_settings_on_the_command_line(write, assignment, words):
+    with pytest.raises(ConfigError) as error:
+        load_study(write(GOOD), assignments=(assignment,))
+    assert words in str(error.value)
+
+
+def test_numbers_as_people_write_them(write):
+    content = read_yaml(write("a: 2e-6\nb: 1e3\nc: -1.5E+2\nd: 3e\ne: 1_000\n"))
+    assert content == {"a": 2e-6, "b": 1000.0, "c": -150.0, "d": "3e", "e": 1000}
+
+
+def test_settings_survive_the_way_to_json_and_back():
+    for name in ALL_PRESETS:
+        trial = from_dict(TrialConfig, read_preset(name)[0])
+        assert from_dict(TrialConfig, to_dict(trial)) == trial
+
+
+def test_identity_leaves_out_what_cannot_matter():
+    from workbench.config import Esc50Data
+
+    assert identity(Esc50Data(root="/a")) == identity(Esc50Data(root="/b"))
+    assert identity(Esc50Data(test_fold=1)) != identity(Esc50Data(test_fold=2))
+    few, many = CorpusData(label_fraction=0.1), CorpusData(label_fraction=1.0)
+    assert identity(few) != identity(many)
+    assert identity(few, of_pool=True) == identity(many, of_pool=True)

@@ -1,0 +1,345 @@
+"""Whole studies, through the command line: they run, go on after a kill, and say what failed."""
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+
+import optuna
+import pandas as pd
+import psutil
+import pytest
+from mlflow import MlflowClient
+
+from analysis import plot_ablation
+from workbench.study.ledger import storage_url
+from workbench.study.results import studies, trial_table
+from workbench.study.tracking import tracking_uri
+
+SMOKE = "studies/smoke.yaml"
+
+
+@pytest.fixture(scope="module")
+def project(request):
+    return request.config.rootpath
+
+
+@pytest.fixture
+def root(tmp_path, data_root):
+    """A results folder of its own, on the session's corpora."""
+    root = tmp_path / "mlruns"
+    root.mkdir()
+    (root / "data").symlink_to(data_root)
+    return root
+
+
+@pytest.fixture
+def command(project):
+    def command(root, study=SMOKE, *arguments):
+        return [
+            sys.executable,
+            "-m",
+            "workbench.study",
+            str(study),
+            "--root",
+            str(root),
+            *arguments,
+        ]
+
+    return command
+
+
+@pytest.fixture
+def run(project, command):
+    def run(root, study=SMOKE, *arguments):
+        return subprocess.run(
+            command(root, study, *arguments),
+            cwd=project,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def finished(project, tmp_path_factory, data_root):
+    """The smoke study, run once without disturbance: its folder and what it printed."""
+    root = tmp_path_factory.mktemp("finished")
+    (root / "data").symlink_to(data_root)
+    done = subprocess.run(
+        [sys.executable, "-m", "workbench.study", SMOKE, "--root", str(root)],
+        cwd=project,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return root, done.stdout
+
+
+def _optuna_trials(root, study="smoke-smoke"):
+    return optuna.load_study(study_name=study, storage=storage_url(root)).get_trials(deepcopy=False)
+
+
+def _runs(root, experiment="smoke"):
+    client = MlflowClient(tracking_uri(root))
+    runs = client.search_runs([client.get_experiment_by_name(experiment).experiment_id], max_results=1000)
+    parents = [r for r in runs if r.data.tags["workbench.kind"] == "study"]
+    return parents, [r for r in runs if r.data.tags["workbench.kind"] == "trial"]
+
+
+def _table(root):
+    record = studies(root)[0]
+    return record, trial_table(record, root)
+
+
+def _figures(table):
+    """What a trial is and scored, without what depends on the order of finishing."""
+    columns = [c for c in table.columns if c not in ("number", "run_id")]
+    order = ["model.num_heads", "regime", "seed"]
+    return table[columns].sort_values(order, ignore_index=True)
+
+
+def _assert_each_ended_once(root, count):
+    trials = _optuna_trials(root)
+    assert [t.state.name for t in trials] == ["COMPLETE"] * count
+    assert len({t.user_attrs["key"] for t in trials}) == count
+    parents, children = _runs(root)
+    assert [p.info.status for p in parents] == ["FINISHED"]
+    assert [c.info.status for c in children] == ["FINISHED"] * count
+    assert len({c.data.tags["workbench.key"] for c in children}) == count
+    assert not list((root / "store").glob("*/*.work")), "no attempt is left half done"
+
+
+def test_a_study_runs_to_a_table_and_every_trial_is_in_optuna_and_mlflow(finished):
+    root, printed = finished
+    _assert_each_ended_once(root, 8)
+    assert "0 of 8 trials failed" in printed
+    assert len(re.findall(r"0\.\d{3} ± 0\.\d{3} \(2\)", printed)) == 4  # 2 levels x 2 regimes
+    _, children = _runs(root)
+    for child in children:
+        assert 0 < child.data.metrics["test/mAP"] <= 1
+        assert {"model.num_heads", "finetuning.optimiser.peak_lr", "regime", "seed"} <= set(child.data.params)
+        assert "curve/pretrain/contrastive_accuracy" in child.data.metrics
+        assert child.data.tags["workbench.data"] in printed or len(child.data.tags["workbench.data"]) == 64
+    client = MlflowClient(tracking_uri(root))
+    curve = client.get_metric_history(children[0].info.run_id, "curve/pretrain/loss")
+    assert [m.step for m in curve] == list(range(1, 31))
+
+
+def test_each_pretraining_is_run_once(finished):
+    root, _ = finished
+    assert len(list((root / "store" / "pretrain").iterdir())) == 4  # 2 levels x 2 seeds, not x 2 regimes
+    assert len(list((root / "store" / "finetune").iterdir())) == 8
+
+
+def test_the_same_command_again_repeats_nothing(finished, run):
+    root, printed = finished
+    before = {p: p.stat().st_mtime_ns for p in (root / "store").rglob("*.safetensors")}
+    again = run(root)
+    assert again.returncode == 0, again.stderr
+    assert "trials to run" not in again.stdout
+    assert printed[printed.index("mean ±") :] == again.stdout[again.stdout.index("mean ±") :]
+    assert before == {p: p.stat().st_mtime_ns for p in (root / "store").rglob("*.safetensors")}
+    _assert_each_ended_once(root, 8)
+
+
+def test_the_figure_and_its_tables(finished, tmp_path):
+    root, _ = finished
+    assert plot_ablation.main(["--root", str(root), "--output", str(tmp_path)]) == 0
+    assert (tmp_path / "smoke-smoke.png").stat().st_size > 10_000
+    assert (tmp_path / "smoke-smoke.pdf").read_bytes().startswith(b"%PDF")
+    trials = pd.read_csv(tmp_path / "smoke-smoke.csv")
+    levels = pd.read_csv(tmp_path / "smoke-smoke-levels.csv")
+    expected = trials.groupby(["regime", "model.num_heads"])["test/mAP"].mean()
+    shown = levels.set_index(["regime", "model.num_heads"])["mean"]
+    pd.testing.assert_series_equal(expected.sort_index(), shown.sort_index(), check_names=False)
+    assert (levels.n == 2).all()
+    assert ((levels.low < levels["mean"]) & (levels["mean"] < levels.high)).all()
+
+
+def test_an_unknown_study_is_named(finished, tmp_path, capsys):
+    root, _ = finished
+    assert plot_ablation.main(["depth", "--root", str(root), "--output", str(tmp_path)]) == 2
+    assert "smoke-smoke" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("after", [0, 1, 3])
+def test_a_killed_driver_goes_on_and_loses_nothing(finished, root, command, run, project, after):
+    """kill -9 after so many finished trials, then the same command."""
+    with subprocess.Popen(
+        command(root), cwd=project, stdout=subprocess.PIPE, text=True, start_new_session=True
+    ) as driver:
+        seen = 0
+        for line in driver.stdout:
+            seen += line.startswith("complete")
+            if seen >= after and (after or "trials to run" in line):
+                break
+        if not after:
+            _wait_for(lambda: any(t.state.name == "RUNNING" for t in _optuna_trials(root)))
+        driver.send_signal(signal.SIGKILL)
+    done_before = {t.number for t in _optuna_trials(root) if t.state.name == "COMPLETE"}
+    again = run(root)
+    assert again.returncode == 0, again.stdout + again.stderr
+    _assert_each_ended_once(root, 8)
+    rerun = {int(n) for n in re.findall(r"^complete +(\d+)", again.stdout, re.MULTILINE)}
+    assert not rerun & done_before
+    pd.testing.assert_frame_equal(_figures(_table(finished[0])[1]), _figures(_table(root)[1]))
+
+
+def test_a_killed_worker_is_replaced(finished, root, command, project):
+    with subprocess.Popen(
+        command(root), cwd=project, stdout=subprocess.PIPE, text=True, start_new_session=True
+    ) as driver:
+        for line in driver.stdout:
+            if line.startswith("complete"):
+                break
+        worker = _wait_for(lambda: _workers(driver.pid))[0]
+        os.kill(worker, signal.SIGKILL)
+        driver.communicate(timeout=120)
+    assert driver.returncode == 0
+    _assert_each_ended_once(root, 8)
+    pd.testing.assert_frame_equal(_figures(_table(finished[0])[1]), _figures(_table(root)[1]))
+
+
+def _wait_for(condition, seconds=60):
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        found = condition()
+        if found:
+            return found
+        time.sleep(0.05)
+    raise AssertionError(f"not so within {seconds} s")
+
+
+def _workers(driver):
+    """Process ids of Tune's actors below `driver`, by what Ray calls them."""
+    children = psutil.Process(driver).children(recursive=True)
+    return [child.pid for child in children if any("ImplicitFunc" in word for word in child.cmdline())]
+
+
+def test_only_one_process_runs_a_study(root, command, run, project):
+    with subprocess.Popen(command(root), cwd=project, stdout=subprocess.PIPE, text=True) as driver:
+        for line in driver.stdout:
+            if "trials to run" in line:
+                break
+        second = run(root)
+        assert second.returncode == 2
+        assert "another process" in second.stderr
+        driver.communicate(timeout=120)
+    assert driver.returncode == 0
+
+
+@pytest.fixture
+def write(tmp_path):
+    def write(text):
+        path = tmp_path / "mine.yaml"
+        path.write_text(text)
+        return path
+
+    return write
+
+
+DIVERGING = """
+question: Does one arm's failure leave the other alone?
+preset: smoke
+settings: {finetuning.optimiser.max_grad_norm: null}
+vary: {finetuning.optimiser.peak_lr: [2e-3, 1e20]}
+seeds: [0]
+"""
+
+
+def test_a_trial_that_fails_by_its_own_fault_is_recorded_and_not_tried_again(root, run, write):
+    study = write(DIVERGING)
+    done = run(root, study)
+    assert done.returncode == 1
+    assert "1 of 2 trials failed" in done.stdout
+    assert "not finite" in done.stdout
+    trials = _optuna_trials(root, "mine-smoke")
+    assert sorted(t.state.name for t in trials) == ["COMPLETE", "FAIL"]
+    _, children = _runs(root, "mine")
+    assert sorted(c.info.status for c in children) == ["FAILED", "FINISHED"]
+    assert any("not finite" in c.data.tags.get("workbench.reason", "") for c in children)
+    again = run(root, study)
+    assert again.returncode == 1
+    assert "trials to run" not in again.stdout
+    retried = run(root, study, "--retry-failed")
+    assert retried.returncode == 1
+    assert "1 of 2 trials to run" in retried.stdout
+    assert sorted(t.state.name for t in _optuna_trials(root, "mine-smoke")) == [
+        "COMPLETE",
+        "FAIL",
+        "FAIL",
+    ]
+
+
+SEARCH = """
+question: Which learning rate, and which batch size?
+preset: smoke
+regimes: [full]
+search:
+  num_trials: 5
+  sampler: tpe
+  pruner: median
+  space:
+    finetuning.optimiser.peak_lr: {kind: uniform, low: 1e-5, high: 1e-2, log: true}
+    finetuning.batch_size: {kind: choice, values: [8, 16]}
+"""
+
+
+def test_a_search_runs_prunes_and_goes_on(root, run, write, tmp_path):
+    study = write(SEARCH)
+    done = run(root, study)
+    assert done.returncode == 0, done.stdout + done.stderr
+    trials = _optuna_trials(root, "mine-smoke")
+    assert len(trials) == 5
+    assert {t.state.name for t in trials} <= {"COMPLETE", "PRUNED"}
+    assert all(set(t.params) == {"finetuning.optimiser.peak_lr", "finetuning.batch_size"} for t in trials)
+    again = run(root, study)
+    assert "trials to run" not in again.stdout
+    more = run(root, write(SEARCH.replace("num_trials: 5", "num_trials: 6")))
+    assert "1 of 6 trials to run" in more.stdout
+    assert [t.params for t in _optuna_trials(root, "mine-smoke")][:5] == [t.params for t in trials]
+    assert plot_ablation.main(["mine", "--root", str(root), "--output", str(tmp_path / "figures")]) == 0
+
+
+def test_a_dry_run_prints_every_trial_and_trains_nothing(root, run):
+    done = run(root, SMOKE, "--dry-run")
+    assert done.returncode == 0
+    assert len(re.findall(r"0\.08 M parameters", done.stdout)) == 8
+    assert "to train: 4 pre-trainings, 8 fine-tunings" in done.stdout
+    assert [p.name for p in root.iterdir()] == ["data"]
+
+
+def test_a_dry_run_shows_what_is_found(finished, run):
+    done = run(finished[0], SMOKE, "--dry-run")
+    assert "to train: 0 pre-trainings, 0 fine-tunings" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("studies/none.yaml",), "studies/heads.yaml"),
+        ((SMOKE, "--preset", "huge"), "quick"),
+        ((SMOKE, "--set", "model.kernel=4"), "must be odd"),
+        (
+            (
+                SMOKE,
+                "--set",
+                "data={kind: esc50, root: /nowhere}",
+                "--set",
+                "finetuning.pooling=mean",
+            ),
+            "/nowhere",
+        ),
+    ],
+)
+def test_wrong_commands_end_in_one_message(root, run, arguments, words):
+    done = run(root, *arguments)
+    assert done.returncode == 2
+    assert words in done.stderr
+    assert "Traceback" not in done.stderr

@@ -1,0 +1,278 @@
+"""Training learns, repeats itself exactly, survives a stop at any step, and ends where it diverges."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from workbench.config import (
+    Constant,
+    Cosine,
+    FinetuningConfig,
+    OptimiserConfig,
+    Step,
+    ThreeStage,
+    WarmupLinear,
+)
+from workbench.training.checkpoint import TrainingState
+from workbench.training.finetune import _loss, finetune, predict, symmetric_divergence
+from workbench.training.loop import Diverged, Run
+from workbench.training.metrics import average_precision
+from workbench.training.pretrain import new_encoder, pretrain
+from workbench.training.schedule import learning_rate_scale
+
+CPU = torch.device("cpu")
+
+
+class StopAt:
+    """A tracker that ends the training after an update, as a kill would."""
+
+    class Stopped(Exception):
+        pass
+
+    def __init__(self, step):
+        self.step = step
+
+    def progress(self, stage, step, steps):
+        if step == self.step:
+            raise self.Stopped
+
+    def log(self, stage, step, metrics):
+        pass
+
+
+def _finetune(trial, splits, run=None):
+    encoder = new_encoder(trial, splits.pool, CPU)
+    return finetune(trial, splits, encoder, run or Run())
+
+
+def _assert_same(first, second):
+    assert first.keys() == second.keys()
+    for name in first:
+        assert torch.equal(first[name], second[name]), name
+
+
+# --- it learns -----------------------------------------------------------------------------------------------
+
+
+def test_pretraining_learns_the_task(tiny_trial, tiny_splits, with_changes):
+    trial = with_changes(tiny_trial, {"pretraining.steps": 250})
+    history = pretrain(trial, tiny_splits.pool, Run()).history
+    assert history[-1]["loss"] < 0.9 * history[0]["loss"]
+    # 6 of 20 latents are masked, so chance is 1 in 6.
+    assert history[-1]["contrastive_accuracy"] > 0.3
+    assert history[-1]["latent_std"] > 0.05
+    assert history[-1]["latent_effective_rank"] > 2
+
+
+def test_finetuning_fits_its_clips_and_beats_chance_on_others(tiny_trial, tiny_splits, with_changes):
+    changes = {
+        "finetuning.steps": 400,
+        "finetuning.augmentation.mixup": None,
+        "finetuning.augmentation.time_mask": 0.0,
+        "model.dropout": 0.0,
+        "model.width": 32,
+        "finetuning.optimiser.peak_lr": 5e-3,
+    }
+    trial = with_changes(tiny_trial, changes)
+    result = _finetune(trial, tiny_splits)
+    losses = [row["loss"] for row in result.history if "loss" in row]
+    assert losses[-1] < 0.6 * losses[0]
+    chance = tiny_splits.test.labels.mean()
+    assert result.test["test/mAP"] > 1.3 * chance
+    seen = predict(result.model, tiny_splits.train, single_label=False, config=trial, run=Run())
+    assert np.nanmean(average_precision(seen, tiny_splits.train.labels)) > 0.6
+
+
+# --- it repeats itself ---------------------------------------------------------------------------------------
+
+
+def test_the_same_seed_gives_the_same_run_and_another_seed_another(tiny_trial, tiny_splits, with_changes):
+    first = pretrain(tiny_trial, tiny_splits.pool, Run())
+    torch.rand(7)  # whatever else draws from the global generator
+    second = pretrain(tiny_trial, tiny_splits.pool, Run())
+    _assert_same(first.encoder.state_dict(), second.encoder.state_dict())
+    assert first.history == second.history
+    other = pretrain(with_changes(tiny_trial, {"seed": 1}), tiny_splits.pool, Run())
+    assert other.history != first.history
+
+
+@pytest.mark.parametrize("stop", [1, 7, 29])
+def test_pretraining_resumes_exactly_at_any_step(tiny_trial, tiny_splits, tmp_path, stop):
+    whole = pretrain(tiny_trial, tiny_splits.pool, Run())
+    checkpoint = tmp_path / "checkpoint.safetensors"
+    run = Run(tracker=StopAt(stop + 1), checkpoint=checkpoint, save_seconds=0)
+    with pytest.raises(StopAt.Stopped):
+        pretrain(tiny_trial, tiny_splits.pool, run)
+    assert TrainingState.load(checkpoint).step == stop
+    resumed = pretrain(tiny_trial, tiny_splits.pool, Run(checkpoint=checkpoint))
+    _assert_same(whole.encoder.state_dict(), resumed.encoder.state_dict())
+    assert whole.history == resumed.history
+
+
+@pytest.mark.parametrize("log_points", [50, 4])
+@pytest.mark.parametrize("stop", [3, 15, 22])  # before, at and after the first of two evaluations
+def test_finetuning_resumes_exactly_at_any_step(
+    tiny_trial, tiny_splits, tmp_path, stop, log_points, monkeypatch
+):
+    monkeypatch.setattr("workbench.training.loop.LOG_POINTS", log_points)
+    whole = _finetune(tiny_trial, tiny_splits)
+    checkpoint = tmp_path / "checkpoint.safetensors"
+    run = Run(tracker=StopAt(stop + 1), checkpoint=checkpoint, save_seconds=0)
+    with pytest.raises(StopAt.Stopped):
+        _finetune(tiny_trial, tiny_splits, run)
+    resumed = _finetune(tiny_trial, tiny_splits, Run(checkpoint=checkpoint))
+    _assert_same(whole.model.state_dict(), resumed.model.state_dict())
+    assert whole.history == resumed.history
+    assert whole.test == resumed.test
+
+
+def test_a_stop_while_saving_leaves_the_previous_checkpoint(tiny_trial, tiny_splits, tmp_path, monkeypatch):
+    checkpoint = tmp_path / "checkpoint.safetensors"
+    with pytest.raises(StopAt.Stopped):
+        pretrain(
+            tiny_trial,
+            tiny_splits.pool,
+            Run(tracker=StopAt(6), checkpoint=checkpoint, save_seconds=0),
+        )
+    before = checkpoint.read_bytes()
+    import os
+
+    def full(descriptor):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match="No space"):
+        pretrain(tiny_trial, tiny_splits.pool, Run(checkpoint=checkpoint, save_seconds=0))
+    assert checkpoint.read_bytes() == before
+
+
+# --- it ends well --------------------------------------------------------------------------------------------
+
+
+def test_a_diverging_run_ends_with_what_it_last_saw(tiny_trial, tiny_splits, with_changes):
+    changes = {
+        "pretraining.optimiser": OptimiserConfig(peak_lr=1e12, max_grad_norm=None),
+        "pretraining.schedule": WarmupLinear(warmup=0.3),
+    }
+    with pytest.raises(Diverged) as error:
+        pretrain(with_changes(tiny_trial, changes), tiny_splits.pool, Run())
+    assert error.value.stage == "pretrain"
+    assert error.value.step > 1
+    assert math.isfinite(error.value.last["loss"])
+    assert "peak_lr" in str(error.value)
+
+
+def test_the_best_weights_by_validation_are_kept(tiny_trial, tiny_splits, with_changes):
+    trial = with_changes(tiny_trial, {"finetuning.num_evaluations": 10})
+    result = _finetune(trial, tiny_splits)
+    scores = {row["step"]: row["validation/mAP"] for row in result.history if "validation/mAP" in row}
+    assert len(scores) == 10
+    assert result.validation["validation/mAP"] == max(scores.values())
+    assert scores[result.validation["best_step"]] == max(scores.values())
+    again = predict(result.model, tiny_splits.validation, single_label=False, config=trial, run=Run())
+    mean = np.nanmean(average_precision(again, tiny_splits.validation.labels))
+    assert mean == pytest.approx(max(scores.values()))
+
+
+# --- its parts -----------------------------------------------------------------------------------------------
+
+
+def test_accumulation_gives_the_gradients_of_the_whole_batch(tiny_trial, tiny_splits, with_changes):
+    """Without batch statistics and dropout, which see micro-batches, the update is the same."""
+    plain = with_changes(
+        tiny_trial,
+        {
+            "model.dropout": 0.0,
+            "finetuning.steps": 5,
+            "finetuning.freeze_encoder": True,
+            "finetuning.augmentation.mixup": None,
+            "finetuning.augmentation.time_mask": 0.0,
+            "finetuning.augmentation.jitter_samples": 0,
+        },
+    )
+    accumulated = with_changes(plain, {"finetuning.accumulation": 4})
+    first, second = _finetune(plain, tiny_splits), _finetune(accumulated, tiny_splits)
+    for name, tensor in first.model.state_dict().items():
+        torch.testing.assert_close(tensor, second.model.state_dict()[name], atol=1e-5, rtol=1e-4)
+
+
+def test_a_frozen_encoder_does_not_move(tiny_trial, tiny_splits, with_changes):
+    trial = with_changes(tiny_trial, {"finetuning.freeze_encoder": True})
+    result = _finetune(trial, tiny_splits)
+    _assert_same(new_encoder(trial, tiny_splits.pool, CPU).state_dict(), result.model.encoder.state_dict())
+
+
+def test_an_updated_encoder_moves_all_that_the_context_depends_on(tiny_trial, tiny_splits):
+    before = dict(new_encoder(tiny_trial, tiny_splits.pool, CPU).named_parameters())
+    after = dict(_finetune(tiny_trial, tiny_splits).model.encoder.named_parameters())
+    still = {name for name in before if torch.equal(before[name], after[name])}
+    assert still == {"mask_vector", "out_of_context.weight", "out_of_context.bias"}
+
+
+@pytest.mark.parametrize("single_label", [True, False])
+def test_losses_are_torchs_and_the_divergence_is_the_definition(single_label):
+    torch.manual_seed(0)
+    logits, targets = torch.randn(8, 5), torch.zeros(4, 5)
+    targets[torch.arange(4), torch.tensor([0, 2, 2, 4])] = 1.0
+    loss, metrics = _loss(logits, targets, single_label, 2.0)
+    first, second = logits.chunk(2)
+    if single_label:
+        expected = torch.nn.functional.cross_entropy(logits, targets.argmax(1).repeat(2))
+        p = [torch.distributions.Categorical(logits=x) for x in (first, second)]
+    else:
+        expected = torch.nn.functional.binary_cross_entropy(logits.sigmoid(), targets.repeat(2, 1))
+        p = [torch.distributions.Bernoulli(logits=x) for x in (first, second)]
+    kl = torch.distributions.kl_divergence
+    divergence = (kl(p[0], p[1]) + kl(p[1], p[0])).mean()
+    torch.testing.assert_close(symmetric_divergence(first, second, single_label=single_label), divergence)
+    torch.testing.assert_close(loss, expected + 2 * divergence)
+    torch.testing.assert_close(metrics["classification_loss"], expected)
+
+
+@pytest.mark.parametrize(
+    ("schedule", "expected"),
+    [
+        (WarmupLinear(warmup=0.1), {0: 0.1, 9: 1.0, 10: 1.0, 55: 0.5, 99: 1 / 90}),
+        (ThreeStage(), {0: 1 / 30, 29: 1.0, 30: 1.0, 59: 1.0, 79: 0.1, 99: 0.01}),
+        (Constant(), {0: 1.0, 99: 1.0}),
+        (Constant(warmup=0.5), {24: 0.5, 50: 1.0}),
+        (Cosine(warmup=0.0), {0: 1.0, 50: 0.5, 99: 0.00025}),
+        (Step(milestones=(0.5, 0.75)), {0: 1.0, 49: 1.0, 50: 0.1, 74: 0.1, 75: 0.01}),
+    ],
+    ids=lambda value: getattr(value, "kind", ""),
+)
+def test_schedules(schedule, expected):
+    for step, scale in expected.items():
+        assert learning_rate_scale(schedule, step, 100) == pytest.approx(scale, abs=2e-5), step
+
+
+@pytest.mark.parametrize("schedule", [WarmupLinear(), ThreeStage(), Constant(), Cosine(), Step()])
+@pytest.mark.parametrize("steps", [1, 2, 3, 1000])
+def test_schedules_stay_between_nothing_and_the_peak(schedule, steps):
+    scales = [learning_rate_scale(schedule, step, steps) for step in range(steps)]
+    assert all(0 <= scale <= 1 for scale in scales)
+    assert max(scales) > 0
+
+
+def test_consistency_loss_trains_on_two_versions(tiny_trial, tiny_splits, with_changes):
+    trial = with_changes(tiny_trial, {"finetuning.consistency_weight": 2.0, "finetuning.steps": 4})
+    row = _finetune(trial, tiny_splits).history[0]
+    assert row["consistency_loss"] > 0
+    assert row["loss"] == pytest.approx(row["classification_loss"] + 2 * row["consistency_loss"], rel=1e-5)
+
+
+def test_class_balanced_sampling_is_used(tiny_trial, tiny_splits, with_changes):
+    plain = _finetune(tiny_trial, tiny_splits).history
+    balanced = with_changes(tiny_trial, {"finetuning.class_balanced": True})
+    assert _finetune(balanced, tiny_splits).history != plain
+
+
+def test_the_default_finetuning_is_the_papers():
+    paper = FinetuningConfig()
+    assert paper.consistency_weight == 2.0
+    assert (paper.schedule.warmup, paper.schedule.hold) == (0.3, 0.3)
+    assert paper.augmentation.jitter_samples == 200
+    assert paper.augmentation.time_mask == 0.2
+    assert paper.augmentation.mixup == 0.5
