@@ -91,7 +91,7 @@ def draw_study(record: StudyRecord, table: pd.DataFrame, output: Path) -> list[P
     output.mkdir(parents=True, exist_ok=True)
     done = table[table.state == "complete"]
     sns.set_theme(style="whitegrid", context="paper", font_scale=1.1)
-    figure, ax = plt.subplots(figsize=(5.2, 3.7), layout="constrained")
+    figure, ax = plt.subplots(figsize=(5.4, 4.0), layout="constrained")
     summary = draw_search(ax, record, done) if record.search else draw_levels(ax, record, done)
     failed = int((table.state == "failed").sum())
     note = f", {failed} trials failed" if failed else ""
@@ -178,8 +178,9 @@ def draw_levels(ax: Axes, record: StudyRecord, done: pd.DataFrame) -> pd.DataFra
         chosen = done
         for column, value in zip(_lines(record), name, strict=True):
             chosen = chosen[chosen[column] == value]
-        points_x = shift(np.array([positions[v] for v in chosen[axis]] if axis else [0] * len(chosen)))
-        ax.scatter(points_x, chosen[metric], color=colour, marker=marker, s=12, alpha=0.45, zorder=2)
+        beside = _shift(i, len(lines), list(positions.values()), logarithmic, aside=0.6)
+        points = beside(np.array([positions[v] for v in chosen[axis]] if axis else [0.0] * len(chosen)))
+        ax.scatter(points, chosen[metric], edgecolors=colour, facecolors="none", marker=marker, s=12)
     _dress(ax, record, positions, summary, logarithmic, by_clips)
     return summary
 
@@ -205,7 +206,7 @@ def _dress(
     smallest, largest = int(summary["n"].min()), int(summary["n"].max())
     count = str(smallest) if smallest == largest else f"{smallest} to {largest}"
     interval = "bars: 95 % interval of the mean" if largest > 1 else "one replicate, no interval"
-    ax.legend(title=f"n = {count}; {interval}", title_fontsize="x-small", fontsize="small")
+    _legend_below(ax, f"n = {count} replicates, each a small mark; {interval}")
 
 
 def draw_search(ax: Axes, record: StudyRecord, done: pd.DataFrame) -> pd.DataFrame:
@@ -217,8 +218,22 @@ def draw_search(ax: Axes, record: StudyRecord, done: pd.DataFrame) -> pd.DataFra
     ax.step(ordered["number"], best, where="post", color=COLOURS[1], label="best so far")
     ax.set_xlabel("trial")
     ax.set_ylabel(METRIC_NAMES[record.metric].replace("test", "validation"))
-    ax.legend(title=f"n = {len(ordered)}; chosen adaptively, no evidence", title_fontsize="x-small")
+    _legend_below(ax, f"n = {len(ordered)}; chosen adaptively, so no evidence for one level over another")
     return ordered[["number", *record.axes, metric]].assign(best=best)
+
+
+def _legend_below(ax: Axes, title: str) -> None:
+    """Outside of the axes, where it hides no data."""
+    figure = ax.get_figure()
+    assert figure is not None
+    figure.legend(
+        *ax.get_legend_handles_labels(),
+        loc="outside lower center",
+        ncols=3,
+        title=title,
+        title_fontsize="small",
+        frameon=False,
+    )
 
 
 def _is_number(value: object) -> bool:
@@ -230,13 +245,15 @@ def _spans_decades(values) -> bool:  # type: ignore[no-untyped-def]
     return min(values) > 0 and max(values) / min(values) >= 8
 
 
-def _shift(index: int, count: int, places: list[float], logarithmic: bool):  # type: ignore[no-untyped-def]
-    """Move a line a little sideways, so that intervals do not hide each other."""
-    offset = index - (count - 1) / 2
+def _shift(  # type: ignore[no-untyped-def]
+    index: int, count: int, places: list[float], logarithmic: bool, aside: float = 0.0
+):
+    """Move a line a little sideways, and its points `aside` of it, so that nothing hides the rest."""
+    offset = index - (count - 1) / 2 + aside
     if logarithmic:
-        return lambda x: x * 1.03**offset
+        return lambda x: x * 1.06**offset
     width = (max(places) - min(places)) or 1.0
-    return lambda x: x + 0.012 * width * offset
+    return lambda x: x + 0.024 * width * offset
 
 
 def _line_name(record: StudyRecord, name: tuple) -> str:

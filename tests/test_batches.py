@@ -10,7 +10,7 @@ SHAPES = [(12, 4), (10, 4), (7, 3), (5, 8), (3, 10), (1, 4), (6, 1)]  # clips N,
 
 
 def _skewed_labels():
-    """(1000, 5): classes of 900 down to 4 clips, overlapping, one empty; clips without any label."""
+    """(1000, 5): classes of 900 down to 4 clips, overlapping, one empty; some clips unlabelled."""
     labels = np.zeros((1000, 5), np.uint8)
     labels[:900, 0] = 1
     labels[850:940, 1] = 1

@@ -53,7 +53,7 @@ def _assert_same(first, second):
         assert torch.equal(first[name], second[name]), name
 
 
-# --- it learns -----------------------------------------------------------------------------------------------
+# --- it learns ----------------------------------------------------------------------------------------------
 
 
 def test_pretraining_learns_the_task(tiny_trial, tiny_splits, with_changes):
@@ -85,7 +85,7 @@ def test_finetuning_fits_its_clips_and_beats_chance_on_others(tiny_trial, tiny_s
     assert np.nanmean(average_precision(seen, tiny_splits.train.labels)) > 0.6
 
 
-# --- it repeats itself ---------------------------------------------------------------------------------------
+# --- it repeats itself --------------------------------------------------------------------------------------
 
 
 def test_the_same_seed_gives_the_same_run_and_another_seed_another(tiny_trial, tiny_splits, with_changes):
@@ -148,7 +148,7 @@ def test_a_stop_while_saving_leaves_the_previous_checkpoint(tiny_trial, tiny_spl
     assert checkpoint.read_bytes() == before
 
 
-# --- it ends well --------------------------------------------------------------------------------------------
+# --- it ends well -------------------------------------------------------------------------------------------
 
 
 def test_a_diverging_run_ends_with_what_it_last_saw(tiny_trial, tiny_splits, with_changes):
@@ -176,7 +176,7 @@ def test_the_best_weights_by_validation_are_kept(tiny_trial, tiny_splits, with_c
     assert mean == pytest.approx(max(scores.values()))
 
 
-# --- its parts -----------------------------------------------------------------------------------------------
+# --- its parts ----------------------------------------------------------------------------------------------
 
 
 def test_accumulation_gives_the_gradients_of_the_whole_batch(tiny_trial, tiny_splits, with_changes):

@@ -26,11 +26,16 @@ from workbench.random_streams import numpy_stream
 NUM_FOLDS = 5
 COLUMNS = ("filename", "fold", "target", "category", "esc10", "src_file")
 DECODING_VERSION = 1  # raised when the same file would decode to other samples
+ABSENT = "is not there"
 
 
 def fingerprint(config: Esc50Data) -> str:
     """That of the rows and the bytes of their files, and of the embedded corpus that joins the pool."""
-    content = {"decoding": DECODING_VERSION, "files": _content(config, _rows(config))}
+    rows = _rows(config)
+    absent = {row["filename"]: ABSENT for row in rows if not _audio_file(config, row).is_file()}
+    if absent and not config.skip_unreadable:
+        raise DataError(_unreadable(config, absent))
+    content = {"decoding": DECODING_VERSION, "files": _content(config, rows)}
     if config.corpus_clips:
         content["corpus"] = synthesis.fingerprint(_recipe(config))
     return digest(content)
@@ -45,6 +50,8 @@ def load(config: Esc50Data, root: Path, seed: int, report: Callable[[str], None]
     index = json.loads((folder / "index.json").read_text())
     if index["unreadable"] and not config.skip_unreadable:
         raise DataError(_unreadable(config, index["unreadable"]))
+    if not index["clips"]:
+        raise DataError(f"{config.root}: not one of the {len(rows)} recordings can be read")
     clips = _open(folder, index["clips"])
     folds = np.array([clip["fold"] for clip in index["clips"]])
     validation_fold = config.test_fold % NUM_FOLDS + 1
@@ -74,36 +81,44 @@ def _table(config: Esc50Data) -> Path:
 
 
 def _rows(config: Esc50Data) -> list[dict[str, str]]:
-    """The rows of the table, checked; DataError names the file and the line."""
+    """The rows of the table, checked, by file name; DataError names the file and the line."""
     table = _table(config)
     if not table.is_file():
         raise DataError(
             f"{table}: not there. data.root must be a folder with meta/esc50.csv and audio/, is "
             f"{config.root!r} (seen from {Path.cwd()}); give yours with --set data.root=FOLDER"
         )
-    with table.open(newline="", encoding="utf-8-sig") as file:
-        reader = csv.DictReader(file)
-        missing = [name for name in COLUMNS if name not in (reader.fieldnames or ())]
-        if missing:
-            raise DataError(f"{table}: has no column {', '.join(missing)}; needs {', '.join(COLUMNS)}")
-        rows = list(reader)
-    for line, row in enumerate(rows, start=2):
-        _check_row(table, line, row)
+    rows = []
+    line_of: dict[str, int] = {}
+    try:
+        with table.open(newline="", encoding="utf-8-sig") as file:
+            reader = csv.DictReader(file)
+            missing = [name for name in COLUMNS if name not in (reader.fieldnames or ())]
+            if missing:
+                raise DataError(f"{table}: has no column {', '.join(missing)}; needs {', '.join(COLUMNS)}")
+            for row in reader:
+                line, name = reader.line_num, row["filename"]
+                _check_row(table, line, row)
+                if line_of.setdefault(name, line) != line:
+                    raise DataError(f"{table}, line {line}: {name} is in line {line_of[name]} too")
+                rows.append(row)
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise DataError(f"{table}: is no table of comma-separated UTF-8 text ({error})") from None
     if config.subset == "esc10":
         rows = [row for row in rows if row["esc10"] == "True"]
     if not rows:
         raise DataError(f"{table}: has no rows of {config.subset}")
-    absent = [row["filename"] for row in rows if not _audio_file(config, row).is_file()]
-    if absent and not config.skip_unreadable:
-        raise DataError(_unreadable(config, dict.fromkeys(absent, "is not there")))
     _check_folds(table, rows)
-    return rows
+    return sorted(rows, key=lambda row: row["filename"])
 
 
 def _check_row(table: Path, line: int, row: dict[str, str]) -> None:
+    absent = [name for name in COLUMNS if row[name] is None]
+    if absent:
+        raise DataError(f"{table}, line {line}: has no {absent[0]}; is the line cut short?")
     if row["fold"] not in {str(fold) for fold in range(1, NUM_FOLDS + 1)}:
         raise DataError(f"{table}, line {line}: fold must be 1 to {NUM_FOLDS}, is {row['fold']!r}")
-    if not (row["target"] or "").isdecimal():
+    if not row["target"].isdecimal():
         raise DataError(f"{table}, line {line}: target must be a class number, is {row['target']!r}")
     name = row["filename"]
     if not name or Path(name).name != name or name in {".", ".."}:
@@ -126,9 +141,9 @@ def _audio_file(config: Esc50Data, row: dict[str, str]) -> Path:
 
 
 def _content(config: Esc50Data, rows: list[dict[str, str]]) -> list[list[str]]:
-    """Each row's labels and the hash of its file, in the order of the file names."""
+    """Each row's labels and the hash of its file."""
     content = []
-    for row in sorted(rows, key=lambda row: row["filename"]):
+    for row in rows:
         path = _audio_file(config, row)
         bytes_hash = hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else "absent"
         content.append([*(row[name] for name in COLUMNS), bytes_hash])
@@ -139,8 +154,9 @@ def _prepare(config: Esc50Data, rows: list[dict[str, str]], folder: Path) -> Non
     """Decode every file; publish samples and index by one rename."""
 
     def attempt(row: dict[str, str]) -> np.ndarray | UnreadableAudio:
+        path = _audio_file(config, row)
         try:
-            return decode(_audio_file(config, row))
+            return decode(path) if path.is_file() else UnreadableAudio(ABSENT)
         except UnreadableAudio as error:
             return error
 

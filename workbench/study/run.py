@@ -21,7 +21,7 @@ from workbench.study.progress import Progress
 from workbench.study.results import StudyRecord
 from workbench.study.summary import print_summary
 from workbench.study.tracking import Tracking
-from workbench.study.tune import Places, run_trials
+from workbench.study.tune import Places, ray_started, run_trials
 
 
 class StudyBusy(RuntimeError):
@@ -78,7 +78,8 @@ def run_study(
         if not ledger.exhausted:
             _prepare_data(study, places, console)
             console.print(f"{ledger.num_left} of {ledger.num_trials} trials to run", markup=False)
-            with Progress(ledger, console, books.record) as progress:
+            progress = Progress(ledger, console, books.record)
+            with ray_started(study.resources), progress:
                 run_trials(ledger, places, progress, study.resources)
         record = StudyRecord.read(definition)
         table = results.trial_table(record, root)

@@ -6,11 +6,13 @@ worker trains, and reports small dictionaries; only the driver writes to Optuna 
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import os
 import shutil
 import time
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,7 +31,7 @@ from ray import tune
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
 
-from workbench.config import TrialConfig, from_dict, to_dict
+from workbench.config import ConfigError, TrialConfig, from_dict, to_dict
 from workbench.stages import run_trial
 from workbench.store import Store
 from workbench.study.definition import Resources
@@ -70,13 +72,15 @@ class Watcher:
     def tick(self) -> None: ...
 
 
-def run_trials(ledger: Ledger, places: Places, watcher: Watcher, resources: Resources) -> None:
-    """Run every trial that the ledger has left. Returns when each has ended."""
-    if ledger.exhausted:
-        return
+Worker = Callable[..., None]  # what Tune calls in a worker's process: (config, settings)
+
+
+def run_trials(
+    ledger: Ledger, places: Places, watcher: Watcher, resources: Resources, worker: Worker | None = None
+) -> None:
+    """Run every trial that the ledger has left; returns when each has ended. Ray must have been started."""
     gpus = _num_gpus(resources)
-    concurrency = resources.concurrency or _default_concurrency(gpus)
-    _start_ray(concurrency * resources.threads)
+    concurrency = _concurrency(resources)
     folder = places.study(ledger.study.id) / "tune"
     shutil.rmtree(folder, ignore_errors=True)  # of an earlier launch; nothing in it is read
     per_trial = {"cpu": resources.threads, "gpu": gpus / concurrency if gpus else 0}
@@ -86,29 +90,43 @@ def run_trials(ledger: Ledger, places: Places, watcher: Watcher, resources: Reso
         "device": "cuda" if gpus else "cpu",
         "select": f"validation/{ledger.study.metric}",
     }
+    trainable = tune.with_parameters(worker or _train, settings=settings)
+    tuner = tune.Tuner(
+        tune.with_resources(trainable, per_trial),
+        tune_config=tune.TuneConfig(
+            search_alg=_Handout(ledger, watcher),
+            scheduler=_Scheduler(ledger),
+            num_samples=-1,  # the ledger says when it is enough
+            max_concurrent_trials=concurrency,
+            reuse_actors=True,  # starting a worker costs more than a short trial
+            trial_dirname_creator=lambda trial: trial.trial_id,
+        ),
+        run_config=tune.RunConfig(
+            name="runs",
+            storage_path=str(folder.resolve()),
+            failure_config=tune.FailureConfig(max_failures=WORKER_DEATHS),
+            callbacks=[_Tick(watcher)],
+            verbose=0,
+        ),
+    )
     try:
-        tuner = tune.Tuner(
-            tune.with_resources(tune.with_parameters(_train, settings=settings), per_trial),
-            tune_config=tune.TuneConfig(
-                search_alg=_Handout(ledger, watcher),
-                scheduler=_Scheduler(ledger),
-                num_samples=-1,  # the ledger says when it is enough
-                max_concurrent_trials=concurrency,
-                reuse_actors=True,  # starting a worker costs more than a short trial
-                trial_dirname_creator=lambda trial: trial.trial_id,
-            ),
-            run_config=tune.RunConfig(
-                name="runs",
-                storage_path=str(folder.resolve()),
-                failure_config=tune.FailureConfig(max_failures=WORKER_DEATHS),
-                callbacks=[_Tick(watcher)],
-                verbose=0,
-            ),
-        )
         tuner.fit()
     finally:
-        ray.shutdown()
         shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def ray_started(resources: Resources) -> Iterator[None]:
+    """A Ray of the study's own, ended with it; or the one that RAY_ADDRESS names."""
+    _start_ray(_concurrency(resources) * resources.threads)
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+def _concurrency(resources: Resources) -> int:
+    return resources.concurrency or _num_gpus(resources) or len(os.sched_getaffinity(0))
 
 
 def _start_ray(num_cpus: int) -> None:
@@ -130,16 +148,12 @@ def _start_ray(num_cpus: int) -> None:
 def _num_gpus(resources: Resources) -> int:
     if resources.device == "cpu" or not torch.cuda.is_available():
         if resources.device == "cuda":
-            raise RuntimeError("resources.device: cuda was asked for, and there is none")
+            raise ConfigError("resources.device", "is cuda, and torch finds no GPU here; use auto or cpu")
         return 0
     return torch.cuda.device_count()
 
 
-def _default_concurrency(gpus: int) -> int:
-    return gpus or len(os.sched_getaffinity(0))
-
-
-# --- in the driver -------------------------------------------------------------------------------------------
+# --- in the driver ------------------------------------------------------------------------------------------
 
 
 class _Handout(Searcher):
@@ -234,7 +248,7 @@ class _Tick(tune.Callback):
         return (tune.Callback, ())
 
 
-# --- in the worker -------------------------------------------------------------------------------------------
+# --- in the worker ------------------------------------------------------------------------------------------
 
 
 def _train(config: dict[str, Any], settings: dict[str, Any]) -> None:

@@ -1,0 +1,1 @@
+"""Benchmarks: each prints its figure beside that of a plain rival, from the same run."""

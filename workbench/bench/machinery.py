@@ -1,0 +1,121 @@
+"""What the study's machinery costs a trial: `python -m workbench.bench.machinery`.
+
+Trials that train nothing, at concurrency 2, through everything a study does with one (Tune, the ledger in
+Optuna's storage, a run in MLflow with its settings and curves), beside stock Tune with OptunaSearch in
+memory and no tracking at all. Both in one Ray, in turn; starting Ray is not counted.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from workbench.stages import TrialResult
+from workbench.study.definition import Resources, load_study
+from workbench.study.ledger import Ledger, storage_url
+from workbench.study.plan import Planner
+from workbench.study.tracking import Tracking
+from workbench.study.tune import Places, Watcher, ray_started, run_trials
+
+CURVE_POINTS = 100
+RESOURCES = Resources(concurrency=2)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description="Cost of the study's machinery, per trial.")
+    parser.add_argument("--trials", type=int, default=24)
+    parser.add_argument("--rounds", type=int, default=3)
+    options = parser.parse_args(arguments)
+    ours, stock, ratios = [], [], []
+    with ray_started(RESOURCES):
+        for number in range(options.rounds):
+            stock.append(_stock(options.trials, number))
+            ours.append(_ours(options.trials))
+            ratios.append(ours[-1] / stock[-1])
+    console = Console(highlight=False)
+    console.print(f"{options.trials} trials that train nothing, concurrency 2, {options.rounds} rounds")
+    console.print("seconds a trial                                    median    min    max")
+    for name, values in (
+        ("workbench: Tune, Optuna storage, MLflow", ours),
+        ("stock Tune and OptunaSearch, nothing kept", stock),
+    ):
+        console.print(f"{name:48s}  {_row(values)}")
+    console.print(f"{'ratio, round by round':48s}  {_row(ratios)}")
+
+
+def _row(values: list[float]) -> str:
+    return f"{statistics.median(values):7.3f} {min(values):6.3f} {max(values):6.3f}"
+
+
+def _nothing(config: dict[str, Any], settings: dict[str, Any]) -> None:
+    from ray import tune
+
+    tune.report({"event": "done", "value": 0.5})
+
+
+def _ours(num_trials: int) -> float:
+    """Seconds a trial."""
+    history = [
+        {"stage": "pretrain", "step": step, "loss": 1.0, "lr": 0.1, "grad_norm": 1.0}
+        for step in range(CURVE_POINTS)
+    ]
+    facts = {"parameters": 1, "labelled_clips": 1, "pool_hours": 1.0}
+    result = TrialResult({"validation/mAP": 0.5, "test/mAP": 0.5}, history, facts)
+    with tempfile.TemporaryDirectory() as folder:
+        root = Path(folder)
+        path = root / "nothing.yaml"
+        path.write_text(
+            f"question: What does a trial cost?\npreset: smoke\nseeds: {list(range(num_trials))}\n"
+        )
+        study = load_study(path)
+        tracking = Tracking(study, root)
+        ledger = Ledger(study, Planner(), storage_url(root), is_trained=lambda stage: True)
+
+        class Record(Watcher):
+            def ended(self, number: int) -> None:
+                ended = next(e for e in ledger.ended() if e.number == number)
+                planned = ledger.planned_of(ended)
+                assert planned is not None
+                tracking.record(ended, planned, result)
+
+        began = time.perf_counter()
+        run_trials(ledger, Places(root), Record(), RESOURCES, worker=_nothing)
+        seconds = time.perf_counter() - began
+        assert len(ledger.ended()) == num_trials
+    return seconds / num_trials
+
+
+def _stock(num_trials: int, seed: int) -> float:
+    """Seconds a trial."""
+    from ray import tune
+    from ray.tune.search.optuna import OptunaSearch
+
+    def train(config: dict[str, Any]) -> None:
+        tune.report({"score": config["x"]})
+
+    with tempfile.TemporaryDirectory() as folder:
+        tuner = tune.Tuner(
+            tune.with_resources(train, {"cpu": 1}),
+            param_space={"x": tune.uniform(0, 1)},
+            tune_config=tune.TuneConfig(
+                metric="score",
+                mode="max",
+                search_alg=OptunaSearch(seed=seed),
+                num_samples=num_trials,
+                max_concurrent_trials=2,
+            ),
+            run_config=tune.RunConfig(storage_path=folder, verbose=0),
+        )
+        began = time.perf_counter()
+        tuner.fit()
+        return (time.perf_counter() - began) / num_trials
+
+
+if __name__ == "__main__":
+    main()
