@@ -226,7 +226,6 @@ def test_a_missing_file_names_those_there(tmp_path, write):
     ("assignment", "words"),
     [
         ("model.num_heads=4", "the study sets model.num_heads"),
-        ("model={}", "the study sets"),
         ("seed=3", "the study sets seed"),
         ("nothing", "dotted.path=value"),
         ("finetuning.steps=soon", "whole number"),

@@ -431,6 +431,8 @@ def to_dict(settings: Any) -> Any:
         return {f.name: to_dict(getattr(settings, f.name)) for f in dataclasses.fields(settings)}
     if isinstance(settings, tuple | list):
         return [to_dict(item) for item in settings]
+    if isinstance(settings, Mapping):
+        return {key: to_dict(value) for key, value in settings.items()}
     return settings
 
 

@@ -352,7 +352,7 @@ def _refuse_varied(
     varied |= set(file.search.space) if file.search else set()
     varied |= {"seed"} | ({"data.test_fold"} if file.folds else set())
     for path in varied:
-        if f"{path}.".startswith(f"{dotted}.") or f"{dotted}.".startswith(f"{path}."):
+        if f"{dotted}.".startswith(f"{path}."):
             raise ConfigError(
                 dotted, f"the study sets {path} for each trial itself; change it in the study file"
             )

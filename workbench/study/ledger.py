@@ -102,8 +102,9 @@ class Ledger:
 
     @property
     def num_left(self) -> int:
-        """Trials that have not ended."""
-        return self.num_trials - len(self.ended())
+        """Trials still to end."""
+        unasked = self.study.search.num_trials - self._asked if self.study.search else 0
+        return len(self._pending) + len(self._running) + unasked
 
     def _next_of_grid(self, busy: Collection[str]) -> Assignment | None:
         for index, item in enumerate(self._pending):
@@ -183,6 +184,10 @@ class Ledger:
     def prune(self, number: int) -> None:
         self._trial(number).set_user_attr("reason", "given up by the pruner")
         self._tell(number, TrialState.PRUNED)
+
+    def put_back(self, number: int) -> None:
+        """The trial has not ended: hand it out again, under its number."""
+        self._pending.appendleft(Assignment(number, self._running.pop(number)))
 
     def _tell(self, number: int, state: TrialState, value: float | None = None) -> None:
         storage = self._optuna._storage

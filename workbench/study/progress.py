@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Callable
 
 from rich.console import Console, Group
@@ -28,9 +29,7 @@ class Progress(Watcher):
         self._began = time.monotonic()
         self._printed = self._began
         self._work_left = self._work_done = 0.0
-        self._counts = {"complete": 0, "failed": 0, "pruned": 0}
-        for ended in ledger.ended():
-            self._counts[ended.state] += 1
+        self._counts = Counter(ended.state for ended in ledger.ended())
         self._live = Live(console=console, refresh_per_second=4, transient=True)
 
     def __enter__(self) -> Progress:
@@ -57,9 +56,9 @@ class Progress(Watcher):
     def ended(self, number: int) -> None:
         running = self._running.pop(number)
         ended = self._record(number)
-        if ended is None:
+        if ended is None:  # its worker died, and it waits to be taken up again
             return
-        self._counts[ended.state] += 1
+        self._counts = Counter(ended.state for ended in self._ledger.ended())
         for stage, whole in work_of(running.assignment.planned.trial.config).items():
             if stage in running.counted:
                 self._work_done += whole * (1 - running.counted[stage] / running.steps_of(stage))

@@ -12,6 +12,7 @@ import logging
 import os
 import shutil
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -38,7 +39,7 @@ from workbench.study.definition import Resources
 from workbench.study.ledger import Assignment, Ledger
 from workbench.training.loop import Diverged
 
-WORKER_DEATHS = 3  # survived by a trial; each time it goes on from its checkpoint
+WORKER_DEATHS = 3  # survived by a trial; each time it is handed out again, and goes on from its checkpoint
 REPORT_SECONDS = 1.0  # between a worker's reports of progress
 
 
@@ -104,7 +105,8 @@ def run_trials(
         run_config=tune.RunConfig(
             name="runs",
             storage_path=str(folder.resolve()),
-            failure_config=tune.FailureConfig(max_failures=WORKER_DEATHS),
+            # Tune's own retries lose a trial whose reused actor dies with two calls under way.
+            failure_config=tune.FailureConfig(max_failures=0),
             callbacks=[_Tick(watcher)],
             verbose=0,
         ),
@@ -130,7 +132,7 @@ def _concurrency(resources: Resources) -> int:
 
 
 def _start_ray(num_cpus: int) -> None:
-    logging.getLogger("ray").setLevel(logging.ERROR)
+    logging.getLogger("ray").setLevel(logging.CRITICAL)  # the ledger says what failed, and why
     if os.environ.get("RAY_ADDRESS"):
         ray.init(log_to_driver=False, logging_level="error")
         return
@@ -164,6 +166,7 @@ class _Handout(Searcher):
         self._ledger = ledger
         self._watcher = watcher
         self._numbers: dict[str, int] = {}  # Tune's id -> the ledger's number
+        self._deaths: Counter[int] = Counter()  # of workers, by the ledger's number
 
     def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
         if self._ledger.exhausted:
@@ -191,17 +194,20 @@ class _Handout(Searcher):
         number = self._numbers.pop(trial_id, None)
         if number is None:
             return
-        event = (result or {}).get("event")
-        if event == "done":
-            assert result is not None
-            self._ledger.complete(number, result["value"])
-        elif event == "failed":
-            assert result is not None
-            self._ledger.fail(number, result["reason"])
-        elif event == "validation" and not error:
-            self._ledger.prune(number)
-        else:
-            self._ledger.fail(number, f"its worker died {WORKER_DEATHS + 1} times")
+        result = result or {}
+        match result.get("event"):
+            case "done":
+                self._ledger.complete(number, result["value"])
+            case "failed":
+                self._ledger.fail(number, result["reason"])
+            case "validation" if not error:
+                self._ledger.prune(number)
+            case _:
+                self._deaths[number] += 1
+                if self._deaths[number] <= WORKER_DEATHS:
+                    self._ledger.put_back(number)
+                else:
+                    self._ledger.fail(number, f"its worker died {self._deaths[number]} times")
         self._watcher.ended(number)
 
     def __reduce__(self) -> Any:
