@@ -6,8 +6,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from workbench.config import TrialConfig, from_dict
+from workbench.config import TrialConfig
 from workbench.data import load_splits
+from workbench.settings import from_dict
 from workbench.study.definition import read_preset
 
 PROJECT = Path(__file__).parent.parent

@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from workbench.config import ConfigError, CorpusData, TrialConfig, from_dict, identity, to_dict
+from workbench.config import CorpusData, TrialConfig
+from workbench.settings import ConfigError, from_dict, identity, to_dict
 from workbench.study.definition import PRESETS, load_study, read_preset, read_yaml
 
 STUDIES = sorted((Path(__file__).parent.parent / "studies").glob("*.yaml"))

@@ -6,11 +6,12 @@ import pytest
 import torch
 from torchaudio.models import Conformer as ReferenceConformer
 
-from workbench.config import ConfigError, FrontEndConfig, ModelConfig
+from workbench.config import FrontEndConfig, ModelConfig
 from workbench.model.conformer import Conformer, MaskedBatchNorm
 from workbench.model.dropout import Dropout
 from workbench.model.encoder import Encoder, num_parameters, padding_mask
 from workbench.model.heads import Classifier
+from workbench.settings import ConfigError
 
 TINY = ModelConfig(num_blocks=2, width=32, num_heads=4, ffn_dim=64, dropout=0.0)
 LARGE = ModelConfig(width=768, num_heads=12)
@@ -208,3 +209,19 @@ def test_settings_that_cannot_be_are_refused(settings, path, words):
         ModelConfig(**settings)
     assert error.value.path == path
     assert words in error.value.message
+
+
+def _signature(config):
+    """All that a setting can change of an encoder's structure."""
+    encoder = Encoder(FrontEndConfig(), config)
+    shapes = {name: tuple(parameter.shape) for name, parameter in encoder.named_parameters()}
+    heads = [block.attention.num_heads for block in encoder.conformer.blocks]
+    return repr(encoder), shapes, heads
+
+
+@pytest.mark.parametrize("field", dataclasses.fields(ModelConfig), ids=lambda field: field.name)
+def test_every_model_setting_reaches_the_model(field):
+    others = {"width": 64, "num_heads": 8, "kernel": 5, "first_kernel": 7, "dropout": 0.3}
+    other = others.get(field.name, getattr(TINY, field.name) + 1)
+    changed = dataclasses.replace(TINY, **{field.name: other})
+    assert _signature(changed) != _signature(TINY)

@@ -7,7 +7,7 @@ import torch
 
 from workbench.config import ContrastiveConfig
 from workbench.training.masking import masked_positions, span_mask
-from workbench.training.objectives import Contrastive, collapse_metrics
+from workbench.training.objectives import OBJECTIVES, Contrastive, collapse_metrics
 
 
 def _generator(seed=0):
@@ -161,3 +161,41 @@ def test_collapse_metrics():
     assert line["latent_effective_rank"].item() == pytest.approx(1, rel=0.01)
     point = collapse_metrics(torch.ones(100, 16))
     assert point["latent_std"].item() == pytest.approx(0, abs=1e-6)
+
+
+# --- the contract that every objective keeps ----------------------------------------------------------------
+
+
+@pytest.fixture(params=list(OBJECTIVES), ids=lambda config: config.__name__)
+def objective(request):
+    return OBJECTIVES[request.param](request.param())
+
+
+def test_an_objective_hides_within_each_clip_by_its_generator_alone(objective):
+    lengths = torch.tensor([40, 25, 12])
+    hidden = objective.hide(lengths, 40, _generator(3))
+    assert hidden.shape == (3, 40)
+    assert hidden.any(1).all()
+    assert not hidden[torch.arange(40) >= lengths[:, None]].any()
+    torch.rand(5)
+    assert torch.equal(hidden, objective.hide(lengths, 40, _generator(3)))
+    assert not torch.equal(hidden, objective.hide(lengths, 40, _generator(4)))
+
+
+def test_an_objectives_loss_moves_the_encoder_and_ignores_padding(objective):
+    torch.manual_seed(0)
+    into_latents = torch.nn.Linear(6, 8)
+    lengths = torch.tensor([30, 12])
+    hidden = objective.hide(lengths, 30, _generator())
+    latents, context = torch.randn(2, 30, 8), torch.randn(2, 30, 6, requires_grad=True)
+    loss, metrics = objective.loss(latents, context, into_latents, hidden, _generator(1))
+    assert loss.ndim == 0
+    assert torch.isfinite(loss)
+    assert all(value.ndim == 0 and not value.requires_grad for value in metrics.values())
+    loss.backward()
+    assert context.grad.abs().sum() > 0
+    assert into_latents.weight.grad.abs().sum() > 0
+    spoiled = latents.clone()
+    spoiled[1, 12:] = 1e6
+    again, _ = objective.loss(spoiled, context, into_latents, hidden, _generator(1))
+    torch.testing.assert_close(again, loss)

@@ -222,11 +222,20 @@ def _workers(driver):
     return [child.pid for child in children if any("ImplicitFunc" in word for word in child.cmdline())]
 
 
-def test_only_one_process_runs_a_study(root, command, run, project):
+def _listening(driver):
+    """Addresses on which `driver` and the processes below it listen."""
+    family = [driver, *(child.pid for child in psutil.Process(driver).children(recursive=True))]
+    sockets = psutil.net_connections(kind="inet")
+    return {s.laddr for s in sockets if s.status == psutil.CONN_LISTEN and s.pid in family}
+
+
+def test_a_study_listens_to_loopback_alone_and_runs_in_one_process_only(root, command, run, project):
     with subprocess.Popen(command(root), cwd=project, stdout=subprocess.PIPE, text=True) as driver:
         for line in driver.stdout:
             if "trials to run" in line:
                 break
+        _wait_for(lambda: _workers(driver.pid))
+        assert {address.ip for address in _listening(driver.pid)} == {"127.0.0.1"}
         second = run(root)
         assert second.returncode == 2
         assert "another process" in second.stderr

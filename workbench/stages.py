@@ -10,10 +10,11 @@ from typing import Any
 
 import torch
 
-from workbench.config import TrialConfig, identity
+from workbench.config import TrialConfig
 from workbench.data import load_splits
 from workbench.data.clips import Splits
 from workbench.model.encoder import Encoder, num_parameters
+from workbench.settings import identity
 from workbench.store import CHECKPOINT, Stage, Store
 from workbench.training.checkpoint import load_tensors, save_tensors
 from workbench.training.finetune import finetune
@@ -115,6 +116,7 @@ def run_trial(
         }
 
     if stages.pretrain is not None and not store.has(stages.finetune):
+        # Here, not when fine-tuning asks for it: each stage's seconds are its own.
         store.obtain(stages.pretrain, build_encoder)
     store.obtain(stages.finetune, build_classifier)
     return read_result(stages, store)

@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from workbench.config import digest
+from workbench.settings import digest
 
 FACTS = "stage.json"
 CHECKPOINT = "checkpoint.safetensors"  # in a stage's working folder; never published

@@ -18,10 +18,11 @@ from pathlib import Path
 import numpy as np
 
 from workbench.audio.decode import UnreadableAudio, decode
-from workbench.config import Esc50Data, digest
+from workbench.config import Esc50Data
 from workbench.data import corpus, synthesis
 from workbench.data.clips import ClipSet, DataError, Splits, labelled_subset
 from workbench.random_streams import numpy_stream
+from workbench.settings import digest
 
 NUM_FOLDS = 5
 COLUMNS = ("filename", "fold", "target", "category", "esc10", "src_file")
@@ -35,15 +36,20 @@ def fingerprint(config: Esc50Data) -> str:
     absent = {row["filename"]: ABSENT for row in rows if not _audio_file(config, row).is_file()}
     if absent and not config.skip_unreadable:
         raise DataError(_unreadable(config, absent))
-    content = {"decoding": DECODING_VERSION, "files": _content(config, rows)}
+    return _fingerprint(config, _content(config, rows))
+
+
+def _fingerprint(config: Esc50Data, content: list[list[str]]) -> str:
+    whole: dict[str, object] = {"decoding": DECODING_VERSION, "files": content}
     if config.corpus_clips:
-        content["corpus"] = synthesis.fingerprint(_recipe(config))
-    return digest(content)
+        whole["corpus"] = synthesis.fingerprint(_recipe(config))
+    return digest(whole)
 
 
 def load(config: Esc50Data, root: Path, seed: int, report: Callable[[str], None]) -> Splits:
     rows = _rows(config)
-    folder = root / f"esc50-{digest([DECODING_VERSION, _content(config, rows)])[:16]}"
+    content = _content(config, rows)
+    folder = root / f"esc50-{digest([DECODING_VERSION, content])[:16]}"
     if not folder.exists():
         report(f"{config.root}: decoding {len(rows)} recordings to {folder}, once")
         _prepare(config, rows, folder)
@@ -67,7 +73,7 @@ def load(config: Esc50Data, root: Path, seed: int, report: Callable[[str], None]
         test=clips.take(np.flatnonzero(folds == config.test_fold)),
         classes=_classes(index["clips"]),
         single_label=True,
-        fingerprint=fingerprint(config),
+        fingerprint=_fingerprint(config, content),
         left_out=tuple(index["unreadable"]),
     )
 

@@ -9,8 +9,8 @@ from pathlib import Path
 
 from rich.console import Console
 
-from workbench.config import ConfigError
 from workbench.data.clips import DataError
+from workbench.settings import ConfigError
 from workbench.study.definition import Study, load_study
 from workbench.study.plan import Planner, print_plan
 

@@ -18,9 +18,11 @@ from typing import Any, Literal
 
 import yaml
 
-from workbench.config import ConfigError, TrialConfig, digest, from_dict, to_dict
+from workbench.config import TrialConfig
+from workbench.settings import ConfigError, digest, from_dict, to_dict
 
 PRESETS = Path(__file__).parent.parent / "presets"
+PLACEMENT = ("resources", "data.root")  # settings that cannot change a result
 TRIAL_KEYS = tuple(f.name for f in fields(TrialConfig))
 
 
@@ -95,7 +97,7 @@ class Search:
 
     space: dict[str, Distribution]  # dotted path -> where to look
     num_trials: int
-    sampler: Literal["tpe", "random", "qmc", "cmaes"] = "tpe"
+    sampler: Literal["tpe", "random", "qmc"] = "tpe"
     pruner: Literal["none", "median", "successive_halving"] = "none"
     seed: int = 0
 
@@ -163,8 +165,9 @@ class Study:
 
     @property
     def id(self) -> str:
-        """Name and preset, and a hash of the command line's settings where there are any."""
-        suffix = f"-{digest(self.overrides)[:8]}" if self.overrides else ""
+        """Name and preset, and a hash of the command line's settings where these can change results."""
+        overrides = {path: value for path, value in self.overrides.items() if not path.startswith(PLACEMENT)}
+        suffix = f"-{digest(overrides)[:8]}" if overrides else ""
         return f"{self.name}-{self.preset}{suffix}"
 
     def trial(self, regime: str, level: Mapping[str, Any], seed: int, fold: int | None = None) -> Trial:

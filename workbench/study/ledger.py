@@ -278,8 +278,6 @@ def _sampler(search: Search, number: int) -> BaseSampler:
         case "qmc":
             # One scrambled sequence for all trials: its seed must not change with the number.
             return optuna.samplers.QMCSampler(seed=search.seed, scramble=True)
-        case "cmaes":
-            return optuna.samplers.CmaEsSampler(seed=seed)
 
 
 def _pruner(search: Search | None) -> optuna.pruners.BasePruner:

@@ -7,8 +7,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from workbench import data
-from workbench.config import DataConfig, Esc50Data, TrialConfig, digest, identity
+from workbench.config import DataConfig, Esc50Data, TrialConfig
 from workbench.model.encoder import num_parameters
+from workbench.settings import digest, identity
 from workbench.stages import TrialStages, stages_of
 from workbench.store import Store
 from workbench.study.definition import Trial

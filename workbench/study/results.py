@@ -9,7 +9,7 @@ from typing import Any
 
 import pandas as pd
 
-from workbench.config import to_dict
+from workbench.settings import to_dict
 from workbench.study.definition import Study
 
 DEFINITION = "study.json"

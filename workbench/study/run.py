@@ -9,8 +9,8 @@ from pathlib import Path
 
 from rich.console import Console
 
-from workbench.config import digest, identity
 from workbench.data import load_splits
+from workbench.settings import digest, identity
 from workbench.stages import read_result
 from workbench.store import Store
 from workbench.study import results

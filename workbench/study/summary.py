@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 from rich.console import Console
@@ -34,29 +35,18 @@ def print_summary(record: StudyRecord, table: pd.DataFrame, root: Path, console:
 
 
 def _print_grid(record: StudyRecord, done: pd.DataFrame, console: Console) -> None:
-    metric = f"test/{record.metric}"
     shown = Table(
         title=f"{record.id}: test {record.metric}, mean ± standard deviation (replicates)",
         title_justify="left",
     )
-    axes = record.axes or ["regime"]
-    for axis in record.axes:
-        shown.add_column(axis, justify="right")
-    for regime in record.regimes:
-        shown.add_column(regime, justify="right")
-    levels = done[record.axes].drop_duplicates() if record.axes else pd.DataFrame([{}])
-    for _, level in (
-        levels.sort_values(axes[:1] if record.axes else []).iterrows()
-        if len(record.axes)
-        else levels.iterrows()
-    ):
-        cells = [f"{level[axis]:g}" if _number(level[axis]) else str(level[axis]) for axis in record.axes]
-        for regime in record.regimes:
-            chosen = done[done.regime == regime]
-            for axis in record.axes:
-                chosen = chosen[chosen[axis] == level[axis]]
-            cells.append(_cell(chosen[metric]))
-        shown.add_row(*cells)
+    for column in (*record.axes, *record.regimes):
+        shown.add_column(column, justify="right")
+    cells: dict[tuple[Any, ...], dict[str, str]] = {}  # level -> regime -> text
+    groups = done.groupby([*record.axes, "regime"], dropna=False)[f"test/{record.metric}"]
+    for (*level, regime), values in groups:
+        cells.setdefault(tuple(level), {})[regime] = _cell(values)
+    for level, by_regime in cells.items():
+        shown.add_row(*map(_text, level), *(by_regime.get(regime, "-") for regime in record.regimes))
     console.print(shown)
 
 
@@ -67,9 +57,8 @@ def _print_search(record: StudyRecord, done: pd.DataFrame, console: Console) -> 
     shown = Table(title=f"{record.id}: best by {metric}", title_justify="left")
     for column in ("number", *record.axes, metric):
         shown.add_column(column, justify="right")
-    for _, row in best.iterrows():
-        values = [row["number"], *(row[axis] for axis in record.axes), row[metric]]
-        shown.add_row(*(f"{v:.4g}" if isinstance(v, float) else str(v) for v in values))
+    for row in best[["number", *record.axes, metric]].itertuples(index=False):
+        shown.add_row(*map(_text, row))
     console.print(shown)
 
 
@@ -81,5 +70,5 @@ def _cell(values: pd.Series) -> str:
     return f"{values.mean():.3f} ± {values.std():.3f} ({len(values)})"
 
 
-def _number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
+def _text(value: object) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)

@@ -17,7 +17,7 @@ os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 from mlflow import MlflowClient
 from mlflow.entities import Metric, Param, RunStatus, ViewType
 
-from workbench.config import identity
+from workbench.settings import identity
 from workbench.stages import TrialResult
 from workbench.study.definition import Study
 from workbench.study.ledger import Ended, place

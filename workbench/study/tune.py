@@ -18,6 +18,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+if not os.environ.get("RAY_ADDRESS"):
+    # The one switch by which Ray's own processes listen to 127.0.0.1 alone; it must be set before the import.
+    os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
 os.environ.setdefault("TUNE_DISABLE_SIGINT_HANDLER", "1")
@@ -32,7 +35,8 @@ from ray import tune
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
 
-from workbench.config import ConfigError, TrialConfig, from_dict, to_dict
+from workbench.config import TrialConfig
+from workbench.settings import ConfigError, from_dict, to_dict
 from workbench.stages import run_trial
 from workbench.store import Store
 from workbench.study.definition import Resources
@@ -143,7 +147,7 @@ def _start_ray(num_cpus: int) -> None:
         log_to_driver=False,
         logging_level="error",
         object_store_memory=100 * 1024**2,  # nothing large travels; the default takes a third of memory
-        _node_ip_address="127.0.0.1",  # a study listens to nobody else
+        _node_ip_address="127.0.0.1",
     )
 
 

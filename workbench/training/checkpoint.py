@@ -101,9 +101,11 @@ def restore_optimiser(
     named: Mapping[str, torch.nn.Parameter],
     state: Mapping[str, dict[str, Tensor]],
 ) -> None:
+    # A fused AdamW counts its updates on the device, any other on the CPU; the moments lie with the weights.
+    fused = bool(optimiser.param_groups[0].get("fused"))
     for name, tensors in state.items():
         parameter = named[name]
-        # AdamW counts its updates on the CPU, and keeps its moments beside the parameter.
         optimiser.state[parameter] = {
-            key: tensor if key == "step" else tensor.to(parameter) for key, tensor in tensors.items()
+            key: tensor.to(parameter.device) if key != "step" or fused else tensor
+            for key, tensor in tensors.items()
         }

@@ -197,10 +197,9 @@ def _score(
     run: Run,
     split: str,
 ) -> tuple[dict[str, float], np.ndarray]:
-    """Metrics, named `split/...`, and the scores (N, C) behind them."""
+    """Metrics, named `split/...`, and the scores (N, C) behind them. Raises FloatingPointError."""
     scores = predict(model, clips, single_label=single_label, config=config, run=run)
     if not np.isfinite(scores).all():
-        # A model that has diverged ranks nothing; the loop ends it at its next log point.
-        return {f"{split}/{name}": 0.0 for name in ("mAP", "accuracy")}, scores
+        raise FloatingPointError(f"the model's {split} scores are not finite")
     values = clip_metrics.summarise(scores, clips.labels, single_label=single_label)
     return {f"{split}/{name}": float(value) for name, value in values.items()}, scores

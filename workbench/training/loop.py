@@ -65,7 +65,7 @@ def train(
     After each number of updates in `evaluate_after` calls `evaluate`; the model ends as it was when metric
     `select` was highest (the first time, in a tie). Every draw depends on the seed and the step alone, so a
     run that resumes from its checkpoint gives the same weights and history as one that was never stopped.
-    Raises Diverged.
+    Raises Diverged when the loss is not finite, or `evaluate` raises FloatingPointError.
     """
     named = {name: p for name, p in model.named_parameters() if p.requires_grad}
     optimiser = build_optimiser(list(named.values()), config.optimiser, run.device)
@@ -102,7 +102,10 @@ def train(
             history.append({"step": done, **row})
             run.tracker.log(stage, done, row)
         if evaluate is not None and done in evaluate_after:
-            row = evaluate()
+            try:
+                row = evaluate()
+            except FloatingPointError:
+                raise Diverged(stage, done, history[-1] if history else {}) from None
             if state.best is None or row[select] > _best_so_far(history, select):
                 state.best = {name: t.detach().clone() for name, t in model.state_dict().items()}
                 state.best_step = done
