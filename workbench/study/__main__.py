@@ -87,6 +87,7 @@ def _dry_run(study: Study, root: Path, console: Console) -> int:
 def _run(study: Study, options: argparse.Namespace, console: Console) -> int:
     # Ray and MLflow take seconds to import; a wrong file or a dry run should not wait for them.
     from workbench.study.run import StudyBusy, run_study
+    from workbench.study.tune import StudyStopped
 
     try:
         well = run_study(
@@ -99,6 +100,9 @@ def _run(study: Study, options: argparse.Namespace, console: Console) -> int:
     except StudyBusy as error:
         print(error, file=sys.stderr)
         return 2
+    except StudyStopped as error:
+        print(f"{error}. What is finished is kept; to go on:\n  {_command(options)}", file=sys.stderr)
+        return 1
     return 0 if well else 1
 
 

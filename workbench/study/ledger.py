@@ -8,7 +8,6 @@ under the same number.
 from __future__ import annotations
 
 import math
-from collections import deque
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +20,7 @@ from optuna.trial import TrialState
 from workbench.random_streams import derive
 from workbench.store import Stage
 from workbench.study.definition import Choice, Integer, Search, Study, Trial
-from workbench.study.plan import PlannedTrial, Planner
+from workbench.study.plan import PlannedTrial, Planner, work_of
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)
 
@@ -71,7 +70,7 @@ class Ledger:
             pruner=_pruner(study.search),
         )
         self._running: dict[int, PlannedTrial] = {}
-        self._pending: deque[Assignment | PlannedTrial]
+        self._pending: list[Assignment | PlannedTrial] = []
         if study.search is None:
             self.planned: list[PlannedTrial] = [planner.plan(t) for t in study.trials()]
             self._take_stock(retry_failed)
@@ -86,15 +85,12 @@ class Ledger:
 
         Trials that need a pre-training which another running trial is at are held back.
         """
-        busy = {t.stages.pretrain.key for t in self._running.values() if t.stages.pretrain}
-        return self._next_of_search() if self.study.search else self._next_of_grid(busy)
+        return self._next_of_search() if self.study.search else self._next_of_grid()
 
     @property
     def exhausted(self) -> bool:
-        """Whether nothing is left to hand out."""
-        if self.study.search is not None:
-            return not self._pending and self._asked >= self.study.search.num_trials
-        return not self._pending
+        """Whether every trial has ended; one that is running may yet have to be handed out again."""
+        return self.num_left == 0
 
     @property
     def num_trials(self) -> int:
@@ -106,17 +102,29 @@ class Ledger:
         unasked = self.study.search.num_trials - self._asked if self.study.search else 0
         return len(self._pending) + len(self._running) + unasked
 
-    def _next_of_grid(self, busy: Collection[str]) -> Assignment | None:
-        for index, item in enumerate(self._pending):
-            planned = item.planned if isinstance(item, Assignment) else item
-            first = planned.stages.pretrain
-            if first is not None and first.key in busy and not self.is_trained(first):
-                continue
-            del self._pending[index]
-            assignment = item if isinstance(item, Assignment) else self._enter(item)
-            self._running[assignment.number] = planned
-            return assignment
-        return None
+    def _next_of_grid(self) -> Assignment | None:
+        """What was cut off first; then the longest, so that workers do not wait for one at the end."""
+        busy = {t.stages.pretrain.key for t in self._running.values() if t.stages.pretrain}
+        ready = [item for item in self._pending if not self._must_wait(_planned(item), busy)]
+        if not ready:
+            return None
+        chosen = max(ready, key=lambda item: (isinstance(item, Assignment), self._work(_planned(item))))
+        self._pending.remove(chosen)
+        assignment = chosen if isinstance(chosen, Assignment) else self._enter(chosen)
+        self._running[assignment.number] = assignment.planned
+        return assignment
+
+    def _must_wait(self, planned: PlannedTrial, busy: Collection[str]) -> bool:
+        first = planned.stages.pretrain
+        return first is not None and first.key in busy and not self.is_trained(first)
+
+    def _work(self, planned: PlannedTrial) -> int:
+        """Clips that the trial has to train on."""
+        clips = work_of(planned.trial.config)
+        first = planned.stages.pretrain
+        if first is None or self.is_trained(first):
+            return clips["finetune"]
+        return clips["pretrain"] + clips["finetune"]
 
     def _enter(self, planned: PlannedTrial) -> Assignment:
         """A new running trial, entered whole: a kill leaves it there with its key, or not at all."""
@@ -128,7 +136,7 @@ class Ledger:
 
     def _next_of_search(self) -> Assignment | None:
         if self._pending:
-            assignment = self._pending.popleft()
+            assignment = self._pending.pop(0)
             assert isinstance(assignment, Assignment)
         else:
             search = self.study.search
@@ -187,7 +195,7 @@ class Ledger:
 
     def put_back(self, number: int) -> None:
         """The trial has not ended: hand it out again, under its number."""
-        self._pending.appendleft(Assignment(number, self._running.pop(number)))
+        self._pending.insert(0, Assignment(number, self._running.pop(number)))
 
     def _tell(self, number: int, state: TrialState, value: float | None = None) -> None:
         storage = self._optuna._storage
@@ -228,7 +236,6 @@ class Ledger:
         """Queue the trials that have not ended, those first that were cut off."""
         done = {e.key for e in self.ended() if not (retry_failed and e.state == "failed")}
         by_key = {planned.key: planned for planned in self.planned}
-        self._pending = deque()
         for frozen in self._optuna.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
             key = frozen.user_attrs.get("key")
             if key in by_key and key not in done:
@@ -242,7 +249,6 @@ class Ledger:
                 done.add(planned.key)
 
     def _take_over_search(self) -> None:
-        self._pending = deque()
         trials = self._optuna.get_trials(deepcopy=False)
         self._asked = len(trials)
         for frozen in trials:
@@ -251,6 +257,10 @@ class Ledger:
                 self._optuna.sampler = _sampler(self.study.search, frozen.number)
                 trial = optuna.Trial(self._optuna, frozen._trial_id)
                 self._pending.append(self._suggest(trial))
+
+
+def _planned(item: Assignment | PlannedTrial) -> PlannedTrial:
+    return item.planned if isinstance(item, Assignment) else item
 
 
 def place(trial: Trial) -> dict[str, Any]:

@@ -43,8 +43,8 @@ def _print_grid(record: StudyRecord, done: pd.DataFrame, console: Console) -> No
         shown.add_column(column, justify="right")
     cells: dict[tuple[Any, ...], dict[str, str]] = {}  # level -> regime -> text
     groups = done.groupby([*record.axes, "regime"], dropna=False)[f"test/{record.metric}"]
-    for (*level, regime), values in groups:
-        cells.setdefault(tuple(level), {})[regime] = _cell(values)
+    for (*place, regime), values in groups:
+        cells.setdefault(tuple(place), {})[str(regime)] = _cell(values)
     for level, by_regime in cells.items():
         shown.add_row(*map(_text, level), *(by_regime.get(regime, "-") for regime in record.regimes))
     console.print(shown)

@@ -32,6 +32,7 @@ os.environ.setdefault("TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_
 import ray
 import torch
 from ray import tune
+from ray.exceptions import RayError
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
 
@@ -63,6 +64,10 @@ class Places:
 
     def study(self, study_id: str) -> Path:
         return self.root / "studies" / study_id
+
+
+class StudyStopped(RuntimeError):
+    """What runs the trials has failed; the trials have not, and the same command goes on with them."""
 
 
 class Watcher:
@@ -117,6 +122,9 @@ def run_trials(
     )
     try:
         tuner.fit()
+    except (RayError, tune.TuneError) as error:
+        reason = str(error).strip().splitlines()[-1]
+        raise StudyStopped(f"Ray ended before the study did ({reason})") from error
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 
