@@ -124,10 +124,10 @@ def test_a_study_runs_to_a_table_and_every_trial_is_in_optuna_and_mlflow(finishe
     for child in children:
         assert 0 < child.data.metrics["test/mAP"] <= 1
         assert {"model.num_heads", "finetuning.optimiser.peak_lr", "regime", "seed"} <= set(child.data.params)
-        assert "curve/pretrain/contrastive_accuracy" in child.data.metrics
+        assert "training/pretrain/contrastive_accuracy" in child.data.metrics
         assert child.data.tags["workbench.data"] in printed or len(child.data.tags["workbench.data"]) == 64
     client = MlflowClient(tracking_uri(root))
-    curve = client.get_metric_history(children[0].info.run_id, "curve/pretrain/loss")
+    curve = client.get_metric_history(children[0].info.run_id, "training/pretrain/loss")
     assert [m.step for m in curve] == list(range(1, 31))
 
 

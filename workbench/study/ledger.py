@@ -7,6 +7,7 @@ under the same number.
 
 from __future__ import annotations
 
+import datetime
 import math
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
@@ -43,6 +44,8 @@ class Ended:
     key: str
     state: str  # "complete", "failed", "pruned"
     reason: str
+    began: datetime.datetime
+    finished: datetime.datetime
 
 
 class Ledger:
@@ -219,8 +222,16 @@ class Ledger:
                 continue
             state = {"COMPLETE": "complete", "FAIL": "failed", "PRUNED": "pruned"}[frozen.state.name]
             name = key if self.study.search is None else str(frozen.number)
-            reason = frozen.user_attrs.get("reason", "")
-            latest[name] = Ended(frozen.number, key, state, reason)
+            assert frozen.datetime_start is not None
+            assert frozen.datetime_complete is not None
+            latest[name] = Ended(
+                number=frozen.number,
+                key=key,
+                state=state,
+                reason=frozen.user_attrs.get("reason", ""),
+                began=frozen.datetime_start,
+                finished=frozen.datetime_complete,
+            )
         return list(latest.values())
 
     def planned_of(self, ended: Ended) -> PlannedTrial | None:

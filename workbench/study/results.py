@@ -3,16 +3,25 @@
 from __future__ import annotations
 
 import json
+import sys
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
+from mlflow import MlflowClient
 
 from workbench.settings import to_dict
 from workbench.study.definition import Study
+from workbench.study.tracking import CHILD, CURVES, tracking_uri
 
 DEFINITION = "study.json"
+
+
+def python_command() -> str:
+    """What a reader types for this interpreter: by its path where it lies below the current folder."""
+    here, python = Path.cwd(), Path(sys.executable)
+    return str(python.relative_to(here)) if python.is_relative_to(here) else "python"
 
 
 @dataclass(frozen=True)
@@ -75,10 +84,6 @@ def trial_table(record: StudyRecord, root: Path) -> pd.DataFrame:
     Columns: number, state, reason, regime, seed, fold, one for each axis (its dotted path), `parameters`,
     `labelled_clips`, and every final metric (`validation/mAP`, `test/mAP`, ...).
     """
-    from mlflow import MlflowClient
-
-    from workbench.study.tracking import CHILD, tracking_uri
-
     client = MlflowClient(tracking_uri(root))
     experiment = client.get_experiment_by_name(record.name)
     if experiment is None:
@@ -107,7 +112,7 @@ def trial_table(record: StudyRecord, root: Path) -> pd.DataFrame:
 def _row(run: Any, record: StudyRecord) -> dict[str, Any]:
     tags = run.data.tags
     place = {name: json.loads(tags[f"workbench.{name}"]) for name in ("level", "regime", "seed", "fold")}
-    metrics = {k: v for k, v in run.data.metrics.items() if not k.startswith("curve/")}
+    metrics = {k: v for k, v in run.data.metrics.items() if not k.startswith(CURVES)}
     return {
         "number": int(tags["workbench.number"]),
         "state": tags["workbench.state"],

@@ -9,7 +9,7 @@ import pandas as pd
 from rich.console import Console
 from rich.table import Table
 
-from workbench.study.results import StudyRecord
+from workbench.study.results import StudyRecord, python_command
 
 
 def print_summary(record: StudyRecord, table: pd.DataFrame, root: Path, console: Console) -> None:
@@ -29,7 +29,7 @@ def print_summary(record: StudyRecord, table: pd.DataFrame, root: Path, console:
     option = "" if root == Path("mlruns") else f" --root {root}"
     console.print(
         f"\ncompare the runs:  make ui{mlruns}\n"
-        f"draw the figure:   python analysis/plot_ablation.py {record.id}{option}",
+        f"draw the figure:   {python_command()} analysis/plot_ablation.py {record.id}{option}",
         markup=False,
     )
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import os
-import time
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +24,9 @@ from workbench.study.plan import PlannedTrial
 
 BATCH = 1000  # metrics a request may hold
 PARENT, CHILD = "study", "trial"  # values of the tag workbench.kind
+CURVES = (
+    "training/"  # prefix of what has a value at every log point; listed after test/, where it is in no way
+)
 
 
 def tracking_uri(root: Path) -> str:
@@ -46,7 +48,7 @@ class Tracking:
         """Write a trial that has ended; one that is there already is left as it is."""
         if ended.number in self._children:
             return
-        now = int(time.time() * 1000)
+        began, finished = (int(moment.timestamp() * 1000) for moment in (ended.began, ended.finished))
         trial = planned.trial
         tags = {
             "mlflow.parentRunId": self._parent,
@@ -59,13 +61,11 @@ class Tracking:
             "workbench.data": planned.data_fingerprint,
             **{f"workbench.{name}": json.dumps(value) for name, value in place(trial).items()},
         }
-        run = self._client.create_run(
-            self._experiment, run_name=f"{ended.number:04d} {trial.label}", tags=tags
-        )
+        run = self._client.create_run(self._experiment, began, tags, f"{ended.number:04d} {trial.label}")
         run_id = run.info.run_id
         settings = {"regime": trial.regime, **_flatten(identity(trial.config))}
         params = [Param(name, str(value)[:6000]) for name, value in settings.items()]
-        metrics = _metrics(result, now) if result else []
+        metrics = _metrics(result, finished) if result else []
         for begin in range(0, max(len(params), len(metrics)), BATCH):
             self._client.log_batch(
                 run_id,
@@ -73,7 +73,7 @@ class Tracking:
                 metrics=metrics[begin : begin + BATCH],
             )
         status = {"complete": "FINISHED", "failed": "FAILED", "pruned": "KILLED"}[ended.state]
-        self._client.set_terminated(run_id, status=status)
+        self._client.set_terminated(run_id, status, finished)
         self._children[ended.number] = run_id
 
     def attach(self, path: Path) -> None:
@@ -127,18 +127,18 @@ class Tracking:
                 return runs
 
 
-def _metrics(result: TrialResult, now: int) -> list[Metric]:
+def _metrics(result: TrialResult, moment: int) -> list[Metric]:
     """Final figures at the run's end, and the curves."""
     final = result.metrics | {
         name: float(result.facts[name]) for name in ("parameters", "labelled_clips", "pool_hours")
     }
-    metrics = [Metric(name, value, now, 0) for name, value in final.items()]
+    metrics = [Metric(name, value, moment, 0) for name, value in final.items()]
     for row in result.history:
         for name, value in row.items():
             if name in ("stage", "step"):
                 continue
             curve = name if "/" in name else f"{row['stage']}/{name}"
-            metrics.append(Metric(f"curve/{curve}", value, now, int(row["step"])))
+            metrics.append(Metric(f"{CURVES}{curve}", value, moment, int(row["step"])))
     return metrics
 
 
