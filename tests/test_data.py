@@ -393,7 +393,7 @@ def test_unusable_files_can_be_left_out(esc50, tmp_path):
 def test_a_folder_without_one_usable_file_is_refused(esc50, tmp_path):
     root, _ = esc50
     shutil.rmtree(root / "audio")
-    with pytest.raises(DataError, match="not one of the 45 recordings"):
+    with pytest.raises(DataError, match="not one of its recordings"):
         _load(root, tmp_path, skip_unreadable=True)
     with pytest.raises(DataError, match="45 files"):
         _load(root, tmp_path)

@@ -88,7 +88,7 @@ def test_points_set_several_settings_and_show_the_first(write):
         {"data.label_fraction": 0.5, "finetuning.steps": 5},
         {"data.label_fraction": 1.0, "finetuning.steps": 9},
     ]
-    study = load_study(write(GOOD | {"vary": points}))
+    study = load_study(write(GOOD | {"vary": points, "regimes": {"all": {}}}))
     assert study.axes == ("data.label_fraction",)
     assert {(t.level["data.label_fraction"], t.config.finetuning.steps) for t in study.trials()} == {
         (0.5, 5),
@@ -139,7 +139,7 @@ def test_a_schedule_is_replaced_whole(write):
         (
             {"settings": {"pretraining.lrr": 1e-3}},
             "pretraining.lrr",
-            ["unknown key", "peak_lr" if False else "steps"],
+            ["unknown key", "steps"],
         ),
         ({"settings": {"data": {"kind": "fsd50k"}}}, "data.kind", ["corpus, esc50", "fsd50k"]),
         (
@@ -147,7 +147,7 @@ def test_a_schedule_is_replaced_whole(write):
             "finetuning.schedule.kind",
             ["cosine", "three_stage"],
         ),
-        ({"settings": {"data.clip_seconds": 0.1}}, "data.clip_seconds", ["latents"]),
+        ({"settings": {"data.clip_seconds": 0.1}}, "data.clip_seconds", ["[1, 60]"]),
         ({"regimes": ["full", "rich"]}, "regimes", ["rich", "full, balanced"]),
         ({"regimes": {"a": 3}}, "regimes.a", ["3"]),
         ({"preset": "quik"}, "preset", ["quik", "quick"]),
@@ -203,12 +203,52 @@ def test_a_search_is_checked_at_its_corners(write):
 
 
 @pytest.mark.parametrize(
+    ("change", "path", "words"),
+    [
+        ({"presets": {"smok": {}}}, "presets.smok", "no such preset"),
+        ({"presets": {"quick": [1]}}, "presets.quick", "mapping"),
+        ({"presets": {"quick": {"seed": [1]}}}, "presets.quick.seed", "unknown key"),
+        ({"presets": 3}, "presets", "changes"),
+        ({"regimes": [["a"]]}, "regimes", "no regime"),
+        ({"vary": {"data.max_events": [13]}}, "data.max_events", "1 to 12"),
+        (
+            {"settings": {"front_end.hop_ms": 1000.0, "front_end.window_ms": 1000.0}},
+            "data.clip_seconds",
+            "latents",
+        ),
+        ({"vary": {"data.label_fraction": [0.5, 1.0]}}, "vary", "same settings"),
+        (
+            {"vary": {"pretraining.steps": [1, 2]}, "regimes": {"scratch": {"pretraining": None}}},
+            "pretraining.steps",
+            "null",
+        ),
+    ],
+)
+def test_more_wrong_studies(write, change, path, words):
+    with pytest.raises(ConfigError) as error:
+        load_study(write(GOOD | change))
+    assert error.value.path.endswith(f"study.yaml: {path}"), str(error.value)
+    assert words in error.value.message
+
+
+def test_a_logarithm_takes_no_step(write):
+    space = {"finetuning.batch_size": {"kind": "integer", "low": 1, "high": 64, "log": True, "step": 2}}
+    search = {"question": "?", "preset": "smoke", "search": {"space": space, "num_trials": 2}}
+    with pytest.raises(ConfigError, match="leave one out"):
+        load_study(write(search))
+
+
+@pytest.mark.parametrize(
     ("text", "words"),
     [
         ("question: [", "not YAML"),
         ("- a\n- b", "mapping"),
         ("", "mapping"),
         ("question: a\nquestion: b", "twice"),
+        ("question: a\n3: b", "keys are text"),
+        ("question: a\n[x]: b", "keys are text"),
+        ("question: a\nseeds: [.nan]", "finite"),
+        ("question: a\nseeds: [2020-01-01]", "number or text"),
         ("question: !!python/object/apply:os.system ['true']", "not YAML"),
     ],
 )

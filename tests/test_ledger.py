@@ -3,7 +3,7 @@
 import pytest
 
 from workbench.study.definition import load_study
-from workbench.study.ledger import Ledger, storage_url
+from workbench.study.ledger import GridLedger, SearchLedger, storage_url
 from workbench.study.plan import Planner, work_of
 
 STUDY = """
@@ -21,7 +21,7 @@ def open_ledger(tmp_path):
     path.write_text(STUDY)
 
     def open_ledger(trained=(), **options):
-        return Ledger(
+        return GridLedger(
             load_study(path),
             Planner(),
             storage_url(tmp_path),
@@ -36,7 +36,7 @@ def test_each_trial_is_handed_out_once_and_no_pretraining_twice_at_a_time(open_l
     trained = set()
     ledger = open_ledger(trained)
     running, seen = [], []
-    while not ledger.exhausted:
+    while ledger.num_left:
         while len(running) < 3 and (assignment := ledger.next()) is not None:
             needed = assignment.planned.stages.pretrain.key
             at_work = {a.planned.stages.pretrain.key for a in running}
@@ -79,10 +79,10 @@ def test_a_failure_is_remembered_until_asked_otherwise(open_ledger):
     failed = ledger.next()
     ledger.fail(failed.number, "no luck")
     assert ledger.num_left == 7
-    assert open_ledger().num_left == 7
-    retried = open_ledger(retry_failed=True)
-    assert retried.num_left == 8
-    assert [(e.state, e.reason) for e in open_ledger().ended()] == [("failed", "no luck")]
+    again = open_ledger()
+    assert again.num_left == 7
+    assert [(e.state, e.reason) for e in again.ended()] == [("failed", "no luck")]
+    assert open_ledger(retry_failed=True).num_left == 8
 
 
 def test_a_score_that_is_no_number_is_a_failure(open_ledger):
@@ -91,13 +91,106 @@ def test_a_score_that_is_no_number_is_a_failure(open_ledger):
     assert [e.state for e in ledger.ended()] == ["failed"]
 
 
-def test_a_trial_that_left_the_study_is_closed(open_ledger, tmp_path):
+def test_a_retry_that_is_cut_off_is_taken_over(open_ledger):
     ledger = open_ledger()
-    cut_off = ledger.next()
+    failed = ledger.next()
+    ledger.fail(failed.number, "no luck")
+    retried = open_ledger(retry_failed=True)
+    cut_off = next(a for a in iter(retried.next, None) if a.planned.key == failed.planned.key)
+    plain = open_ledger()
+    assert plain.num_left == 8
+    assert cut_off.number in {plain.next().number for _ in range(4)}
+
+
+def test_a_trial_that_left_the_study_is_closed_and_run_when_it_is_back(open_ledger, tmp_path):
+    cut_off = open_ledger().next()
     assert cut_off.planned.trial.seed == 0
     path = tmp_path / "order.yaml"
     path.write_text(STUDY.replace("seeds: [0, 1]", "seeds: [1, 2]"))
     changed = open_ledger()
     assert changed.num_left == 8
     assert changed.ended() == []
-    assert all(changed.next().number != cut_off.number for _ in range(4))
+    path.write_text(STUDY)
+    assert open_ledger().num_left == 8
+
+
+def test_what_is_forgotten_is_run_anew(open_ledger):
+    ledger = open_ledger()
+    done = ledger.next()
+    ledger.complete(done.number, 0.5)
+    assert (ledger.num_left, open_ledger().num_left) == (7, 7)
+    ledger.forget(done.number)
+    assert (ledger.num_left, open_ledger().num_left) == (8, 8)
+
+
+def test_the_work_left_counts_a_shared_pretraining_once(open_ledger):
+    trained = set()
+    ledger = open_ledger(trained)
+    one = work_of(ledger.planned[0].trial.config)["pretrain"]
+    fine = sum(work_of(p.trial.config)["finetune"] for p in ledger.planned)
+    assert ledger.work_left() == 4 * one + fine
+    first = ledger.next()
+    assert ledger.work_left() == 4 * one + fine
+    trained.add(first.planned.stages.pretrain.key)
+    ledger.complete(first.number, 0.5)
+    assert ledger.work_left() == 3 * one + fine - work_of(first.planned.trial.config)["finetune"]
+
+
+SEARCH = """
+question: Which?
+preset: smoke
+regimes: [full]
+search:
+  num_trials: 3
+  pruner: median
+  space: {finetuning.optimiser.peak_lr: {kind: uniform, low: 1e-5, high: 1e-2, log: true}}
+"""
+
+
+@pytest.fixture
+def open_search(tmp_path):
+    def open_search(text=SEARCH):
+        path = tmp_path / "search.yaml"
+        path.write_text(text)
+        url = storage_url(tmp_path)
+        return SearchLedger(load_study(path), Planner(), url, is_trained=lambda stage: True)
+
+    return open_search
+
+
+def test_a_search_hands_out_as_many_trials_as_asked_also_when_fewer_are_asked_later(open_search):
+    ledger = open_search()
+    for score in (0.1, 0.2, 0.3):
+        ledger.complete(ledger.next().number, score)
+    assert ledger.next() is None
+    assert ledger.num_left == 0
+    fewer = open_search(SEARCH.replace("num_trials: 3", "num_trials: 2"))
+    assert fewer.num_left == 0
+    assert open_search(SEARCH.replace("num_trials: 3", "num_trials: 5")).num_left == 2
+
+
+def test_a_search_takes_over_what_was_cut_off_with_the_same_point(open_search):
+    cut_off = open_search().next()
+    assert open_search().next() == cut_off
+
+
+def test_another_space_or_base_is_another_search(open_search):
+    first = open_search()
+    first.complete(first.next().number, 0.1)
+    assert open_search(SEARCH.replace("1e-5", "1e-4")).num_left == 3
+    assert open_search(SEARCH + "settings: {model.dropout: 0.2}").num_left == 3
+    assert open_search().num_left == 2
+
+
+def test_the_median_pruner_gives_up_what_is_behind(open_search):
+    text = SEARCH.replace("num_trials: 3", "num_trials: 9")
+    ledger = open_search(text)
+    for score in (0.5, 0.6, 0.7, 0.8):
+        number = ledger.next().number
+        assert not ledger.should_prune(number, 1, score)
+        ledger.complete(number, score)
+    behind = ledger.next().number
+    assert ledger.should_prune(behind, 1, 0.1)
+    ledger.prune(behind)
+    assert ledger.ended()[-1].state == "pruned"
+    assert not ledger.should_prune(ledger.next().number, 1, 0.9)

@@ -1,7 +1,9 @@
 """Whole studies, through the command line: they run, go on after a kill, and say what failed."""
 
+import contextlib
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -17,6 +19,8 @@ from analysis import plot_ablation
 from workbench.study.ledger import storage_url
 from workbench.study.results import studies, trial_table
 from workbench.study.tracking import tracking_uri
+
+from .test_data import write_esc50
 
 SMOKE = "studies/smoke.yaml"
 
@@ -81,8 +85,9 @@ def finished(project, tmp_path_factory, data_root):
     return root, done.stdout
 
 
-def _optuna_trials(root, study="smoke-smoke"):
-    return optuna.load_study(study_name=study, storage=storage_url(root)).get_trials(deepcopy=False)
+def _optuna_trials(root):
+    name = studies(root)[0].id
+    return optuna.load_study(study_name=name, storage=storage_url(root)).get_trials(deepcopy=False)
 
 
 def _runs(root, experiment="smoke"):
@@ -125,7 +130,8 @@ def test_a_study_runs_to_a_table_and_every_trial_is_in_optuna_and_mlflow(finishe
         assert 0 < child.data.metrics["test/mAP"] <= 1
         assert {"model.num_heads", "finetuning.optimiser.peak_lr", "regime", "seed"} <= set(child.data.params)
         assert "training/pretrain/contrastive_accuracy" in child.data.metrics
-        assert child.data.tags["workbench.data"] in printed or len(child.data.tags["workbench.data"]) == 64
+        assert re.fullmatch("[0-9a-f]{64}", child.data.tags["workbench.data"])
+        assert child.info.end_time - child.info.start_time > 100  # the trial's own times, in ms
     client = MlflowClient(tracking_uri(root))
     curve = client.get_metric_history(children[0].info.run_id, "training/pretrain/loss")
     assert [m.step for m in curve] == list(range(1, 31))
@@ -180,7 +186,7 @@ def test_a_killed_driver_goes_on_and_loses_nothing(finished, root, command, run,
             if seen >= after and (after or "trials to run" in line):
                 break
         if not after:
-            _wait_for(lambda: any(t.state.name == "RUNNING" for t in _optuna_trials(root)))
+            _wait_for(lambda: studies(root) and any(t.state.name == "RUNNING" for t in _optuna_trials(root)))
         driver.send_signal(signal.SIGKILL)
     done_before = {t.number for t in _optuna_trials(root) if t.state.name == "COMPLETE"}
     again = run(root)
@@ -268,7 +274,7 @@ def test_a_trial_that_fails_by_its_own_fault_is_recorded_and_not_tried_again(roo
     assert done.returncode == 1
     assert "1 of 2 trials failed" in done.stdout
     assert "not finite" in done.stdout
-    trials = _optuna_trials(root, "mine-smoke")
+    trials = _optuna_trials(root)
     assert sorted(t.state.name for t in trials) == ["COMPLETE", "FAIL"]
     _, children = _runs(root, "mine")
     assert sorted(c.info.status for c in children) == ["FAILED", "FINISHED"]
@@ -279,7 +285,7 @@ def test_a_trial_that_fails_by_its_own_fault_is_recorded_and_not_tried_again(roo
     retried = run(root, study, "--retry-failed")
     assert retried.returncode == 1
     assert "1 of 2 trials to run" in retried.stdout
-    assert sorted(t.state.name for t in _optuna_trials(root, "mine-smoke")) == [
+    assert sorted(t.state.name for t in _optuna_trials(root)) == [
         "COMPLETE",
         "FAIL",
         "FAIL",
@@ -300,19 +306,19 @@ search:
 """
 
 
-def test_a_search_runs_prunes_and_goes_on(root, run, write, tmp_path):
+def test_a_search_runs_and_goes_on(root, run, write, tmp_path):
     study = write(SEARCH)
     done = run(root, study)
     assert done.returncode == 0, done.stdout + done.stderr
-    trials = _optuna_trials(root, "mine-smoke")
+    trials = _optuna_trials(root)
     assert len(trials) == 5
-    assert {t.state.name for t in trials} <= {"COMPLETE", "PRUNED"}
+    assert {t.state.name for t in trials} <= {"COMPLETE", "PRUNED"}  # the pruner itself: test_ledger.py
     assert all(set(t.params) == {"finetuning.optimiser.peak_lr", "finetuning.batch_size"} for t in trials)
     again = run(root, study)
     assert "trials to run" not in again.stdout
     more = run(root, write(SEARCH.replace("num_trials: 5", "num_trials: 6")))
     assert "1 of 6 trials to run" in more.stdout
-    assert [t.params for t in _optuna_trials(root, "mine-smoke")][:5] == [t.params for t in trials]
+    assert [t.params for t in _optuna_trials(root)][:5] == [t.params for t in trials]
     assert plot_ablation.main(["mine", "--root", str(root), "--output", str(tmp_path / "figures")]) == 0
 
 
@@ -352,3 +358,95 @@ def test_wrong_commands_end_in_one_message(root, run, arguments, words):
     assert done.returncode == 2
     assert words in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_ctrl_c_ends_the_study_and_says_how_to_go_on(finished, root, command, run, project):
+    with subprocess.Popen(
+        command(root),
+        cwd=project,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    ) as driver:
+        for line in driver.stdout:
+            if line.startswith("complete"):
+                break
+        family = psutil.Process(driver.pid).children(recursive=True)
+        os.killpg(driver.pid, signal.SIGINT)  # as a terminal does
+        _, printed = driver.communicate(timeout=60)
+    assert driver.returncode == 130
+    assert "to go on" in printed
+    assert "Traceback" not in printed
+    psutil.wait_procs(family, timeout=30)
+    assert not [p for p in family if p.is_running() and p.status() != psutil.STATUS_ZOMBIE]
+    assert [p.info.status for p in _runs(root)[0]] == ["KILLED"]
+    assert run(root).returncode == 0
+    _assert_each_ended_once(root, 8)
+    pd.testing.assert_frame_equal(_figures(_table(finished[0])[1]), _figures(_table(root)[1]))
+
+
+ESC = """
+question: Do workers find recordings by a relative path?
+preset: smoke
+settings:
+  data: {{kind: esc50, root: {folder}, clip_seconds: 1.0}}
+  finetuning.pooling: mean
+regimes: {{all: {{}}}}
+folds: [1, 2]
+metric: accuracy
+"""
+
+
+def test_a_study_on_recordings_by_a_relative_path(root, run, write, tmp_path, project):
+    write_esc50(tmp_path / "recordings")
+    folder = os.path.relpath(tmp_path / "recordings", project)
+    done = run(root, write(ESC.format(folder=folder)))
+    assert done.returncode == 0, done.stdout + done.stderr
+    table = _table(root)[1]
+    assert table.fold.tolist() == [1, 2]
+    assert table["test/accuracy"].between(0, 1).all()
+
+
+def test_results_that_were_deleted_are_made_again(root, run, write):
+    study = write(DIVERGING.replace("[2e-3, 1e20]", "[1e-3, 2e-3]"))
+    assert run(root, study).returncode == 0
+    before = _table(root)[1]
+    for name in ("store", "mlflow.db"):
+        path = root / name
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+    again = run(root, study)
+    assert again.returncode == 0, again.stderr
+    assert _table(root)[1]["test/mAP"].tolist() == before["test/mAP"].tolist()
+
+
+def test_levels_that_are_mappings_have_a_table_and_a_figure(root, run, write, tmp_path):
+    study = write(
+        "question: Which schedule?\npreset: smoke\n"
+        "vary: {finetuning.schedule: [{kind: cosine}, {kind: step, factor: 0.5}]}\n"
+    )
+    done = run(root, study)
+    assert done.returncode == 0, done.stderr
+    assert "cosine" in done.stdout
+    assert "{factor: 0.5, kind: step}" in done.stdout
+    assert plot_ablation.main(["--root", str(root), "--output", str(tmp_path / "figures")]) == 0
+
+
+def test_on_a_terminal_the_lines_are_drawn_in_place(root, command, project):
+    """A line for each running trial and one for the study; what has ended scrolls above."""
+    leader, follower = os.openpty()
+    process = subprocess.Popen(
+        command(root), cwd=project, stdout=follower, stderr=follower, env=os.environ | {"TERM": "xterm"}
+    )
+    os.close(follower)
+    seen = b""
+    with contextlib.suppress(OSError):  # the terminal is gone when the study has ended
+        while chunk := os.read(leader, 65536):
+            seen += chunk
+    os.close(leader)
+    assert process.wait(60) == 0
+    assert b"\x1b[2K" in seen, "lines are erased and drawn again"
+    assert b"running     0" in seen
+    assert b"of 8 done, 2 running, 0 failed" in seen
+    assert seen.count(b"complete    ") >= 8
+    assert b"Traceback" not in seen

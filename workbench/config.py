@@ -8,7 +8,7 @@ without any of the study's machinery. Durations carry their unit in the name; co
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from workbench.settings import ConfigError, placement, supervised
 
@@ -36,12 +36,20 @@ def _fraction(settings: Any, *names: str, zero: bool = True, one: bool = False) 
         _require(low and high, name, f"must lie in {interval}, is {value}")
 
 
+def _events(settings: Any, name: str) -> None:
+    """The corpus' sound events need room to be told apart."""
+    seconds = getattr(settings, name)
+    _require(1.0 <= seconds <= 60.0, name, f"must lie in [1, 60], is {seconds}")
+
+
 # --- data -------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, kw_only=True)
 class CorpusData:
     """The embedded corpus: procedural sound events, several to a clip, multi-label."""
+
+    single_label: ClassVar[bool] = False
 
     kind: Literal["corpus"] = "corpus"
     clip_seconds: float = 3.2
@@ -54,8 +62,9 @@ class CorpusData:
     label_fraction: float = supervised(1.0)  # nested: the 10 % are among the 30 %
 
     def __post_init__(self) -> None:
-        _positive(self, "clip_seconds", "max_events", "pool_clips", "labelled_clips")
-        _positive(self, "validation_clips", "test_clips")
+        _positive(self, "pool_clips", "labelled_clips", "validation_clips", "test_clips")
+        _events(self, "clip_seconds")
+        _require(1 <= self.max_events <= 12, "max_events", f"must be one of 1 to 12, is {self.max_events}")
         _fraction(self, "label_fraction", zero=False, one=True)
 
 
@@ -66,6 +75,8 @@ class Esc50Data:
     The validation fold is the one after the test fold; the remaining three train. The unlabelled pool is
     those three and `corpus_clips` of the embedded corpus.
     """
+
+    single_label: ClassVar[bool] = True
 
     kind: Literal["esc50"] = "esc50"
     root: str = placement("data/ESC-50")
@@ -78,7 +89,8 @@ class Esc50Data:
     skip_unreadable: bool = False
 
     def __post_init__(self) -> None:
-        _positive(self, "clip_seconds", "corpus_clip_seconds")
+        _positive(self, "clip_seconds")
+        _events(self, "corpus_clip_seconds")
         _require(1 <= self.test_fold <= 5, "test_fold", f"must be one of 1 to 5, is {self.test_fold}")
         _require(self.corpus_clips >= 0, "corpus_clips", f"must not be negative, is {self.corpus_clips}")
         _fraction(self, "label_fraction", zero=False, one=True)

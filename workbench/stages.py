@@ -18,8 +18,8 @@ from workbench.settings import identity
 from workbench.store import CHECKPOINT, Stage, Store
 from workbench.training.checkpoint import load_tensors, save_tensors
 from workbench.training.finetune import finetune
-from workbench.training.loop import Run
-from workbench.training.pretrain import new_encoder, pretrain
+from workbench.training.loop import Diverged, Run
+from workbench.training.pretrain import computed_in, new_encoder, pretrain
 from workbench.training.tracker import Tracker
 
 PRETRAIN_VERSION = 1  # raised when the same settings come to give another encoder
@@ -87,14 +87,16 @@ def run_trial(
 ) -> TrialResult:
     """Obtain both stages of a trial. Raises Diverged, DataError."""
     stages = stages_of(config, data_fingerprint)
-    splits = _Lazily(lambda: load_splits(config.data, data_root, config.seed, report))
+    splits = _Lazily(lambda: load_splits(config.data, data_root, config.seed, report, data_fingerprint))
+
+    placed = {"device": device.type, "computed_in": computed_in(config, device)}
 
     def build_encoder(folder: Path) -> dict[str, Any]:
         run = Run(device=device, tracker=tracker, checkpoint=folder / CHECKPOINT)
         result = pretrain(config, splits.get().pool, run)
         save_tensors(folder / WEIGHTS, result.encoder.state_dict())
         _write_history(folder, result.history)
-        return {"metrics": {f"pretrain/{k}": v for k, v in result.history[-1].items()}}
+        return {"metrics": {f"pretrain/{k}": v for k, v in result.history[-1].items()}, **placed}
 
     def build_classifier(folder: Path) -> dict[str, Any]:
         encoder = new_encoder(config, splits.get().pool, device)
@@ -113,12 +115,20 @@ def run_trial(
             "pool_hours": splits.get().pool.hours,
             "parameters": num_parameters(config.front_end, config.model),
             "left_out": list(splits.get().left_out),
+            **placed,
         }
 
-    if stages.pretrain is not None and not store.has(stages.finetune):
-        # Here, not when fine-tuning asks for it: each stage's seconds are its own.
-        store.obtain(stages.pretrain, build_encoder)
-    store.obtain(stages.finetune, build_classifier)
+    stage = stages.finetune
+    try:
+        if stages.pretrain is not None and not store.has(stages.finetune):
+            # Here, not when fine-tuning asks for it: each stage's seconds are its own.
+            stage = stages.pretrain
+            store.obtain(stage, build_encoder)
+        stage = stages.finetune
+        store.obtain(stage, build_classifier)
+    except Diverged:
+        store.discard_work(stage)  # its checkpoint would only diverge again
+        raise
     return read_result(stages, store)
 
 

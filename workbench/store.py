@@ -78,7 +78,9 @@ class Store:
             work.mkdir(parents=True, exist_ok=True)
             began = time.monotonic()
             facts = build(work)
-            (work / CHECKPOINT).unlink(missing_ok=True)
+            for leftover in (CHECKPOINT, f"{CHECKPOINT}.*.tmp"):  # the latter of a kill while saving
+                for path in work.glob(leftover):
+                    path.unlink()
             _write_facts(work, stage, facts, time.monotonic() - began)
             work.rename(final)
             return final

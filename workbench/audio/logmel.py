@@ -56,7 +56,8 @@ class LogMel(nn.Module):
         if waveform.dtype == torch.int16:
             waveform = waveform.float() / 32768.0
         chunk = CPU_CHUNK if waveform.device.type == "cpu" else len(waveform)
-        return torch.cat([self._log_mel(part) for part in waveform.split(chunk)])
+        with torch.autocast(waveform.device.type, enabled=False):  # powers span more than bf16 tells apart
+            return torch.cat([self._log_mel(part) for part in waveform.split(chunk)])
 
     def _log_mel(self, waveform: Tensor) -> Tensor:
         window, hop = self.config.window_samples, self.config.hop_samples

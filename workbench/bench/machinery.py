@@ -8,6 +8,8 @@ memory and no tracking at all. Both in one Ray, in turn; starting Ray is not cou
 from __future__ import annotations
 
 import argparse
+import io
+import json
 import statistics
 import tempfile
 import time
@@ -16,12 +18,13 @@ from typing import Any
 
 from rich.console import Console
 
-from workbench.stages import TrialResult
+from workbench.config import TrialConfig
+from workbench.settings import from_dict
+from workbench.stages import HISTORY, stages_of
 from workbench.study.definition import Resources, load_study
-from workbench.study.ledger import Ledger, storage_url
-from workbench.study.plan import Planner
-from workbench.study.tracking import Tracking
-from workbench.study.tune import Places, Watcher, ray_started, run_trials
+from workbench.study.progress import Progress
+from workbench.study.run import Books
+from workbench.study.tune import Places, ray_started, run_trials
 
 CURVE_POINTS = 100
 RESOURCES = Resources(concurrency=2)
@@ -53,41 +56,38 @@ def _row(values: list[float]) -> str:
     return f"{statistics.median(values):7.3f} {min(values):6.3f} {max(values):6.3f}"
 
 
-def _nothing(config: dict[str, Any], settings: dict[str, Any]) -> None:
+def _train_nothing(config: dict[str, Any], settings: dict[str, Any]) -> None:
+    """A worker that writes a finished stage with curves, as a trial does, and trains nothing."""
     from ray import tune
 
+    trial = from_dict(TrialConfig, json.loads(config["trial"]))
+    stage = stages_of(trial, config["data_fingerprint"]).finetune
+
+    def build(folder: Path) -> dict[str, Any]:
+        rows = ({"step": step, "loss": 1.0, "lr": 0.1, "grad_norm": 1.0} for step in range(CURVE_POINTS))
+        (folder / HISTORY).write_text("".join(json.dumps(row) + "\n" for row in rows))
+        metrics = {"validation/mAP": 0.5, "test/mAP": 0.5}
+        return {"metrics": metrics, "parameters": 1, "labelled_clips": 1, "pool_hours": 1.0}
+
+    Places(Path(settings["root"])).store.obtain(stage, build)
     tune.report({"event": "done", "value": 0.5})
 
 
 def _ours(num_trials: int) -> float:
     """Seconds a trial."""
-    history = [
-        {"stage": "pretrain", "step": step, "loss": 1.0, "lr": 0.1, "grad_norm": 1.0}
-        for step in range(CURVE_POINTS)
-    ]
-    facts = {"parameters": 1, "labelled_clips": 1, "pool_hours": 1.0}
-    result = TrialResult({"validation/mAP": 0.5, "test/mAP": 0.5}, history, facts)
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
         path = root / "nothing.yaml"
-        path.write_text(
-            f"question: What does a trial cost?\npreset: smoke\nseeds: {list(range(num_trials))}\n"
-        )
+        seeds = list(range(num_trials))
+        path.write_text(f"question: What does a trial cost?\npreset: smoke\nseeds: {seeds}\n")
         study = load_study(path)
-        tracking = Tracking(study, root)
-        ledger = Ledger(study, Planner(), storage_url(root), is_trained=lambda stage: True)
-
-        class Record(Watcher):
-            def ended(self, number: int) -> None:
-                ended = next(e for e in ledger.ended() if e.number == number)
-                planned = ledger.planned_of(ended)
-                assert planned is not None
-                tracking.record(ended, planned, result)
-
+        books = Books(study, root, Places(root).store, retry_failed=False)
+        silent = Console(file=io.StringIO())
         began = time.perf_counter()
-        run_trials(ledger, Places(root), Record(), RESOURCES, worker=_nothing)
+        with Progress(books.ledger, silent, books.record) as progress:
+            run_trials(books.ledger, Places(root), progress, RESOURCES, worker=_train_nothing)
         seconds = time.perf_counter() - began
-        assert len(ledger.ended()) == num_trials
+        assert len(books.ledger.ended()) == num_trials
     return seconds / num_trials
 
 

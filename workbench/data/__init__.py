@@ -3,7 +3,7 @@
 A dataset is a module with two functions, entered in `DATASETS` under its config's `kind`:
 
     fingerprint(config) -> str      what the audio and its labels are, wherever they lie
-    load(config, root, seed, report) -> Splits
+    load(config, root, seed, report, fingerprint) -> Splits
 """
 
 from __future__ import annotations
@@ -23,7 +23,9 @@ class Dataset(Protocol):
     def fingerprint(self, config: Any) -> str:
         """SHA-256 of what the audio and the labels are."""
 
-    def load(self, config: Any, root: Path, seed: int, report: Callable[[str], None]) -> Splits:
+    def load(
+        self, config: Any, root: Path, seed: int, report: Callable[[str], None], fingerprint: str
+    ) -> Splits:
         """The clips; prepared below `root` first if they are not there yet, telling `report`."""
 
 
@@ -35,6 +37,16 @@ def fingerprint(config: DataConfig) -> str:
     return DATASETS[config.kind].fingerprint(config)
 
 
-def load_splits(config: DataConfig, root: Path, seed: int, report: Callable[[str], None] = print) -> Splits:
-    """The clips of `config`, prepared once below `root`; `seed` draws the labelled subset."""
-    return DATASETS[config.kind].load(config, root, seed, report)
+def load_splits(
+    config: DataConfig,
+    root: Path,
+    seed: int,
+    report: Callable[[str], None] = print,
+    fingerprint: str | None = None,
+) -> Splits:
+    """The clips of `config`, prepared once below `root`; `seed` draws the labelled subset.
+
+    Whoever knows the data's fingerprint saves the time to find it out. Raises DataError.
+    """
+    known = fingerprint or DATASETS[config.kind].fingerprint(config)
+    return DATASETS[config.kind].load(config, root, seed, report, known)

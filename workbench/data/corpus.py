@@ -6,8 +6,11 @@ part only adds files, and a clip never depends on how many there are.
 
 from __future__ import annotations
 
+import ctypes
 import multiprocessing
 import os
+import signal
+import sys
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
@@ -20,6 +23,7 @@ from workbench.data.clips import ClipSet, Splits, labelled_subset
 from workbench.random_streams import numpy_stream
 
 CLIPS_PER_FILE = 128
+PR_SET_PDEATHSIG = 1  # of Linux' prctl
 
 
 def fingerprint(config: CorpusData) -> str:
@@ -27,7 +31,9 @@ def fingerprint(config: CorpusData) -> str:
     return synthesis.fingerprint(_recipe(config))
 
 
-def load(config: CorpusData, root: Path, seed: int, report: Callable[[str], None]) -> Splits:
+def load(
+    config: CorpusData, root: Path, seed: int, report: Callable[[str], None], fingerprint: str
+) -> Splits:
     recipe = _recipe(config)
     parts = {
         "pool": config.pool_clips,
@@ -43,7 +49,7 @@ def load(config: CorpusData, root: Path, seed: int, report: Callable[[str], None
         test=test,
         classes=synthesis.CLASSES,
         single_label=False,
-        fingerprint=fingerprint(config),
+        fingerprint=fingerprint,
     )
 
 
@@ -88,10 +94,17 @@ def _make_in_parallel(
             _make_file(job)
         return
     # spawn: a forked child would inherit the locks of torch's threads.
-    with ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn")) as pool:
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(workers, context, initializer=_die_with_parent) as pool:
         for done, _ in enumerate(pool.map(_make_file, jobs), start=1):
             if done % max(1, len(jobs) // 5) == 0:
                 report(f"embedded corpus: {done} of {len(jobs)} files")
+
+
+def _die_with_parent() -> None:
+    """Else a worker would wait for ever for the jobs of a parent that was killed."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 def _make_file(job: tuple[synthesis.Recipe, Path, str, int]) -> None:

@@ -7,10 +7,11 @@ keep all takes of one source recording together.
 from __future__ import annotations
 
 import csv
+import functools
 import hashlib
 import json
-import os
 import shutil
+import tempfile
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -32,32 +33,21 @@ ABSENT = "is not there"
 
 def fingerprint(config: Esc50Data) -> str:
     """That of the rows and the bytes of their files, and of the embedded corpus that joins the pool."""
-    rows = _rows(config)
-    absent = {row["filename"]: ABSENT for row in rows if not _audio_file(config, row).is_file()}
-    if absent and not config.skip_unreadable:
-        raise DataError(_unreadable(config, absent))
-    return _fingerprint(config, _content(config, rows))
+    files = digest([DECODING_VERSION, _content(config, _rows(config))])
+    return f"{files}+{synthesis.fingerprint(_recipe(config))[:16]}" if config.corpus_clips else files
 
 
-def _fingerprint(config: Esc50Data, content: list[list[str]]) -> str:
-    whole: dict[str, object] = {"decoding": DECODING_VERSION, "files": content}
-    if config.corpus_clips:
-        whole["corpus"] = synthesis.fingerprint(_recipe(config))
-    return digest(whole)
-
-
-def load(config: Esc50Data, root: Path, seed: int, report: Callable[[str], None]) -> Splits:
-    rows = _rows(config)
-    content = _content(config, rows)
-    folder = root / f"esc50-{digest([DECODING_VERSION, content])[:16]}"
+def load(config: Esc50Data, root: Path, seed: int, report: Callable[[str], None], fingerprint: str) -> Splits:
+    folder = root / f"esc50-{fingerprint[:16]}"
     if not folder.exists():
+        rows = _rows(config)
         report(f"{config.root}: decoding {len(rows)} recordings to {folder}, once")
         _prepare(config, rows, folder)
     index = json.loads((folder / "index.json").read_text())
     if index["unreadable"] and not config.skip_unreadable:
         raise DataError(_unreadable(config, index["unreadable"]))
     if not index["clips"]:
-        raise DataError(f"{config.root}: not one of the {len(rows)} recordings can be read")
+        raise DataError(f"{config.root}: not one of its recordings can be read")
     clips = _open(folder, index["clips"])
     folds = np.array([clip["fold"] for clip in index["clips"]])
     validation_fold = config.test_fold % NUM_FOLDS + 1
@@ -73,7 +63,7 @@ def load(config: Esc50Data, root: Path, seed: int, report: Callable[[str], None]
         test=clips.take(np.flatnonzero(folds == config.test_fold)),
         classes=_classes(index["clips"]),
         single_label=True,
-        fingerprint=_fingerprint(config, content),
+        fingerprint=fingerprint,
         left_out=tuple(index["unreadable"]),
     )
 
@@ -151,9 +141,16 @@ def _content(config: Esc50Data, rows: list[dict[str, str]]) -> list[list[str]]:
     content = []
     for row in rows:
         path = _audio_file(config, row)
-        bytes_hash = hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else "absent"
+        bytes_hash = _sha256(path, path.stat().st_mtime_ns) if path.is_file() else ABSENT
         content.append([*(row[name] for name in COLUMNS), bytes_hash])
     return content
+
+
+@functools.cache
+def _sha256(path: Path, modified: int) -> str:
+    """Of a file as it was at that time: the folds of a study share their files."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _prepare(config: Esc50Data, rows: list[dict[str, str]], folder: Path) -> None:
@@ -166,8 +163,8 @@ def _prepare(config: Esc50Data, rows: list[dict[str, str]], folder: Path) -> Non
         except UnreadableAudio as error:
             return error
 
-    aside = folder.with_name(f"{folder.name}.{os.getpid()}.tmp")
-    aside.mkdir(parents=True)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    aside = Path(tempfile.mkdtemp(prefix=f"{folder.name}.", suffix=".tmp", dir=folder.parent))
     clips, unreadable, start = [], {}, 0
     try:
         with ThreadPoolExecutor() as pool, (aside / "samples.int16").open("wb") as file:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import shlex
 import sys
 from pathlib import Path
 
@@ -11,6 +10,7 @@ from rich.console import Console
 
 from workbench.data.clips import DataError
 from workbench.settings import ConfigError
+from workbench.study.commands import DEFAULT_ROOT, study_command
 from workbench.study.definition import Study, load_study
 from workbench.study.plan import Planner, print_plan
 
@@ -58,17 +58,13 @@ def _parser() -> argparse.ArgumentParser:
         help="try trials again that failed by their own fault",
     )
     parser.add_argument(
-        "--root", type=Path, default=Path("mlruns"), help="where results are kept (default: mlruns)"
+        "--root", type=Path, default=DEFAULT_ROOT, help="where results are kept (default: mlruns)"
     )
     return parser
 
 
 def _command(options: argparse.Namespace) -> str:
-    words = ["python", "-m", "workbench.study", str(options.study)]
-    words += ["--preset", options.preset] if options.preset else []
-    words += [word for text in options.assignments for word in ("--set", text)]
-    words += ["--root", str(options.root)] if options.root != Path("mlruns") else []
-    return shlex.join(words)
+    return study_command(options.study, options.preset, options.assignments, options.root)
 
 
 def _dry_run(study: Study, root: Path, console: Console) -> int:

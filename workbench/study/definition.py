@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import copy
 import itertools
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
@@ -19,7 +20,7 @@ from typing import Any, Literal
 import yaml
 
 from workbench.config import TrialConfig
-from workbench.settings import ConfigError, digest, from_dict, to_dict
+from workbench.settings import ConfigError, digest, from_dict, identity, to_dict
 
 PRESETS = Path(__file__).parent.parent / "presets"
 PLACEMENT = ("resources", "data.root")  # settings that cannot change a result
@@ -52,7 +53,7 @@ class Uniform:
     step: float | None = None
 
     def __post_init__(self) -> None:
-        _check_range(self.low, self.high, self.log)
+        _check_range(self.low, self.high, self.log, self.step is not None)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,7 +67,7 @@ class Integer:
     step: int = 1
 
     def __post_init__(self) -> None:
-        _check_range(self.low, self.high, self.log)
+        _check_range(self.low, self.high, self.log, self.step != 1)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,7 +85,9 @@ class Choice:
 Distribution = Uniform | Integer | Choice
 
 
-def _check_range(low: float, high: float, log: bool) -> None:
+def _check_range(low: float, high: float, log: bool, stepped: bool) -> None:
+    if log and stepped:
+        raise ConfigError("step", "cannot stand beside log; leave one out")
     if low > high:
         raise ConfigError("low", f"must not exceed high ({high}), is {low}")
     if log and low <= 0:
@@ -165,9 +168,13 @@ class Study:
 
     @property
     def id(self) -> str:
-        """Name and preset, and a hash of the command line's settings where these can change results."""
+        """Name and preset, and a hash: of the command line's settings, and of what a search looks through."""
         overrides = {path: value for path, value in self.overrides.items() if not path.startswith(PLACEMENT)}
-        suffix = f"-{digest(overrides)[:8]}" if overrides else ""
+        parts: list[Any] = [overrides] if overrides else []
+        if self.search is not None:  # what it has learned holds for its space, base and place alone
+            space = to_dict(self.search.space)
+            parts += [space, self.base, self.regimes, list(self.seeds), list(self.folds)]
+        suffix = f"-{digest(parts)[:8]}" if parts else ""
         return f"{self.name}-{self.preset}{suffix}"
 
     def trial(self, regime: str, level: Mapping[str, Any], seed: int, fold: int | None = None) -> Trial:
@@ -179,7 +186,7 @@ class Study:
         if fold is not None:
             set_path(raw, "data.test_fold", fold)
         config = from_dict(TrialConfig, raw)
-        shown = {path: level[path] for path in self.axes if path in level}
+        shown = {path: _shown(level[path]) for path in self.axes if path in level}
         return Trial(level=shown, regime=regime, seed=seed, fold=fold, config=config)
 
     def trials(self) -> list[Trial]:
@@ -215,6 +222,15 @@ class Study:
         }
 
 
+def _shown(value: Any) -> Any:
+    """A level's value for tables and figures: numbers and text as they are, anything else as short text."""
+    if isinstance(value, Mapping) and set(value) == {"kind"}:
+        return value["kind"]
+    if value is None or isinstance(value, Mapping | list):
+        return yaml.safe_dump(value, default_flow_style=True).removesuffix("...\n").strip()
+    return value
+
+
 def load_study(path: Path, *, preset: str | None = None, assignments: tuple[str, ...] = ()) -> Study:
     """Read, resolve and validate a study file. Raises ConfigError; its path starts with the file's."""
     try:
@@ -228,11 +244,9 @@ def load_study(path: Path, *, preset: str | None = None, assignments: tuple[str,
 
 def _resolve(path: Path, raw: dict[str, Any], preset: str | None, overrides: dict[str, Any]) -> Study:
     raw = copy.deepcopy(raw)
-    variants = raw.get("presets") or {}
     chosen = preset or raw.get("preset", "quick")
-    if isinstance(variants, Mapping) and isinstance(variants.get(chosen), Mapping):
-        for key, value in variants[chosen].items():
-            _lay_over(raw, key, value)
+    for key, value in _variant(raw.get("presets"), chosen).items():
+        _lay_over(raw, key, value)
     raw["preset"] = chosen
     for dotted, value in overrides.items():
         if dotted.split(".")[0] not in TRIAL_KEYS:
@@ -267,6 +281,24 @@ def _resolve(path: Path, raw: dict[str, Any], preset: str | None, overrides: dic
     return study
 
 
+def _variant(variants: Any, chosen: Any) -> Mapping[str, Any]:
+    """What the file changes of itself for the chosen preset; every variant is checked."""
+    if variants is None:
+        return {}
+    if not isinstance(variants, Mapping):
+        raise ConfigError("presets", f"must be {{preset: changes}}, is {variants!r}")
+    keys = [f.name for f in fields(StudyFile) if f.name not in ("presets", "preset", "name")]
+    for name, changes in variants.items():
+        if name not in _preset_names():
+            raise ConfigError(f"presets.{name}", f"no such preset; there are {', '.join(_preset_names())}")
+        if not isinstance(changes, Mapping):
+            raise ConfigError(f"presets.{name}", f"must be a mapping of this file's keys, is {changes!r}")
+        for key in changes:
+            if key not in keys:
+                raise ConfigError(f"presets.{name}.{key}", f"unknown key; valid: {', '.join(keys)}")
+    return variants.get(chosen, {})
+
+
 def _check(study: Study, file: StudyFile) -> None:
     if not re.fullmatch(r"[A-Za-z0-9_-]+", study.name):
         raise ConfigError("name", f"may hold letters, digits, - and _, is {study.name!r}")
@@ -288,14 +320,28 @@ def _check(study: Study, file: StudyFile) -> None:
         if file.vary is not None:
             raise ConfigError("vary", "cannot stand beside search; put its paths into search.space")
         trials = study.corners()
-    if study.metric == "accuracy" and any(t.config.data.kind == "corpus" for t in trials):
+    if study.metric == "accuracy" and not all(t.config.data.single_label for t in trials):
         raise ConfigError("metric", "accuracy needs single-label data; the corpus has several a clip")
+    if study.search is None:
+        _refuse_same(trials)
     for trial in trials:
-        if trial.config.data.kind == "esc50" and trial.config.finetuning.pooling != "mean":
+        if trial.config.data.single_label and trial.config.finetuning.pooling != "mean":
             raise ConfigError(
                 "finetuning.pooling",
                 "linear_softmax gives each class a probability of its own; single-label data need mean",
             )
+
+
+def _refuse_same(trials: list[Trial]) -> None:
+    """Two trials that are the same are a mistake: a level that a regime overrules, or the reverse."""
+    labels: dict[str, str] = {}
+    for trial in trials:
+        key = digest(identity(trial.config))
+        if key in labels:
+            raise ConfigError(
+                "vary", f"two trials have the same settings: {labels[key]!r} and {trial.label!r}"
+            )
+        labels[key] = trial.label
 
 
 def _levels(file: StudyFile) -> tuple[tuple[dict[str, Any], ...], tuple[str, ...]]:
@@ -336,7 +382,7 @@ def _regimes(file: StudyFile, of_preset: dict[str, dict[str, Any]]) -> dict[str,
     if not isinstance(chosen, list) or not chosen:
         raise ConfigError("regimes", f"must be a list of names or a mapping, is {chosen!r}")
     for name in chosen:
-        if name not in of_preset:
+        if not isinstance(name, str) or name not in of_preset:
             raise ConfigError(
                 "regimes",
                 f"preset {file.preset} has no regime {name!r}; it has {', '.join(of_preset)}",
@@ -376,7 +422,9 @@ def set_path(raw: dict[str, Any], path: str, value: Any) -> None:
     for depth, key in enumerate(parents):
         child = node.setdefault(key, {})
         if child is None:
-            child = node[key] = {}
+            raise ConfigError(
+                path, f"{'.'.join(parents[: depth + 1])} is null here; set it whole, or leave its parts alone"
+            )
         if not isinstance(child, dict):
             raise ConfigError(path, f"{'.'.join(parents[: depth + 1])} is {child!r}, and has no parts")
         node = child
@@ -385,13 +433,18 @@ def set_path(raw: dict[str, Any], path: str, value: Any) -> None:
 
 def read_preset(name: str) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:
     """A preset's trial, complete, and its regimes."""
-    path = PRESETS / f"{name}.yaml"
-    known = sorted(p.stem for p in PRESETS.glob("*.yaml"))
-    if name not in known:
-        raise ConfigError("preset", f"must be one of {', '.join(known)}, is {name!r}")
-    raw = read_yaml(path)
+    if name not in _preset_names():
+        raise ConfigError("preset", f"must be one of {', '.join(_preset_names())}, is {name!r}")
+    raw = read_yaml(PRESETS / f"{name}.yaml")
+    for key in raw:
+        if key not in ("trial", "regimes"):
+            raise ConfigError(f"preset {name}: {key}", "unknown key; valid: trial, regimes")
     trial = to_dict(from_dict(TrialConfig, raw.get("trial", {}), f"preset {name}: trial"))
     return trial, raw.get("regimes", {})
+
+
+def _preset_names() -> list[str]:
+    return sorted(path.stem for path in PRESETS.glob("*.yaml"))
 
 
 def _assignment(text: str) -> tuple[str, Any]:
@@ -400,7 +453,7 @@ def _assignment(text: str) -> tuple[str, Any]:
     if not equals or not path:
         raise ConfigError("--set", f"must be dotted.path=value, is {text!r}")
     try:
-        return path.strip(), yaml.load(value, Loader=_Loader)
+        return path.strip(), _json(yaml.load(value, Loader=_Loader), path)
     except yaml.YAMLError as error:
         raise ConfigError("--set", f"{path}: not YAML ({error})") from None
 
@@ -419,9 +472,10 @@ _Loader.add_implicit_resolver(
 def _mapping_once(loader: _Loader, node: yaml.MappingNode) -> dict[Any, Any]:
     seen = set()
     for key_node, _ in node.value:
-        key = loader.construct_object(key_node)
+        key, line = loader.construct_object(key_node), key_node.start_mark.line + 1
+        if not isinstance(key, str):
+            raise ConfigError("", f"keys are text, and line {line} has {key_node.value!r} as one")
         if key in seen:
-            line = key_node.start_mark.line + 1
             raise ConfigError(str(key), f"stands twice in one mapping, again on line {line}")
         seen.add(key)
     return loader.construct_mapping(node, deep=True)
@@ -442,7 +496,23 @@ def read_yaml(path: Path) -> dict[str, Any]:
         raise ConfigError("", f"is not YAML: {' '.join(str(error).split())}") from None
     if not isinstance(content, dict):
         raise ConfigError("", f"must hold a mapping of settings, holds {content!r}")
+    _json(content, "")
     return content
+
+
+def _json(value: Any, path: str) -> Any:
+    """`value`, if it is made of numbers, text, lists and mappings. Raises ConfigError."""
+    if isinstance(value, dict):
+        for key, item in value.items():
+            _json(item, f"{path}.{key}" if path else key)
+    elif isinstance(value, list):
+        for i, item in enumerate(value):
+            _json(item, f"{path}[{i}]")
+    elif isinstance(value, float) and not math.isfinite(value):
+        raise ConfigError(path, f"must be finite, is {value}")
+    elif not isinstance(value, str | int | float | bool | None):
+        raise ConfigError(path, f"must be a number or text, is {value!r}")
+    return value
 
 
 def _listed(folder: Path) -> str:

@@ -9,22 +9,23 @@ from __future__ import annotations
 
 import datetime
 import math
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import optuna
 from optuna.samplers import BaseSampler
-from optuna.trial import TrialState
+from optuna.trial import FrozenTrial, TrialState
 
 from workbench.random_streams import derive
 from workbench.store import Stage
-from workbench.study.definition import Choice, Integer, Search, Study, Trial
-from workbench.study.plan import PlannedTrial, Planner, work_of
+from workbench.study.definition import Choice, Integer, Search, Study
+from workbench.study.plan import PlannedTrial, Planner, place, work_of
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)
 
+FORGOTTEN = "forgotten"  # numbers of ended trials that count no longer
 ENDED = (TrialState.COMPLETE, TrialState.FAIL, TrialState.PRUNED)
 
 
@@ -46,19 +47,17 @@ class Ended:
     reason: str
     began: datetime.datetime
     finished: datetime.datetime
+    point: dict[str, Any] | None = None  # of a search's space
 
 
 class Ledger:
-    """The trials of one study, handed out one by one; only one process may hold it."""
+    """The trials of one study, handed out one by one; only one process may hold it.
+
+    What is said here is of any study; how trials come about is said by `GridLedger` and `SearchLedger`.
+    """
 
     def __init__(
-        self,
-        study: Study,
-        planner: Planner,
-        url: str,
-        *,
-        is_trained: Callable[[Stage], bool],
-        retry_failed: bool = False,
+        self, study: Study, planner: Planner, url: str, *, is_trained: Callable[[Stage], bool]
     ) -> None:
         """`url` is Optuna's storage; `is_trained` tells whether a stage is in the store."""
         self.study = study
@@ -73,105 +72,44 @@ class Ledger:
             pruner=_pruner(study.search),
         )
         self._running: dict[int, PlannedTrial] = {}
-        self._pending: list[Assignment | PlannedTrial] = []
-        if study.search is None:
-            self.planned: list[PlannedTrial] = [planner.plan(t) for t in study.trials()]
-            self._take_stock(retry_failed)
-        else:
-            self.planned = []
-            self._take_over_search()
-
-    # --- handing out --------------------------------------------------------------------------------------
+        self._cut_off: list[Assignment] = []  # handed out before; they come first
 
     def next(self) -> Assignment | None:
-        """A trial to run now, or None when none is ready: all are handed out, or wait for a pre-training.
+        """A trial to run now, or None when none is ready yet, or none is left."""
+        assignment = self._cut_off.pop(0) if self._cut_off else self._next()
+        if assignment is not None:
+            self._running[assignment.number] = assignment.planned
+        return assignment
 
-        Trials that need a pre-training which another running trial is at are held back.
-        """
-        return self._next_of_search() if self.study.search else self._next_of_grid()
-
-    @property
-    def exhausted(self) -> bool:
-        """Whether every trial has ended; one that is running may yet have to be handed out again."""
-        return self.num_left == 0
+    def _next(self) -> Assignment | None:
+        raise NotImplementedError
 
     @property
     def num_trials(self) -> int:
-        return self.study.search.num_trials if self.study.search else len(self.planned)
+        raise NotImplementedError
+
+    def _not_begun(self) -> list[PlannedTrial]:
+        """Trials that were never handed out, or others of their size."""
+        raise NotImplementedError
 
     @property
     def num_left(self) -> int:
-        """Trials still to end."""
-        unasked = self.study.search.num_trials - self._asked if self.study.search else 0
-        return len(self._pending) + len(self._running) + unasked
+        """Trials still to end; one that is running may yet have to be handed out again."""
+        return len(self._not_begun()) + len(self._cut_off) + len(self._running)
 
-    def _next_of_grid(self) -> Assignment | None:
-        """What was cut off first; then the longest, so that workers do not wait for one at the end."""
-        busy = {t.stages.pretrain.key for t in self._running.values() if t.stages.pretrain}
-        ready = [item for item in self._pending if not self._must_wait(_planned(item), busy)]
-        if not ready:
-            return None
-        chosen = max(ready, key=lambda item: (isinstance(item, Assignment), self._work(_planned(item))))
-        self._pending.remove(chosen)
-        assignment = chosen if isinstance(chosen, Assignment) else self._enter(chosen)
-        self._running[assignment.number] = assignment.planned
-        return assignment
+    def work_left(self) -> int:
+        """Clips still to be trained on, by trials as a whole; a stage that several share counts once."""
+        work: dict[str, int] = {}
+        waiting = [*self._not_begun(), *(a.planned for a in self._cut_off), *self._running.values()]
+        for index, planned in enumerate(waiting):
+            clips = work_of(planned.trial.config)
+            work[f"trial {index}"] = clips["finetune"]
+            first = planned.stages.pretrain
+            if first is not None and not self.is_trained(first):
+                work[first.key] = clips["pretrain"]
+        return sum(work.values())
 
-    def _must_wait(self, planned: PlannedTrial, busy: Collection[str]) -> bool:
-        first = planned.stages.pretrain
-        return first is not None and first.key in busy and not self.is_trained(first)
-
-    def _work(self, planned: PlannedTrial) -> int:
-        """Clips that the trial has to train on."""
-        clips = work_of(planned.trial.config)
-        first = planned.stages.pretrain
-        if first is None or self.is_trained(first):
-            return clips["finetune"]
-        return clips["pretrain"] + clips["finetune"]
-
-    def _enter(self, planned: PlannedTrial) -> Assignment:
-        """A new running trial, entered whole: a kill leaves it there with its key, or not at all."""
-        attributes = {"key": planned.key, **place(planned.trial)}
-        frozen = optuna.trial.create_trial(state=TrialState.RUNNING, user_attrs=attributes)
-        storage, study_id = self._optuna._storage, self._optuna._study_id
-        trial_id = storage.create_new_trial(study_id, template_trial=frozen)
-        return Assignment(storage.get_trial_number_from_id(trial_id), planned)
-
-    def _next_of_search(self) -> Assignment | None:
-        if self._pending:
-            assignment = self._pending.pop(0)
-            assert isinstance(assignment, Assignment)
-        else:
-            search = self.study.search
-            assert search is not None
-            if self._asked >= search.num_trials:
-                return None
-            self._optuna.sampler = _sampler(search, self._asked)
-            self._asked += 1
-            assignment = self._suggest(self._optuna.ask())
-        self._running[assignment.number] = assignment.planned
-        return assignment
-
-    def _suggest(self, trial: optuna.Trial) -> Assignment:
-        """Draw what the trial lacks; what was drawn before a kill stays as it was."""
-        search = self.study.search
-        assert search is not None
-        level: dict[str, Any] = {}
-        for path, space in search.space.items():
-            if isinstance(space, Choice):
-                index = trial.suggest_categorical(path, list(range(len(space.values))))
-                level[path] = space.values[index]
-            elif isinstance(space, Integer):
-                level[path] = trial.suggest_int(path, space.low, space.high, log=space.log, step=space.step)
-            else:
-                level[path] = trial.suggest_float(path, space.low, space.high, log=space.log, step=space.step)
-        planned = self._planner.plan(self.study.searched(level))
-        trial.set_user_attr("key", planned.key)
-        for name, value in place(planned.trial).items():
-            trial.set_user_attr(name, value)
-        return Assignment(trial.number, planned)
-
-    # --- taking in ----------------------------------------------------------------------------------------
+    # --- how a trial ended --------------------------------------------------------------------------------
 
     def should_prune(self, number: int, step: int, value: float) -> bool:
         """Tell an intermediate validation score; whether the pruner gives the trial up."""
@@ -198,90 +136,205 @@ class Ledger:
 
     def put_back(self, number: int) -> None:
         """The trial has not ended: hand it out again, under its number."""
-        self._pending.insert(0, Assignment(number, self._running.pop(number)))
+        self._cut_off.append(Assignment(number, self._running.pop(number)))
+
+    def forget(self, number: int) -> None:
+        """An ended trial that counts no longer; it is still in the storage, and will be run anew."""
+        self._optuna.set_user_attr(FORGOTTEN, sorted({number, *self._forgotten()}))
+
+    def _forgotten(self) -> set[int]:
+        # Of the study: an ended trial's own attributes cannot be changed.
+        return set(self._optuna.user_attrs.get(FORGOTTEN, ()))
 
     def _tell(self, number: int, state: TrialState, value: float | None = None) -> None:
-        storage = self._optuna._storage
-        trial_id = storage.get_trial_id_from_study_id_trial_number(self._optuna._study_id, number)
-        storage.set_trial_state_values(trial_id, state, None if value is None else [value])
+        values = None if value is None else [value]
+        self._optuna._storage.set_trial_state_values(self._trial_id(number), state, values)
         self._running.pop(number, None)
 
     def _trial(self, number: int) -> optuna.Trial:
+        return optuna.Trial(self._optuna, self._trial_id(number))
+
+    def _trial_id(self, number: int) -> int:
         storage, study_id = self._optuna._storage, self._optuna._study_id
-        return optuna.Trial(self._optuna, storage.get_trial_id_from_study_id_trial_number(study_id, number))
+        return storage.get_trial_id_from_study_id_trial_number(study_id, number)
 
     # --- what there is ------------------------------------------------------------------------------------
 
     def ended(self) -> list[Ended]:
-        """The ended trials of the study as it is now defined, the last attempt at each."""
-        wanted = {planned.key for planned in self.planned}
-        latest: dict[str, Ended] = {}
-        for frozen in self._optuna.get_trials(deepcopy=False, states=ENDED):
-            key = frozen.user_attrs.get("key", f"number {frozen.number}")
-            if self.study.search is None and key not in wanted:
-                continue
-            state = {"COMPLETE": "complete", "FAIL": "failed", "PRUNED": "pruned"}[frozen.state.name]
-            name = key if self.study.search is None else str(frozen.number)
-            assert frozen.datetime_start is not None
-            assert frozen.datetime_complete is not None
-            latest[name] = Ended(
-                number=frozen.number,
-                key=key,
-                state=state,
-                reason=frozen.user_attrs.get("reason", ""),
-                began=frozen.datetime_start,
-                finished=frozen.datetime_complete,
-            )
-        return list(latest.values())
+        """The ended trials that count."""
+        forgotten = self._forgotten()
+        trials = self._optuna.get_trials(deepcopy=False, states=ENDED)
+        return [_ended(trial) for trial in trials if trial.number not in forgotten]
 
     def planned_of(self, ended: Ended) -> PlannedTrial | None:
-        """The trial behind an entry; None where it is no longer in the study."""
-        if self.study.search is None:
-            return next((p for p in self.planned if p.key == ended.key), None)
-        attributes = self._optuna.get_trials(deepcopy=False)[ended.number].user_attrs
-        if "level" not in attributes:
-            return None
-        return self._planner.plan(self.study.searched(attributes["level"]))
+        """The trial behind an entry; None where the study no longer has it."""
+        raise NotImplementedError
 
-    def _take_stock(self, retry_failed: bool) -> None:
-        """Queue the trials that have not ended, those first that were cut off."""
-        done = {e.key for e in self.ended() if not (retry_failed and e.state == "failed")}
-        by_key = {planned.key: planned for planned in self.planned}
-        for frozen in self._optuna.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
-            key = frozen.user_attrs.get("key")
-            if key in by_key and key not in done:
-                self._pending.append(Assignment(frozen.number, by_key[key]))
+    def _cut_off_trials(self) -> Iterable[FrozenTrial]:
+        return self._optuna.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
+
+
+class GridLedger(Ledger):
+    """Trials that are known beforehand."""
+
+    def __init__(
+        self,
+        study: Study,
+        planner: Planner,
+        url: str,
+        *,
+        is_trained: Callable[[Stage], bool],
+        retry_failed: bool = False,
+    ) -> None:
+        """`retry_failed` forgets the failed trials."""
+        super().__init__(study, planner, url, is_trained=is_trained)
+        self.planned = [planner.plan(trial) for trial in study.trials()]
+        self._by_key = {planned.key: planned for planned in self.planned}
+        if retry_failed:
+            for ended in self.ended():
+                if ended.state == "failed":
+                    super().forget(ended.number)
+        self._pending = self._take_stock()
+
+    @property
+    def num_trials(self) -> int:
+        return len(self.planned)
+
+    def _not_begun(self) -> list[PlannedTrial]:
+        return self._pending
+
+    def _next(self) -> Assignment | None:
+        """The longest first, so that workers do not wait for it at the end.
+
+        Trials that need a pre-training which another running trial is at are held back.
+        """
+        busy = {t.stages.pretrain.key for t in self._running.values() if t.stages.pretrain}
+        ready = [
+            planned
+            for planned in self._pending
+            if (first := planned.stages.pretrain) is None or first.key not in busy or self.is_trained(first)
+        ]
+        if not ready:
+            return None
+        chosen = max(ready, key=self._work)
+        self._pending.remove(chosen)
+        return self._enter(chosen)
+
+    def _work(self, planned: PlannedTrial) -> int:
+        clips, first = work_of(planned.trial.config), planned.stages.pretrain
+        needed = first is not None and not self.is_trained(first)
+        return clips["finetune"] + (clips["pretrain"] if needed else 0)
+
+    def _enter(self, planned: PlannedTrial) -> Assignment:
+        """A new running trial, entered whole: a kill leaves it there with its key, or not at all."""
+        attributes = {"key": planned.key, **place(planned.trial)}
+        frozen = optuna.trial.create_trial(state=TrialState.RUNNING, user_attrs=attributes)
+        storage, study_id = self._optuna._storage, self._optuna._study_id
+        trial_id = storage.create_new_trial(study_id, template_trial=frozen)
+        return Assignment(storage.get_trial_number_from_id(trial_id), planned)
+
+    def forget(self, number: int) -> None:
+        """The same; if the trial is still in the study, it is handed out again, under a new number."""
+        ended = next(e for e in self.ended() if e.number == number)
+        super().forget(number)
+        self._pending.append(self._by_key[ended.key])
+
+    def ended(self) -> list[Ended]:
+        """The ended trials of the study as it is now defined, once each."""
+        return list({e.key: e for e in super().ended() if e.key in self._by_key}.values())
+
+    def planned_of(self, ended: Ended) -> PlannedTrial | None:
+        return self._by_key.get(ended.key)
+
+    def _take_stock(self) -> list[PlannedTrial]:
+        """What has not begun; what was cut off is taken over."""
+        done = {ended.key for ended in self.ended()}
+        for frozen in self._cut_off_trials():
+            key = frozen.user_attrs["key"]
+            if key in self._by_key and key not in done:
+                self._cut_off.append(Assignment(frozen.number, self._by_key[key]))
                 done.add(key)
             else:
+                super().forget(frozen.number)  # should the study have it again, it is run
                 self.fail(frozen.number, "cut off, and no longer in the study")
-        for planned in self.planned:
-            if planned.key not in done:
-                self._pending.append(planned)
-                done.add(planned.key)
-
-    def _take_over_search(self) -> None:
-        trials = self._optuna.get_trials(deepcopy=False)
-        self._asked = len(trials)
-        for frozen in trials:
-            if frozen.state == TrialState.RUNNING:
-                assert self.study.search is not None
-                self._optuna.sampler = _sampler(self.study.search, frozen.number)
-                trial = optuna.Trial(self._optuna, frozen._trial_id)
-                self._pending.append(self._suggest(trial))
+        return [planned for planned in self.planned if planned.key not in done]
 
 
-def _planned(item: Assignment | PlannedTrial) -> PlannedTrial:
-    return item.planned if isinstance(item, Assignment) else item
+class SearchLedger(Ledger):
+    """Trials that a sampler proposes."""
+
+    def __init__(
+        self, study: Study, planner: Planner, url: str, *, is_trained: Callable[[Stage], bool]
+    ) -> None:
+        super().__init__(study, planner, url, is_trained=is_trained)
+        assert study.search is not None
+        self._search = study.search
+        self._typical = planner.plan(study.corners()[0])
+        for frozen in self._cut_off_trials():
+            self._optuna.sampler = _sampler(self._search, frozen.number)
+            self._cut_off.append(self._suggest(optuna.Trial(self._optuna, frozen._trial_id)))
+
+    @property
+    def num_trials(self) -> int:
+        return self._search.num_trials
+
+    def _not_begun(self) -> list[PlannedTrial]:
+        asked = len(self._optuna.get_trials(deepcopy=False)) - len(self._forgotten())
+        return [self._typical] * (self.num_trials - asked)
+
+    def _next(self) -> Assignment | None:
+        if not self._not_begun():
+            return None
+        number = len(self._optuna.get_trials(deepcopy=False))
+        self._optuna.sampler = _sampler(self._search, number)
+        return self._suggest(self._optuna.ask())
+
+    def _suggest(self, trial: optuna.Trial) -> Assignment:
+        """Draw what the trial lacks; what was drawn before a kill stays as it was."""
+        level: dict[str, Any] = {}
+        for path, space in self._search.space.items():
+            if isinstance(space, Choice):
+                index = trial.suggest_categorical(path, list(range(len(space.values))))
+                level[path] = space.values[index]
+            elif isinstance(space, Integer):
+                level[path] = trial.suggest_int(path, space.low, space.high, log=space.log, step=space.step)
+            else:
+                level[path] = trial.suggest_float(path, space.low, space.high, log=space.log, step=space.step)
+        planned = self._planner.plan(self.study.searched(level))
+        for name, value in {"point": level, "key": planned.key, **place(planned.trial)}.items():
+            trial.set_user_attr(name, value)
+        return Assignment(trial.number, planned)
+
+    def planned_of(self, ended: Ended) -> PlannedTrial | None:
+        return self._planner.plan(self.study.searched(ended.point)) if ended.point else None
 
 
-def place(trial: Trial) -> dict[str, Any]:
-    """Where a trial stands in its study, as JSON."""
-    return {
-        "level": trial.level,
-        "regime": trial.regime,
-        "seed": trial.seed,
-        "fold": trial.fold,
-    }
+def open_ledger(
+    study: Study,
+    planner: Planner,
+    url: str,
+    *,
+    is_trained: Callable[[Stage], bool],
+    retry_failed: bool = False,
+) -> Ledger:
+    """The ledger of a study: of its grid, or of its search (where a failed point is not tried again)."""
+    if study.search is not None:
+        return SearchLedger(study, planner, url, is_trained=is_trained)
+    return GridLedger(study, planner, url, is_trained=is_trained, retry_failed=retry_failed)
+
+
+def _ended(frozen: FrozenTrial) -> Ended:
+    assert frozen.datetime_start is not None
+    assert frozen.datetime_complete is not None
+    return Ended(
+        number=frozen.number,
+        key=frozen.user_attrs.get("key", ""),
+        state={"COMPLETE": "complete", "FAIL": "failed", "PRUNED": "pruned"}[frozen.state.name],
+        reason=frozen.user_attrs.get("reason", ""),
+        began=frozen.datetime_start,
+        finished=frozen.datetime_complete,
+        point=frozen.user_attrs.get("point"),
+    )
 
 
 def storage_url(root: Path) -> str:

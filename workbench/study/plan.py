@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from workbench import data
-from workbench.config import DataConfig, Esc50Data, TrialConfig
+from workbench.config import DataConfig, TrialConfig
 from workbench.model.encoder import num_parameters
-from workbench.settings import digest, identity
 from workbench.stages import TrialStages, stages_of
 from workbench.store import Store
 from workbench.study.definition import Trial
@@ -29,25 +28,28 @@ class PlannedTrial:
 
 
 class Planner:
-    """Plans trials; asks each dataset for its fingerprint once."""
+    """Plans trials; asks for the fingerprint of the same data once."""
 
     def __init__(self) -> None:
-        self._fingerprints: dict[str, str] = {}
+        self._fingerprints: dict[DataConfig, str] = {}
 
     def plan(self, trial: Trial) -> PlannedTrial:
         """Raises DataError when the data are not there."""
-        fingerprint = self._fingerprint(trial.config.data)
+        config = trial.config.data
+        if config not in self._fingerprints:
+            self._fingerprints[config] = data.fingerprint(config)
+        fingerprint = self._fingerprints[config]
         return PlannedTrial(trial, stages_of(trial.config, fingerprint), fingerprint)
 
-    def _fingerprint(self, config: DataConfig) -> str:
-        # Neither the labelled part nor the fold changes which files there are.
-        whole = dataclasses.replace(config, label_fraction=1.0)
-        if isinstance(whole, Esc50Data):
-            whole = dataclasses.replace(whole, test_fold=1)
-        key = digest([identity(whole), getattr(config, "root", "")])
-        if key not in self._fingerprints:
-            self._fingerprints[key] = data.fingerprint(whole)
-        return self._fingerprints[key]
+
+def place(trial: Trial) -> dict[str, Any]:
+    """Where a trial stands in its study, as JSON."""
+    return {
+        "level": trial.level,
+        "regime": trial.regime,
+        "seed": trial.seed,
+        "fold": trial.fold,
+    }
 
 
 def work_of(config: TrialConfig) -> dict[str, int]:

@@ -26,14 +26,13 @@ class Progress(Watcher):
         self._console = console
         self._record = record
         self._running: dict[int, _Running] = {}
-        self._began = time.monotonic()
-        self._printed = self._began
-        self._work_left = self._work_done = 0.0
+        self._began = self._printed = time.monotonic()
+        self._work_done = 0.0  # clips trained on since then
         self._counts = Counter(ended.state for ended in ledger.ended())
         self._live = Live(console=console, refresh_per_second=4, transient=True)
 
     def __enter__(self) -> Progress:
-        self._work_left = self._count_work()
+        self._began = time.monotonic()
         if self._console.is_terminal:
             self._live.start()
         return self
@@ -92,25 +91,22 @@ class Progress(Watcher):
         )
 
     def _time_left(self) -> str:
-        left = max(0.0, self._work_left - self._work_done)
         elapsed = time.monotonic() - self._began
-        if self._work_done < 0.01 * self._work_left or elapsed < 5:
+        if self._work_done == 0 or elapsed < 5:
             return "time left: measuring"
-        return f"about {_duration(left * elapsed / self._work_done)} left"
+        left = self._ledger.work_left() - sum(self._done_of(running) for running in self._running.values())
+        return f"about {_duration(max(0.0, left) * elapsed / self._work_done)} left"
 
-    def _count_work(self) -> float:
-        """Clips still to be trained on, a stage that several trials share counted once."""
-        ended = {e.key for e in self._ledger.ended()}
-        work: dict[str, float] = {}
-        for planned in self._ledger.planned:
-            if planned.key in ended:
-                continue
-            clips = work_of(planned.trial.config)
-            work[planned.key] = clips["finetune"]
+    def _done_of(self, running: _Running) -> float:
+        """Clips of a running trial's work that it is past."""
+        planned = running.assignment.planned
+        done = 0.0
+        for stage, whole in work_of(planned.trial.config).items():
             first = planned.stages.pretrain
-            if first is not None and not self._ledger.is_trained(first):
-                work[first.key] = clips["pretrain"]
-        return sum(work.values())
+            if stage == "pretrain" and first is not None and self._ledger.is_trained(first):
+                continue  # the ledger no longer counts it as work
+            done += whole * running.counted.get(stage, 0) / running.steps_of(stage)
+        return done
 
 
 class _Running:

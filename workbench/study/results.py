@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -13,15 +12,10 @@ from mlflow import MlflowClient
 
 from workbench.settings import to_dict
 from workbench.study.definition import Study
+from workbench.study.plan import PlannedTrial, place
 from workbench.study.tracking import CHILD, CURVES, tracking_uri
 
 DEFINITION = "study.json"
-
-
-def python_command() -> str:
-    """What a reader types for this interpreter: by its path where it lies below the current folder."""
-    here, python = Path.cwd(), Path(sys.executable)
-    return str(python.relative_to(here)) if python.is_relative_to(here) else "python"
 
 
 @dataclass(frozen=True)
@@ -48,7 +42,7 @@ class StudyRecord:
         return cls(folder=path.parent, **wanted)
 
 
-def write_definition(study: Study, keys: list[str], command: str, folder: Path) -> Path:
+def write_definition(study: Study, planned: list[PlannedTrial], command: str, folder: Path) -> Path:
     """Keep what the study is, for the table and the figures: `studies/<id>/study.json`."""
     folder.mkdir(parents=True, exist_ok=True)
     content = {
@@ -65,7 +59,7 @@ def write_definition(study: Study, keys: list[str], command: str, folder: Path) 
         "overrides": study.overrides,
         "base": study.base,
         "space": to_dict(study.search) if study.search else None,
-        "keys": keys,
+        "trials": {item.key: place(item.trial) for item in planned},
     }
     aside = folder / f"{DEFINITION}.tmp"
     aside.write_text(json.dumps(content, indent=1))
@@ -88,18 +82,18 @@ def trial_table(record: StudyRecord, root: Path) -> pd.DataFrame:
     experiment = client.get_experiment_by_name(record.name)
     if experiment is None:
         return pd.DataFrame()
-    keys = set(json.loads((record.folder / DEFINITION).read_text())["keys"])
+    trials = json.loads((record.folder / DEFINITION).read_text())["trials"]
     query = f"tags.`workbench.kind` = '{CHILD}' and tags.`workbench.study` = '{record.id}'"
     rows: dict[str, dict[str, Any]] = {}
     token = None
     while True:
         page = client.search_runs([experiment.experiment_id], query, 1, 1000, page_token=token)
         for run in page:
-            tags = run.data.tags
-            if not record.search and tags["workbench.key"] not in keys:
+            key = run.data.tags["workbench.key"]
+            if not record.search and key not in trials:
                 continue  # of an earlier definition of the study
-            row = _row(run, record)
-            name = str(row["number"]) if record.search else tags["workbench.key"]
+            row = _row(run, record, trials.get(key))
+            name = str(row["number"]) if record.search else key
             if name not in rows or rows[name]["number"] < row["number"]:
                 rows[name] = row
         token = page.token
@@ -109,9 +103,12 @@ def trial_table(record: StudyRecord, root: Path) -> pd.DataFrame:
     return table.sort_values("number", ignore_index=True) if len(table) else table
 
 
-def _row(run: Any, record: StudyRecord) -> dict[str, Any]:
+def _row(run: Any, record: StudyRecord, place: dict[str, Any] | None) -> dict[str, Any]:
+    """`place` is where the study now has the trial; without one, where it was when it ran."""
     tags = run.data.tags
-    place = {name: json.loads(tags[f"workbench.{name}"]) for name in ("level", "regime", "seed", "fold")}
+    place = place or {
+        name: json.loads(tags[f"workbench.{name}"]) for name in ("level", "regime", "seed", "fold")
+    }
     metrics = {k: v for k, v in run.data.metrics.items() if not k.startswith(CURVES)}
     return {
         "number": int(tags["workbench.number"]),

@@ -9,7 +9,8 @@ import pandas as pd
 from rich.console import Console
 from rich.table import Table
 
-from workbench.study.results import StudyRecord, python_command
+from workbench.study.commands import figure_command, ui_command
+from workbench.study.results import StudyRecord
 
 
 def print_summary(record: StudyRecord, table: pd.DataFrame, root: Path, console: Console) -> None:
@@ -25,13 +26,8 @@ def print_summary(record: StudyRecord, table: pd.DataFrame, root: Path, console:
         console.print(f"{len(failed)} of {len(table)} trials failed", markup=False)
         for row in failed.itertuples():
             console.print(f"  {row.number}: {row.reason}", markup=False)
-    mlruns = "" if root == Path("mlruns") else f" MLRUNS={root}"
-    option = "" if root == Path("mlruns") else f" --root {root}"
-    console.print(
-        f"\ncompare the runs:  make ui{mlruns}\n"
-        f"draw the figure:   {python_command()} analysis/plot_ablation.py {record.id}{option}",
-        markup=False,
-    )
+    console.print(f"\ncompare the runs:  {ui_command(root)}", markup=False)
+    console.print(f"draw the figure:   {figure_command(record.id, root)}", markup=False)
 
 
 def _print_grid(record: StudyRecord, done: pd.DataFrame, console: Console) -> None:

@@ -19,10 +19,10 @@ from mlflow.entities import Metric, Param, RunStatus, ViewType
 from workbench.settings import identity
 from workbench.stages import TrialResult
 from workbench.study.definition import Study
-from workbench.study.ledger import Ended, place
-from workbench.study.plan import PlannedTrial
+from workbench.study.ledger import Ended
+from workbench.study.plan import PlannedTrial, place
 
-BATCH = 1000  # metrics a request may hold
+PARAMS_BATCH, METRICS_BATCH = 100, 1000  # a request may hold so many
 PARENT, CHILD = "study", "trial"  # values of the tag workbench.kind
 CURVES = (
     "training/"  # prefix of what has a value at every log point; listed after test/, where it is in no way
@@ -44,10 +44,12 @@ class Tracking:
         self._children: dict[int, str] = {}  # trial number -> run
         self._take_stock()
 
+    def has(self, number: int) -> bool:
+        """Whether the trial of that number is written whole."""
+        return number in self._children
+
     def record(self, ended: Ended, planned: PlannedTrial, result: TrialResult | None) -> None:
-        """Write a trial that has ended; one that is there already is left as it is."""
-        if ended.number in self._children:
-            return
+        """Write a trial that has ended, with its result where it has one."""
         began, finished = (int(moment.timestamp() * 1000) for moment in (ended.began, ended.finished))
         trial = planned.trial
         tags = {
@@ -66,12 +68,10 @@ class Tracking:
         settings = {"regime": trial.regime, **_flatten(identity(trial.config))}
         params = [Param(name, str(value)[:6000]) for name, value in settings.items()]
         metrics = _metrics(result, finished) if result else []
-        for begin in range(0, max(len(params), len(metrics)), BATCH):
-            self._client.log_batch(
-                run_id,
-                params=params[begin // 10 : (begin + BATCH) // 10],  # a tenth as many are allowed
-                metrics=metrics[begin : begin + BATCH],
-            )
+        for begin in range(0, len(params), PARAMS_BATCH):
+            self._client.log_batch(run_id, params=params[begin : begin + PARAMS_BATCH])
+        for begin in range(0, len(metrics), METRICS_BATCH):
+            self._client.log_batch(run_id, metrics=metrics[begin : begin + METRICS_BATCH])
         status = {"complete": "FINISHED", "failed": "FAILED", "pruned": "KILLED"}[ended.state]
         self._client.set_terminated(run_id, status, finished)
         self._children[ended.number] = run_id
@@ -80,9 +80,9 @@ class Tracking:
         """Keep a file with the study."""
         self._client.log_artifact(self._parent, str(path))
 
-    def finish(self, *, failed: bool) -> None:
-        """End the study's run."""
-        self._client.set_terminated(self._parent, status="FAILED" if failed else "FINISHED")
+    def finish(self, status: str) -> None:
+        """End the study's run as FINISHED, FAILED or KILLED."""
+        self._client.set_terminated(self._parent, status)
 
     def _experiment_id(self, name: str, root: Path) -> str:
         found = self._client.get_experiment_by_name(name)

@@ -25,6 +25,7 @@ os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
 os.environ.setdefault("TUNE_DISABLE_SIGINT_HANDLER", "1")
 os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
+os.environ.setdefault("RAY_CHDIR_TO_TRIAL_DIR", "0")  # data.root may be relative to where the study starts
 os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
 os.environ.setdefault("TUNE_DISABLE_STRICT_METRIC_CHECKING", "1")  # most reports are of progress
 os.environ.setdefault("TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S", "0")
@@ -37,6 +38,7 @@ from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
 
 from workbench.config import TrialConfig
+from workbench.data.clips import DataError
 from workbench.settings import ConfigError, from_dict, to_dict
 from workbench.stages import run_trial
 from workbench.store import Store
@@ -67,7 +69,7 @@ class Places:
 
 
 class StudyStopped(RuntimeError):
-    """What runs the trials has failed; the trials have not, and the same command goes on with them."""
+    """Something other than a trial has failed; the same command goes on with what is left."""
 
 
 class Watcher:
@@ -100,11 +102,12 @@ def run_trials(
         "device": "cuda" if gpus else "cpu",
         "select": f"validation/{ledger.study.metric}",
     }
+    handout = _Handout(ledger, watcher)
     trainable = tune.with_parameters(worker or _train, settings=settings)
     tuner = tune.Tuner(
         tune.with_resources(trainable, per_trial),
         tune_config=tune.TuneConfig(
-            search_alg=_Handout(ledger, watcher),
+            search_alg=handout,
             scheduler=_Scheduler(ledger),
             num_samples=-1,  # the ledger says when it is enough
             max_concurrent_trials=concurrency,
@@ -127,6 +130,8 @@ def run_trials(
         raise StudyStopped(f"Ray ended before the study did ({reason})") from error
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+    if handout.broken:
+        raise StudyStopped(handout.broken)
 
 
 @contextlib.contextmanager
@@ -179,9 +184,10 @@ class _Handout(Searcher):
         self._watcher = watcher
         self._numbers: dict[str, int] = {}  # Tune's id -> the ledger's number
         self._deaths: Counter[int] = Counter()  # of workers, by the ledger's number
+        self.broken = ""  # why no further trial makes sense
 
     def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
-        if self._ledger.exhausted:
+        if self._ledger.num_left == 0 or self.broken:
             return Searcher.FINISHED
         assignment = self._ledger.next()
         if assignment is None:
@@ -212,6 +218,9 @@ class _Handout(Searcher):
                 self._ledger.complete(number, result["value"])
             case "failed":
                 self._ledger.fail(number, result["reason"])
+            case "broken":
+                self.broken = result["reason"]
+                self._ledger.put_back(number)
             case "validation" if not error:
                 self._ledger.prune(number)
             case _:
@@ -290,6 +299,8 @@ def _train(config: dict[str, Any], settings: dict[str, Any]) -> None:
         tune.report({"event": "failed", "reason": str(error)})
     except torch.OutOfMemoryError as error:
         tune.report({"event": "failed", "reason": f"out of GPU memory: {error}"})
+    except (OSError, DataError) as error:  # a full disk, data that are gone: not the trial's fault
+        tune.report({"event": "broken", "reason": f"{type(error).__name__}: {error}"})
     except Exception as error:
         reason = f"{type(error).__name__}: {error}"
         logging.getLogger(__name__).exception("trial %d", config["number"])

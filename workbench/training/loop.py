@@ -76,7 +76,9 @@ def train(
         restore_optimiser(optimiser, named, state.optimiser)
     history = state.history
     log_every = max(1, config.steps // LOG_POINTS)
-    window = [{name: torch.tensor(value) for name, value in row.items()} for row in state.window]
+    window = [
+        {name: torch.tensor(value, device=run.device) for name, value in row.items()} for row in state.window
+    ]
     saved_at = time.monotonic()
 
     for step in range(state.step, config.steps):

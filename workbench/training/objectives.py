@@ -73,10 +73,11 @@ class Contrastive:
         valid = valid.to(latents.device, non_blocking=True)
         predicted = into_latents(_at(context, index)).float()  # (B, M, L)
         targets = _at(latents, index).float()
-        similarity = nn.functional.normalize(predicted, dim=-1) @ (
-            nn.functional.normalize(targets, dim=-1).transpose(1, 2) / self.config.temperature
-        )  # (B, M, M); the diagonal is the positive's
-        return _candidate_loss(similarity, draws, valid)
+        with torch.autocast(latents.device.type, enabled=False):  # a cosine over 0.1 needs float32
+            similarity = nn.functional.normalize(predicted, dim=-1) @ (
+                nn.functional.normalize(targets, dim=-1).transpose(1, 2) / self.config.temperature
+            )  # (B, M, M); the diagonal is the positive's
+            return _candidate_loss(similarity, draws, valid)
 
     def _draws(self, valid: Tensor, generator: torch.Generator) -> Tensor:
         """How often latent j is a distractor of latent i: valid (B, M) -> (B, M, M) float, CPU."""

@@ -6,7 +6,8 @@ B clips, S samples, F frames, M mel bands, T latents, D width.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
 import numpy as np
@@ -109,8 +110,14 @@ def num_latents(config: TrialConfig, samples: Tensor) -> Tensor:
     return (samples // per_latent).clamp_min(1)
 
 
-def autocast_for(config: TrialConfig, device: torch.device):  # type: ignore[no-untyped-def]
-    """A maker of contexts: bf16 autocast where it is asked for and the device has it, else float32."""
-    if config.precision == "bf16" and device.type == "cuda" and torch.cuda.is_bf16_supported():
-        return lambda: torch.autocast("cuda", torch.bfloat16)
+def computed_in(config: TrialConfig, device: torch.device) -> str:
+    """What the network computes in: bf16 where it is asked for and the device has it, else float32."""
+    has_bf16 = device.type == "cuda" and torch.cuda.is_bf16_supported()
+    return "bf16" if config.precision == "bf16" and has_bf16 else "float32"
+
+
+def autocast_for(config: TrialConfig, device: torch.device) -> Callable[[], AbstractContextManager[object]]:
+    """A maker of contexts in which the network runs in the precision of `computed_in`."""
+    if computed_in(config, device) == "bf16":
+        return lambda: torch.autocast(device.type, torch.bfloat16)
     return contextlib.nullcontext

@@ -1,0 +1,33 @@
+"""Commands as a reader can type them."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from pathlib import Path
+
+DEFAULT_ROOT = Path("mlruns")
+
+
+def python_command() -> str:
+    """This interpreter: by its path where it lies below the current folder."""
+    here, python = Path.cwd(), Path(sys.executable)
+    return str(python.relative_to(here)) if python.is_relative_to(here) else "python"
+
+
+def study_command(study: Path, preset: str | None, assignments: list[str], root: Path) -> str:
+    """Runs a study, or goes on with it."""
+    words = [python_command(), "-m", "workbench.study", str(study)]
+    words += ["--preset", preset] if preset else []
+    words += [word for text in assignments for word in ("--set", text)]
+    words += ["--root", str(root)] if root != DEFAULT_ROOT else []
+    return shlex.join(words)
+
+
+def ui_command(root: Path) -> str:
+    return "make ui" if root == DEFAULT_ROOT else f"make ui MLRUNS={root}"
+
+
+def figure_command(study_id: str, root: Path) -> str:
+    option = "" if root == DEFAULT_ROOT else f" --root {shlex.quote(str(root))}"
+    return f"{python_command()} analysis/plot_ablation.py {study_id}{option}"
