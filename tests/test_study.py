@@ -224,8 +224,12 @@ def _wait_for(condition, seconds=60):
 
 def _workers(driver):
     """Process ids of Tune's actors below `driver`, by what Ray calls them."""
-    children = psutil.Process(driver).children(recursive=True)
-    return [child.pid for child in children if any("ImplicitFunc" in word for word in child.cmdline())]
+    found = []
+    for child in psutil.Process(driver).children(recursive=True):
+        with contextlib.suppress(psutil.NoSuchProcess):  # it has ended meanwhile
+            if any("ImplicitFunc" in word for word in child.cmdline()):
+                found.append(child.pid)
+    return found
 
 
 def _listening(driver):

@@ -24,6 +24,8 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         study = load_study(options.study, preset=options.preset, assignments=tuple(options.assignments))
         console.print(f"{study.id}: {study.question}", markup=False)
+        if options.retry_failed and study.search is not None:
+            raise ConfigError("--retry-failed", "a search does not retry; raise search.num_trials instead")
         if options.dry_run:
             return _dry_run(study, options.root, console)
         return _run(study, options, console)
