@@ -174,7 +174,7 @@ def test_an_unknown_study_is_named(finished, tmp_path, capsys):
     assert "smoke-smoke" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("after", [0, 1, 3])
+@pytest.mark.parametrize("after", [0, 2])
 def test_a_killed_driver_goes_on_and_loses_nothing(finished, root, command, run, project, after):
     """kill -9 after so many finished trials, then the same command."""
     with subprocess.Popen(
@@ -318,8 +318,6 @@ def test_a_search_runs_and_goes_on(root, run, write, tmp_path):
     assert len(trials) == 5
     assert {t.state.name for t in trials} <= {"COMPLETE", "PRUNED"}  # the pruner itself: test_ledger.py
     assert all(set(t.params) == {"finetuning.optimiser.peak_lr", "finetuning.batch_size"} for t in trials)
-    again = run(root, study)
-    assert "trials to run" not in again.stdout
     more = run(root, write(SEARCH.replace("num_trials: 5", "num_trials: 6")))
     assert "1 of 6 trials to run" in more.stdout
     assert [t.params for t in _optuna_trials(root)][:5] == [t.params for t in trials]

@@ -49,7 +49,8 @@ class Progress(Watcher):
         running = self._running[number]
         running.stage, running.step, running.steps = stage, step, steps
         share = work_of(running.assignment.planned.trial.config)[stage] / steps
-        self._work_done += (step - running.counted.get(stage, 0)) * share
+        before = running.counted.get(stage, step - 1)  # a stage that goes on from a checkpoint begins late
+        self._work_done += (step - before) * share
         running.counted[stage] = step
 
     def ended(self, number: int) -> None:
