@@ -124,7 +124,12 @@ def level_summary(record: StudyRecord, done: pd.DataFrame) -> pd.DataFrame:
                 "n": interval.n,
             }
         )
-    return pd.DataFrame(rows)
+    summary = pd.DataFrame(rows)
+    order = {regime: place for place, regime in enumerate(record.regimes)}
+    numeric = [axis for axis in record.axes if all(map(_is_number, summary[axis]))]
+    return summary.sort_values(
+        ["regime", *numeric], key=lambda c: c.map(order) if c.name == "regime" else c, ignore_index=True
+    )
 
 
 def _replicates(values: pd.DataFrame, metric: str) -> np.ndarray:
