@@ -141,7 +141,7 @@ def nested_order(labels: np.ndarray, generator: np.random.Generator) -> np.ndarr
     while not exhausted.all():
         behind = (len(order) + 1) * share - taken + ties
         behind[exhausted] = -np.inf
-        chosen = int(behind.argmax())
+        chosen = int(np.argmax(behind))
         clip = next((int(i) for i in queues[chosen] if not used[i]), None)
         if clip is None:
             exhausted[chosen] = True
