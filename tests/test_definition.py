@@ -7,7 +7,8 @@ import yaml
 
 from workbench.config import CorpusData, TrialConfig
 from workbench.settings import ConfigError, from_dict, identity, to_dict
-from workbench.study.definition import PRESETS, load_study, read_preset, read_yaml
+from workbench.study.definition import PRESETS, load_study, read_preset
+from workbench.study.strict_yaml import read_yaml
 
 STUDIES = sorted((Path(__file__).parent.parent / "studies").glob("*.yaml"))
 ALL_PRESETS = sorted(path.stem for path in PRESETS.glob("*.yaml"))

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import copy
 import itertools
-import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
@@ -21,6 +20,7 @@ import yaml
 
 from workbench.config import TrialConfig
 from workbench.settings import ConfigError, digest, from_dict, identity, to_dict
+from workbench.study.strict_yaml import read_value, read_yaml
 
 PRESETS = Path(__file__).parent.parent / "presets"
 PLACEMENT = ("resources", "data.root")  # settings that cannot change a result
@@ -453,67 +453,6 @@ def _assignment(text: str) -> tuple[str, Any]:
     if not equals or not path:
         raise ConfigError("--set", f"must be dotted.path=value, is {text!r}")
     try:
-        return path.strip(), _json(yaml.load(value, Loader=_Loader), path)
+        return path.strip(), read_value(value, path)
     except yaml.YAMLError as error:
         raise ConfigError("--set", f"{path}: not YAML ({error})") from None
-
-
-class _Loader(yaml.SafeLoader):
-    """Safe YAML in which 2e-6 is a number (YAML 1.1 wants 2.0e-6) and a key stands once."""
-
-
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float",
-    re.compile(r"^[-+]?(\d[\d_]*\.?[\d_]*|\.\d[\d_]*)[eE][-+]?\d+$"),
-    list("-+0123456789."),
-)
-
-
-def _mapping_once(loader: _Loader, node: yaml.MappingNode) -> dict[Any, Any]:
-    seen = set()
-    for key_node, _ in node.value:
-        key, line = loader.construct_object(key_node), key_node.start_mark.line + 1
-        if not isinstance(key, str):
-            raise ConfigError("", f"keys are text, and line {line} has {key_node.value!r} as one")
-        if key in seen:
-            raise ConfigError(str(key), f"stands twice in one mapping, again on line {line}")
-        seen.add(key)
-    return loader.construct_mapping(node, deep=True)
-
-
-_Loader.add_constructor("tag:yaml.org,2002:map", _mapping_once)
-
-
-def read_yaml(path: Path) -> dict[str, Any]:
-    """A YAML file that holds a mapping. Raises ConfigError."""
-    try:
-        content = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)
-    except FileNotFoundError:
-        raise ConfigError("", f"is not there; studies are {_listed(path.parent)}") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError("", f"cannot be read ({error})") from None
-    except yaml.YAMLError as error:
-        raise ConfigError("", f"is not YAML: {' '.join(str(error).split())}") from None
-    if not isinstance(content, dict):
-        raise ConfigError("", f"must hold a mapping of settings, holds {content!r}")
-    _json(content, "")
-    return content
-
-
-def _json(value: Any, path: str) -> Any:
-    """`value`, if it is made of numbers, text, lists and mappings. Raises ConfigError."""
-    if isinstance(value, dict):
-        for key, item in value.items():
-            _json(item, f"{path}.{key}" if path else key)
-    elif isinstance(value, list):
-        for i, item in enumerate(value):
-            _json(item, f"{path}[{i}]")
-    elif isinstance(value, float) and not math.isfinite(value):
-        raise ConfigError(path, f"must be finite, is {value}")
-    elif not isinstance(value, str | int | float | bool | None):
-        raise ConfigError(path, f"must be a number or text, is {value!r}")
-    return value
-
-
-def _listed(folder: Path) -> str:
-    return ", ".join(map(str, sorted(folder.glob("*.yaml")))) or f"not in {folder} either"
