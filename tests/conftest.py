@@ -27,6 +27,12 @@ def data_root(tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
+def calibration(tmp_path_factory):
+    """Where the session's step times lie."""
+    return tmp_path_factory.mktemp("calibration")
+
+
+@pytest.fixture(scope="session")
 def tiny_trial():
     """The smoke preset's trial."""
     return from_dict(TrialConfig, read_preset("smoke")[0])

@@ -23,7 +23,7 @@ sys.meta_path.insert(0, Refuse())
 from pathlib import Path
 from workbench.config import CorpusData, FinetuningConfig, ModelConfig, PretrainingConfig, TrialConfig
 from workbench.data import load_splits
-from workbench.training.finetune import finetune
+from workbench.training.finetune import finetune, score
 from workbench.training.loop import Run
 from workbench.training.pretrain import pretrain
 
@@ -35,8 +35,8 @@ trial = TrialConfig(
 )
 splits = load_splits(trial.data, Path(sys.argv[1]), trial.seed)
 pretrained = pretrain(trial, splits.pool, Run())
-result = finetune(trial, splits, pretrained.encoder, Run())
-assert 0 < result.test["test/mAP"] <= 1
+model = finetune(trial, splits, pretrained.encoder, Run()).model
+assert 0 < score(trial, model, splits.test, Run().device, "test")[0]["test/mAP"] <= 1
 
 print("imported", sorted(OTHERS & set(sys.modules)))
 """

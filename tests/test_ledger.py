@@ -3,7 +3,7 @@
 import pytest
 
 from workbench.study.definition import load_study
-from workbench.study.ledger import GridLedger, SearchLedger, storage_url
+from workbench.study.ledger import GridLedger, SearchLedger
 from workbench.study.plan import Planner, work_of
 
 STUDY = """
@@ -15,6 +15,23 @@ seeds: [0, 1]
 """
 
 
+class FakeStore:
+    """Holds the stages of those keys; others are at the busy ones."""
+
+    def __init__(self, trained=(), busy=()):
+        self.trained, self.busy = trained, busy
+
+    def has(self, stage):
+        return stage.key in self.trained
+
+    def is_busy(self, stage):
+        return stage.key in self.busy
+
+
+def _storage(folder):
+    return f"sqlite:///{folder / 'optuna.db'}"
+
+
 @pytest.fixture
 def open_ledger(tmp_path):
     path = tmp_path / "order.yaml"
@@ -24,8 +41,8 @@ def open_ledger(tmp_path):
         return GridLedger(
             load_study(path),
             Planner(),
-            storage_url(tmp_path),
-            is_trained=lambda stage: stage.key in trained,
+            _storage(tmp_path),
+            store=FakeStore(trained),
             **options,
         )
 
@@ -149,11 +166,10 @@ search:
 
 @pytest.fixture
 def open_search(tmp_path):
-    def open_search(text=SEARCH):
+    def open_search(text=SEARCH, store=None):
         path = tmp_path / "search.yaml"
         path.write_text(text)
-        url = storage_url(tmp_path)
-        return SearchLedger(load_study(path), Planner(), url, is_trained=lambda stage: True)
+        return SearchLedger(load_study(path), Planner(), _storage(tmp_path), store=store or FakeStore())
 
     return open_search
 
@@ -194,3 +210,94 @@ def test_the_median_pruner_gives_up_what_is_behind(open_search):
     ledger.prune(behind)
     assert ledger.ended()[-1].state == "pruned"
     assert not ledger.should_prune(ledger.next().number, 1, 0.9)
+
+
+# --- stages that others are at ------------------------------------------------------------------------------
+
+
+def test_a_trial_whose_stage_another_study_is_at_is_held_back(tmp_path):
+    path = tmp_path / "order.yaml"
+    path.write_text(STUDY)
+    store = FakeStore()
+    ledger = GridLedger(load_study(path), Planner(), _storage(tmp_path), store=store)
+    first, second = sorted({p.stages.pretrain.key for p in ledger.planned})[:2]
+    store.busy = {p.stages.pretrain.key for p in ledger.planned} - {first}
+    assert ledger.next().planned.stages.pretrain.key == first
+    assert ledger.next() is None, "one trial is at that stage, and the others are busy elsewhere"
+    store.busy = store.busy - {second}
+    assert ledger.next().planned.stages.pretrain.key == second
+
+
+def test_a_trial_that_was_put_back_waits_while_its_stage_is_busy(open_ledger):
+    ledger = open_ledger()
+    assignment = ledger.next()
+    ledger.put_back(assignment.number)
+    ledger.store.busy = {assignment.planned.stages.pretrain.key}
+    assert ledger.next().number != assignment.number
+    ledger.store.busy = ()
+    assert ledger.next() == assignment
+
+
+CHOICES = """
+question: Which?
+preset: smoke
+regimes: [full]
+search:
+  num_trials: 5
+  sampler: random
+  space: {%s: {kind: choice, values: [%s]}}
+"""
+
+
+def _finish_all(ledger, score=0.5):
+    points = []
+    while (assignment := ledger.next()) is not None:
+        points.append(assignment.planned.trial.level)
+        ledger.complete(assignment.number, score)
+    return points
+
+
+def test_a_duplicate_gets_the_known_result_and_is_not_counted(open_search):
+    ledger = open_search(CHOICES % ("finetuning.batch_size", "2, 4, 6, 8, 10, 12, 14, 16"))
+    points = _finish_all(ledger)
+    assert len(points) == len({str(point) for point in points}) == 5
+    assert len(ledger.ended()) == 5
+    stored = ledger._optuna.get_trials(deepcopy=False)
+    repeats = [trial for trial in stored if "duplicate_of" in trial.user_attrs]
+    assert repeats, "this seed draws a value twice"
+    for trial in repeats:
+        first = stored[trial.user_attrs["duplicate_of"]]
+        assert (trial.params, trial.value, trial.state) == (first.params, first.value, first.state)
+
+
+def test_a_search_of_a_small_space_ends_when_nothing_is_new(open_search):
+    ledger = open_search(CHOICES % ("finetuning.batch_size", "8, 16"))
+    assert len(_finish_all(ledger)) == 2
+    assert (ledger.num_left, ledger.num_trials) == (0, 2)
+
+
+def test_a_duplicate_of_a_running_trial_waits_for_it(open_search):
+    ledger = open_search(CHOICES % ("finetuning.batch_size", "8"))
+    running = ledger.next()
+    assert ledger.next() is None
+    ledger.complete(running.number, 0.7)
+    assert ledger.next() is None
+    assert [ended.number for ended in ledger.ended()] == [running.number]
+
+
+def test_a_search_over_finetuning_alone_pretrains_once(open_search):
+    store = FakeStore()
+    ledger = open_search(CHOICES % ("finetuning.batch_size", "2, 4, 6, 8, 10, 12, 14, 16"), store)
+    first = ledger.next()
+    assert ledger.next() is None, "all others need the pre-training that the first is at"
+    store.trained = {first.planned.stages.pretrain.key}
+    second = ledger.next()
+    assert second.planned.stages.pretrain == first.planned.stages.pretrain
+
+
+def test_a_search_over_both_keeps_workers_busy(open_search):
+    space = "model.num_heads: {kind: choice, values: [1, 2]}, finetuning.batch_size"
+    ledger = open_search(CHOICES % (space, "2, 4, 6, 8, 10, 12, 14, 16"))
+    heads = {ledger.next().planned.trial.level["model.num_heads"] for _ in range(2)}
+    assert heads == {1, 2}, "the second worker is given what need not wait for the first's pre-training"
+    assert open_search(CHOICES % (space, "2, 4, 6, 8, 10, 12, 14, 16")).num_left == 5

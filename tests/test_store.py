@@ -1,21 +1,37 @@
 """Stages by content: what changes an identity, and what the store does with damage, kills and company."""
 
+import contextlib
 import dataclasses
 import json
 import multiprocessing
+import os
+import threading
+import time
 
 import pytest
 
 from workbench.config import CorpusData, Cosine, Esc50Data, PretrainingConfig, TrialConfig
 from workbench.stages import stages_of
-from workbench.store import FACTS, Stage, Store
+from workbench.store import FACTS, Stage, StageBusy, Store, remote
+from workbench.store.__main__ import main
+from workbench.store.remote import RemoteStore
 
 STAGE = Stage("pretrain", 1, {"steps": 3})
 
 
-@pytest.fixture
-def store(tmp_path):
-    return Store(tmp_path / "store")
+@pytest.fixture(params=["folder", "URL"])
+def store(request, tmp_path):
+    """Both kinds keep one contract; `local://` is a file system that is used by its URL alone."""
+    if request.param == "folder":
+        return Store(tmp_path / "store")
+    return RemoteStore(f"local://{tmp_path}/store", cache=tmp_path / "cache")
+
+
+def _again(store, name="again"):
+    """The same store, from another process or machine."""
+    if isinstance(store, RemoteStore):
+        return RemoteStore(store.location, cache=store.root.with_name(name))
+    return Store(store.root)
 
 
 def _write(text):
@@ -107,6 +123,23 @@ def test_pretraining_is_shared_by_whatever_it_does_not_see():
     assert any(path.startswith("finetuning.") for path in shared)
 
 
+def test_finetuning_is_shared_by_what_the_evaluation_alone_hears():
+    trial = TrialConfig()
+    first = stages_of(trial, "data").finetune.key
+    shared = {path for path, changed in _variants(trial) if stages_of(changed, "data").finetune.key == first}
+    assert shared == {"data.test_clips"}
+
+
+def test_only_what_follows_the_last_finished_stage_is_missing():
+    stages = stages_of(TrialConfig(), "data")
+    assert stages.missing(lambda stage: False) == stages.all()
+    assert stages.missing(lambda stage: stage.kind == "pretrain") == [stages.finetune, stages.evaluate]
+    assert stages.missing(lambda stage: stage.kind == "finetune") == [stages.evaluate], (
+        "its parent may be gone"
+    )
+    assert stages.missing(lambda stage: stage.kind == "evaluate") == []
+
+
 def test_identity_follows_data_version_and_parents():
     trial = TrialConfig()
     assert stages_of(trial, "a").key != stages_of(trial, "b").key
@@ -133,7 +166,7 @@ def test_a_stage_is_built_once_and_found_afterwards(store):
     folder = store.obtain(STAGE, _write("a"))
     assert store.has(STAGE)
     assert store.obtain(STAGE, _never) == folder
-    assert (folder / "weights").read_text() == "a"
+    assert (_again(store).obtain(STAGE, _never) / "weights").read_text() == "a"
     facts = store.facts(STAGE)
     assert facts["settings"] == {"steps": 3}
     assert facts["metrics"] == {"loss": 1.0}
@@ -141,8 +174,9 @@ def test_a_stage_is_built_once_and_found_afterwards(store):
 
 
 @pytest.mark.parametrize("damage", ["change", "remove", "facts"])
-def test_a_damaged_stage_is_set_aside_and_built_again(store, damage, capsys):
-    folder = store.obtain(STAGE, _write("a"))
+def test_a_damaged_stage_is_set_aside_and_built_again(store, damage, tmp_path):
+    store.obtain(STAGE, _write("a"))
+    folder = tmp_path / "store" / "pretrain" / STAGE.key
     match damage:
         case "change":
             (folder / "weights").write_text("b")
@@ -150,9 +184,15 @@ def test_a_damaged_stage_is_set_aside_and_built_again(store, damage, capsys):
             (folder / "weights").unlink()
         case "facts":
             (folder / FACTS).write_text("{")
-    assert (store.obtain(STAGE, _write("c")) / "weights").read_text() == "c"
+    other, said = _again(store), []
+    other.report = said.append
+    assert not other.is_sound(STAGE)
+    assert (other.obtain(STAGE, _write("c")) / "weights").read_text() == "c"
     assert len(list(folder.parent.glob("*.damaged-*"))) == 1
-    assert "set aside" in capsys.readouterr().out
+    assert len(said) == 1
+    assert STAGE.key in said[0]
+    assert "set aside" in said[0]
+    assert other.is_sound(STAGE)
 
 
 def test_an_attempt_that_fails_publishes_nothing_and_leaves_its_checkpoint(store):
@@ -173,22 +213,191 @@ def test_an_attempt_that_fails_publishes_nothing_and_leaves_its_checkpoint(store
     assert sorted(json.loads((folder / FACTS).read_text())["sha256"]) == ["weights"]
 
 
-def _obtain(root, log):
+def _obtain(store, log):
     def build(folder):
         with log.open("a") as file:
             file.write("built\n")
         return _write("a")(folder)
 
-    Store(root).obtain(STAGE, build)
+    store.obtain(STAGE, build)
 
 
-def test_processes_that_want_the_same_stage_build_it_once(tmp_path):
+def test_processes_that_want_the_same_stage_build_it_once(store, tmp_path):
     context = multiprocessing.get_context("fork")
     log = tmp_path / "log"
-    processes = [context.Process(target=_obtain, args=(tmp_path / "store", log)) for _ in range(6)]
+    stores = [_again(store, f"machine {number % 3}") for number in range(6)]
+    processes = [context.Process(target=_obtain, args=(each, log)) for each in stores]
     for process in processes:
         process.start()
     for process in processes:
         process.join(30)
     assert [process.exitcode for process in processes] == [0] * 6
     assert log.read_text() == "built\n"
+
+
+@contextlib.contextmanager
+def _at_work(store):
+    """Another thread is at the stage; to the kernel, a lock on another open file is another process's."""
+    begun, end = threading.Event(), threading.Event()
+
+    def build(folder):
+        begun.set()
+        end.wait(30)
+        return {"metrics": {}}
+
+    thread = threading.Thread(target=_again(store).obtain, args=(STAGE, build))
+    thread.start()
+    begun.wait(30)
+    try:
+        yield
+    finally:
+        end.set()
+        thread.join(30)
+
+
+def test_who_does_not_want_to_wait_is_told_that_a_stage_is_busy(store):
+    assert not store.is_busy(STAGE)
+    with _at_work(store):
+        assert store.is_busy(STAGE)
+        with pytest.raises(StageBusy):
+            store.obtain(STAGE, _never, wait=False)
+    assert not store.is_busy(STAGE)
+    assert store.obtain(STAGE, _never, wait=False) == store.path(STAGE)
+
+
+@pytest.fixture
+def quick_leases(monkeypatch):
+    monkeypatch.setattr(remote, "RENEW_SECONDS", 0.1)
+    monkeypatch.setattr(remote, "LEASE_SECONDS", 1.0)
+    monkeypatch.setattr(remote, "POLL_SECONDS", 0.2)
+
+
+def _die_at_work(store):
+    def build(folder):
+        (folder / "checkpoint.safetensors").write_text("half way")
+        time.sleep(1.5)  # longer than a lease: it is renewed meanwhile
+        os._exit(1)
+
+    store.obtain(STAGE, build)
+
+
+def test_what_a_machine_left_when_it_died_is_taken_over_by_another(tmp_path, quick_leases):
+    store = RemoteStore(f"local://{tmp_path}/store", cache=tmp_path / "cache")
+    process = multiprocessing.get_context("fork").Process(target=_die_at_work, args=(store,))
+    process.start()
+    time.sleep(1.2)
+    assert store.is_busy(STAGE)
+    process.join(30)
+    elsewhere = _again(store, "another machine")
+    with pytest.raises(StageBusy):
+        elsewhere.obtain(STAGE, _never, wait=False)
+
+    def resume(folder):
+        assert (folder / "checkpoint.safetensors").read_text() == "half way"
+        return _write("a")(folder)
+
+    assert (elsewhere.obtain(STAGE, resume) / "weights").read_text() == "a"
+    assert _again(store, "a third").is_sound(STAGE)
+    assert not (tmp_path / "store" / "pretrain" / f"{STAGE.key}.work").exists()
+
+
+def test_the_seconds_of_earlier_attempts_are_counted(store):
+    store.obtain(STAGE, lambda folder: {"metrics": {}, "earlier_seconds": 100.0})
+    assert 100 <= store.facts(STAGE)["seconds"] < 110
+    assert "earlier_seconds" not in store.facts(STAGE)
+
+
+# --- the command --------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def kept(store, tmp_path):
+    """Three stages, the second needed by a study, each a day longer unused than the one before it."""
+    if isinstance(store, RemoteStore):
+        (tmp_path / "places.yaml").write_text(f"store: {store.location}\n")
+    stages = [Stage("pretrain", 1, _settings(seed)) for seed in range(3)]
+    for days, stage in enumerate(stages):
+        store.obtain(stage, _write("x" * 1000))
+        folder = tmp_path / "store" / stage.kind / stage.key
+        for path in (*folder.iterdir(), folder):
+            os.utime(path, (time.time() - days * 86400,) * 2)
+    store.refer("mine", str(tmp_path), [stages[1].key])
+    return store, stages
+
+
+def _settings(seed):
+    model = {"num_blocks": 3, "width": 64, "num_heads": 4}
+    return {"model": model, "pretraining": {"steps": 7}, "seed": seed}
+
+
+def _left(store, stages):
+    store = _again(store)
+    return [store.has(stage) for stage in stages]
+
+
+def test_ls_and_show_say_what_is_there_and_who_needs_it(kept, tmp_path, capsys):
+    _, stages = kept
+    assert main(["ls", "--root", str(tmp_path)]) == 0
+    printed = capsys.readouterr().out
+    assert all(stage.key[:12] in printed for stage in stages)
+    assert "mine" in printed
+    assert main(["show", stages[1].key[:9], "--root", str(tmp_path)]) == 0
+    printed = capsys.readouterr().out
+    assert "needed by mine" in printed
+    assert stages[1].key in printed
+    assert main(["show", "zzz", "--root", str(tmp_path)]) == 2
+    assert "no stage begins" in capsys.readouterr().err
+
+
+def test_verify_names_what_is_damaged(kept, tmp_path, capsys):
+    _, stages = kept
+    assert main(["verify", "--root", str(tmp_path)]) == 0
+    (tmp_path / "store" / "pretrain" / stages[0].key / "weights").write_text("y")
+    assert main(["verify", "--root", str(tmp_path)]) == 1
+    assert f"pretrain/{stages[0].key}: weights is not what was written" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("options", "left"),
+    [
+        ([], [False, True, False]),
+        (["--dry-run"], [True, True, True]),
+        (["--older-than", "1.5"], [True, True, False]),
+        (["--max-size", "4KB"], [True, True, False]),
+        (["--max-size", "1GB"], [True, True, True]),
+        (["--force"], [False, False, False]),
+        (["--forget", "mine"], [False, False, False]),
+        (["--force", "--older-than", "0.5"], [True, False, False]),
+    ],
+)
+def test_gc_deletes_what_no_study_needs_by_age_and_size(kept, tmp_path, options, left):
+    store, stages = kept
+    assert main(["gc", "--root", str(tmp_path), *options]) == 0
+    assert _left(store, stages) == left
+
+
+def test_gc_leaves_what_a_process_is_at_and_removes_what_was_given_up(kept, tmp_path, capsys):
+    store, _ = kept
+    with pytest.raises(RuntimeError):
+        store.obtain(Stage("finetune", 1, {}), _fail)
+    with _at_work(store):
+        assert main(["gc", "--root", str(tmp_path)]) == 0
+    assert store.has(STAGE)
+    assert store.facts(STAGE)["metrics"] == {}
+    if isinstance(store, RemoteStore):
+        return
+    assert not list((store.root / "finetune").iterdir())
+    assert f"kept: pretrain/{STAGE.key}.work, a process is at it" in capsys.readouterr().out
+
+
+def _fail(folder):
+    (folder / "checkpoint.safetensors").write_text("half way")
+    raise RuntimeError("killed")
+
+
+@pytest.mark.parametrize(
+    ("options", "words"), [(["--max-size", "much"], "20GB"), (["--forget", "../x"], "there are mine")]
+)
+def test_gc_refuses_what_it_does_not_understand(kept, tmp_path, capsys, options, words):
+    assert main(["gc", "--root", str(tmp_path), *options]) == 2
+    assert words in capsys.readouterr().err

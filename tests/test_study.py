@@ -17,9 +17,8 @@ import pytest
 from mlflow import MlflowClient
 
 from analysis import plot_ablation
-from workbench.study.ledger import storage_url
+from workbench.study.places import Places
 from workbench.study.results import studies, trial_table
-from workbench.study.tracking import tracking_uri
 
 from .test_data import write_esc50
 
@@ -32,11 +31,12 @@ def project(request):
 
 
 @pytest.fixture
-def root(tmp_path, data_root):
-    """A results folder of its own, on the session's corpora."""
+def root(tmp_path, data_root, calibration):
+    """A results folder of its own, on the session's corpora and step times."""
     root = tmp_path / "mlruns"
     root.mkdir()
     (root / "data").symlink_to(data_root)
+    (root / "calibration").symlink_to(calibration)
     return root
 
 
@@ -71,10 +71,11 @@ def run(project, command):
 
 
 @pytest.fixture(scope="module")
-def finished(project, tmp_path_factory, data_root):
+def finished(project, tmp_path_factory, data_root, calibration):
     """The smoke study, run once without disturbance: its folder and what it printed."""
     root = tmp_path_factory.mktemp("finished")
     (root / "data").symlink_to(data_root)
+    (root / "calibration").symlink_to(calibration)
     done = subprocess.run(
         [sys.executable, "-m", "workbench.study", SMOKE, "--root", str(root)],
         cwd=project,
@@ -88,11 +89,11 @@ def finished(project, tmp_path_factory, data_root):
 
 def _optuna_trials(root):
     name = studies(root)[0].id
-    return optuna.load_study(study_name=name, storage=storage_url(root)).get_trials(deepcopy=False)
+    return optuna.load_study(study_name=name, storage=Places.read(root).optuna_url).get_trials(deepcopy=False)
 
 
 def _runs(root, experiment="smoke"):
-    client = MlflowClient(tracking_uri(root))
+    client = MlflowClient(Places.read(root).mlflow_uri)
     runs = client.search_runs([client.get_experiment_by_name(experiment).experiment_id], max_results=1000)
     parents = [r for r in runs if r.data.tags["workbench.kind"] == "study"]
     return parents, [r for r in runs if r.data.tags["workbench.kind"] == "trial"]
@@ -133,7 +134,7 @@ def test_a_study_runs_to_a_table_and_every_trial_is_in_optuna_and_mlflow(finishe
         assert "training/pretrain/contrastive_accuracy" in child.data.metrics
         assert re.fullmatch("[0-9a-f]{64}", child.data.tags["workbench.data"])
         assert child.info.end_time - child.info.start_time > 100  # the trial's own times, in ms
-    client = MlflowClient(tracking_uri(root))
+    client = MlflowClient(Places.read(root).mlflow_uri)
     curve = client.get_metric_history(children[0].info.run_id, "training/pretrain/loss")
     assert [m.step for m in curve] == list(range(1, 31))
 
@@ -336,13 +337,13 @@ def test_a_dry_run_prints_every_trial_and_trains_nothing(root, run):
     done = run(root, SMOKE, "--dry-run")
     assert done.returncode == 0
     assert len(re.findall(r"0\.08 M parameters", done.stdout)) == 8
-    assert "to train: 4 pre-trainings, 8 fine-tunings" in done.stdout
-    assert [p.name for p in root.iterdir()] == ["data"]
+    assert "to run: 4 pre-trainings, 8 fine-tunings, 8 evaluations; found: 0 stages" in done.stdout
+    assert sorted(p.name for p in root.iterdir()) == ["calibration", "data"]
 
 
 def test_a_dry_run_shows_what_is_found(finished, run):
     done = run(finished[0], SMOKE, "--dry-run")
-    assert "to train: 0 pre-trainings, 0 fine-tunings" in done.stdout
+    assert "to run: 0 pre-trainings, 0 fine-tunings, 0 evaluations; found: 20 stages" in done.stdout
 
 
 @pytest.mark.parametrize(

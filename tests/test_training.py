@@ -16,7 +16,7 @@ from workbench.config import (
     WarmupLinear,
 )
 from workbench.training.checkpoint import TrainingState
-from workbench.training.finetune import _loss, finetune, predict, symmetric_divergence
+from workbench.training.finetune import _loss, finetune, predict, score, symmetric_divergence
 from workbench.training.loop import Diverged, Run
 from workbench.training.metrics import average_precision
 from workbench.training.pretrain import new_encoder, pretrain
@@ -80,8 +80,9 @@ def test_finetuning_fits_its_clips_and_beats_chance_on_others(tiny_trial, tiny_s
     losses = [row["loss"] for row in result.history if "loss" in row]
     assert losses[-1] < 0.6 * losses[0]
     chance = tiny_splits.test.labels.mean()
-    assert result.test["test/mAP"] > 1.3 * chance
-    seen = predict(result.model, tiny_splits.train, single_label=False, config=trial, run=Run())
+    test, _ = score(trial, result.model, tiny_splits.test, CPU, "test")
+    assert test["test/mAP"] > 1.3 * chance
+    seen = predict(trial, result.model, tiny_splits.train, CPU)
     assert np.nanmean(average_precision(seen, tiny_splits.train.labels)) > 0.6
 
 
@@ -125,7 +126,7 @@ def test_finetuning_resumes_exactly_at_any_step(
     resumed = _finetune(tiny_trial, tiny_splits, Run(checkpoint=checkpoint))
     _assert_same(whole.model.state_dict(), resumed.model.state_dict())
     assert whole.history == resumed.history
-    assert whole.test == resumed.test
+    assert whole.validation == resumed.validation
 
 
 def test_a_stop_while_saving_leaves_the_previous_checkpoint(tiny_trial, tiny_splits, tmp_path, monkeypatch):
@@ -171,7 +172,7 @@ def test_the_best_weights_by_validation_are_kept(tiny_trial, tiny_splits, with_c
     assert len(scores) == 10
     assert result.validation["validation/mAP"] == max(scores.values())
     assert scores[result.validation["best_step"]] == max(scores.values())
-    again = predict(result.model, tiny_splits.validation, single_label=False, config=trial, run=Run())
+    again = predict(trial, result.model, tiny_splits.validation, CPU)
     mean = np.nanmean(average_precision(again, tiny_splits.validation.labels))
     assert mean == pytest.approx(max(scores.values()))
 

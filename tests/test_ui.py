@@ -50,10 +50,10 @@ def _wait_until_up(address):
 def test_child_runs_can_be_compared_by_parameter_and_metric(ui, tmp_path):
     from mlflow import MlflowClient
 
-    from workbench.study.tracking import tracking_uri
+    from workbench.study.places import Places
 
     address, root = ui
-    client = MlflowClient(tracking_uri(root))
+    client = MlflowClient(Places.read(root).mlflow_uri)
     experiment = client.get_experiment_by_name("smoke").experiment_id
     runs = client.search_runs([experiment], "tags.`workbench.kind` = 'trial'")
     listed = ",".join(f"%22{run.info.run_id}%22" for run in runs)

@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
-from workbench.settings import ConfigError, placement, supervised
+from workbench.settings import ConfigError, heard_from, placement
 
 # Hz; 64 ms are then 1,024 samples. The paper leaves the rate open, a thesis on the same task has 16 kHz.
 SAMPLE_RATE = 16_000
@@ -56,10 +56,12 @@ class CorpusData:
     max_events: int = 2  # per clip
     recipe_seed: int = 0  # another seed is another corpus, not another subset
     pool_clips: int = 4096  # unlabelled, for pre-training
-    labelled_clips: int = supervised(1920)  # all that have labels; `label_fraction` takes its part of them
-    validation_clips: int = supervised(400)
-    test_clips: int = supervised(1000)
-    label_fraction: float = supervised(1.0)  # nested: the 10 % are among the 30 %
+    labelled_clips: int = heard_from(
+        "finetune", 1920
+    )  # all that have labels; `label_fraction` takes its part of them
+    validation_clips: int = heard_from("finetune", 400)
+    test_clips: int = heard_from("evaluate", 1000)
+    label_fraction: float = heard_from("finetune", 1.0)  # nested: the 10 % are among the 30 %
 
     def __post_init__(self) -> None:
         _positive(self, "pool_clips", "labelled_clips", "validation_clips", "test_clips")
@@ -85,7 +87,7 @@ class Esc50Data:
     clip_seconds: float = 5.0  # training crops; evaluation hears whole recordings
     corpus_clips: int = 0
     corpus_clip_seconds: float = 3.2
-    label_fraction: float = supervised(1.0)
+    label_fraction: float = heard_from("finetune", 1.0)
     skip_unreadable: bool = False
 
     def __post_init__(self) -> None:

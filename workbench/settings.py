@@ -1,8 +1,8 @@
 """Settings as frozen dataclasses: strictly from dictionaries, and back; what is part of their identity.
 
 Standard library only. A field marked `placement()` says where things are or how fast they go, and cannot
-change a result; it takes no part in `identity`. One marked `supervised()` cannot change what pre-training
-hears.
+change a result; it takes no part in `identity`. One marked `heard_from(stage, ...)` cannot change what an
+earlier stage computes.
 """
 
 from __future__ import annotations
@@ -37,9 +37,14 @@ def placement(default: Any) -> Any:
     return field(default=default, metadata={"identity": False})
 
 
-def supervised(default: Any) -> Any:
-    """A field of a data config that pre-training does not see: the pool is the same whatever it is."""
-    return field(default=default, metadata={"pool": False})
+STAGES = ("pretrain", "finetune", "evaluate")  # in the order in which they run
+
+StageKind = Literal["pretrain", "finetune", "evaluate"]
+
+
+def heard_from(stage: StageKind, default: Any) -> Any:
+    """A field of a data config that cannot change what the stages before `stage` compute."""
+    return field(default=default, metadata={"heard_from": stage})
 
 
 T = TypeVar("T")
@@ -56,13 +61,14 @@ def to_dict(settings: Any) -> Any:
     return settings
 
 
-def identity(settings: Any, *, of_pool: bool = False) -> Any:
-    """`to_dict` without the fields that cannot change a result; with `of_pool`, that of pre-training."""
+def identity(settings: Any, of: StageKind = "evaluate") -> Any:
+    """`to_dict` without the fields that cannot change what stage `of` computes."""
     if dataclasses.is_dataclass(settings):
         return {
-            f.name: identity(getattr(settings, f.name), of_pool=of_pool)
+            f.name: identity(getattr(settings, f.name), of)
             for f in dataclasses.fields(settings)
-            if f.metadata.get("identity", True) and (f.metadata.get("pool", True) or not of_pool)
+            if f.metadata.get("identity", True)
+            and STAGES.index(f.metadata.get("heard_from", "pretrain")) <= STAGES.index(of)
         }
     return to_dict(settings)
 

@@ -1,4 +1,4 @@
-"""A trial as its two stages, pre-training and fine-tuning, each found in the store or run into it."""
+"""A trial as its stages: pre-training, fine-tuning, evaluation; each found in the store, or run into it."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ from workbench.config import TrialConfig
 from workbench.data import load_splits
 from workbench.data.clips import Splits
 from workbench.model.encoder import Encoder, num_parameters
-from workbench.settings import identity
+from workbench.settings import StageKind, identity
 from workbench.store import CHECKPOINT, Stage, Store
 from workbench.training.checkpoint import load_tensors, save_tensors
-from workbench.training.finetune import finetune
+from workbench.training.finetune import finetune, new_clip_model, score
 from workbench.training.loop import Diverged, Run
 from workbench.training.pretrain import computed_in, new_encoder, pretrain
 from workbench.training.tracker import Tracker
 
-PRETRAIN_VERSION = 1  # raised when the same settings come to give another encoder
-FINETUNE_VERSION = 1
+# Raised when the same settings come to give another result; a test compares with golden results.
+VERSIONS: dict[StageKind, int] = {"pretrain": 1, "finetune": 1, "evaluate": 1}
 
 WEIGHTS = "weights.safetensors"
 PREDICTIONS = "predictions.safetensors"  # test scores and targets, (N, C) each
@@ -32,38 +32,49 @@ HISTORY = "history.jsonl"  # one row a log point
 
 @dataclass(frozen=True)
 class TrialStages:
-    """The stages of one trial; the second's key is the trial's."""
+    """The stages of one trial; the last one's key is the trial's."""
 
     pretrain: Stage | None
     finetune: Stage
+    evaluate: Stage
 
     @property
     def key(self) -> str:
-        return self.finetune.key
+        return self.evaluate.key
+
+    def all(self) -> list[Stage]:
+        """In the order in which they run."""
+        return [stage for stage in (self.pretrain, self.finetune, self.evaluate) if stage is not None]
+
+    def missing(self, has: Callable[[Stage], bool]) -> list[Stage]:
+        """Those after the last that is there: what only that one needed may be gone."""
+        missing: list[Stage] = []
+        for stage in reversed(self.all()):
+            if has(stage):
+                break
+            missing.insert(0, stage)
+        return missing
 
 
 def stages_of(config: TrialConfig, data_fingerprint: str) -> TrialStages:
     """What `config` would compute on data of that fingerprint."""
-    shared = {
-        "data_fingerprint": data_fingerprint,
-        "front_end": identity(config.front_end),
-        "model": identity(config.model),
-        "seed": config.seed,
-        "precision": config.precision,
-    }
+
+    def stage(kind: StageKind, parent: Stage | None, **settings: Any) -> Stage:
+        shared = {
+            "data_fingerprint": data_fingerprint,
+            "data": identity(config.data, kind),
+            "front_end": identity(config.front_end),
+            "model": identity(config.model),
+            "seed": config.seed,
+            "precision": config.precision,
+        }
+        return Stage(kind, VERSIONS[kind], shared | settings, (parent.key,) if parent else ())
+
     first = None
     if config.pretraining is not None:
-        settings = shared | {
-            "data": identity(config.data, of_pool=True),
-            "pretraining": identity(config.pretraining),
-        }
-        first = Stage("pretrain", PRETRAIN_VERSION, settings)
-    settings = shared | {
-        "data": identity(config.data),
-        "finetuning": identity(config.finetuning),
-    }
-    parents = (first.key,) if first else ()
-    return TrialStages(first, Stage("finetune", FINETUNE_VERSION, settings, parents))
+        first = stage("pretrain", None, pretraining=identity(config.pretraining))
+    second = stage("finetune", first, finetuning=identity(config.finetuning))
+    return TrialStages(first, second, stage("evaluate", second))
 
 
 @dataclass(frozen=True)
@@ -84,64 +95,83 @@ def run_trial(
     device: torch.device,
     tracker: Tracker,
     report: Callable[[str], None] = print,
+    should_stop: Callable[[], bool] = lambda: False,
+    wait: bool = True,
 ) -> TrialResult:
-    """Obtain both stages of a trial. Raises Diverged, DataError."""
+    """Obtain the stages of a trial. Raises Diverged, DataError, Stopped; with `wait=False`, StageBusy."""
     stages = stages_of(config, data_fingerprint)
     splits = _Lazily(lambda: load_splits(config.data, data_root, config.seed, report, data_fingerprint))
-
     placed = {"device": device.type, "computed_in": computed_in(config, device)}
 
+    def run_in(folder: Path) -> Run:
+        checkpoint = folder / CHECKPOINT
+        return Run(device=device, tracker=tracker, checkpoint=checkpoint, should_stop=should_stop)
+
     def build_encoder(folder: Path) -> dict[str, Any]:
-        run = Run(device=device, tracker=tracker, checkpoint=folder / CHECKPOINT)
+        run = run_in(folder)
         result = pretrain(config, splits.get().pool, run)
         save_tensors(folder / WEIGHTS, result.encoder.state_dict())
         _write_history(folder, result.history)
-        return {"metrics": {f"pretrain/{k}": v for k, v in result.history[-1].items()}, **placed}
+        metrics = {f"pretrain/{name}": value for name, value in result.history[-1].items()}
+        return {"metrics": metrics, "earlier_seconds": run.earlier_seconds, **placed}
 
     def build_classifier(folder: Path) -> dict[str, Any]:
         encoder = new_encoder(config, splits.get().pool, device)
         if stages.pretrain is not None:
-            _load_encoder(encoder, store.obtain(stages.pretrain, build_encoder))
-        run = Run(device=device, tracker=tracker, checkpoint=folder / CHECKPOINT)
+            encoder.load_state_dict(_weights(store.fetch(stages.pretrain)))
+        run = run_in(folder)
         result = finetune(config, splits.get(), encoder, run)
         save_tensors(folder / WEIGHTS, result.model.state_dict())
-        scores = torch.from_numpy(result.test_scores)
-        targets = torch.from_numpy(splits.get().test.labels)
-        save_tensors(folder / PREDICTIONS, {"scores": scores, "targets": targets})
         _write_history(folder, result.history)
         return {
-            "metrics": result.validation | result.test,
+            "metrics": result.validation,
             "labelled_clips": len(splits.get().train),
             "pool_hours": splits.get().pool.hours,
+            "earlier_seconds": run.earlier_seconds,
+            **placed,
+        }
+
+    def build_figures(folder: Path) -> dict[str, Any]:
+        test = splits.get().test
+        encoder = Encoder(config.front_end, config.model)
+        model = new_clip_model(config, encoder, len(splits.get().classes))
+        model.load_state_dict(_weights(store.fetch(stages.finetune)))
+        metrics, scores = score(config, model.to(device), test, device, "test")
+        targets = torch.from_numpy(test.labels)
+        save_tensors(folder / PREDICTIONS, {"scores": torch.from_numpy(scores), "targets": targets})
+        return {
+            "metrics": metrics,
             "parameters": num_parameters(config.front_end, config.model),
             "left_out": list(splits.get().left_out),
             **placed,
         }
 
-    stage = stages.finetune
-    try:
-        if stages.pretrain is not None and not store.has(stages.finetune):
-            # Here, not when fine-tuning asks for it: each stage's seconds are its own.
-            stage = stages.pretrain
-            store.obtain(stage, build_encoder)
-        stage = stages.finetune
-        store.obtain(stage, build_classifier)
-    except Diverged:
-        store.discard_work(stage)  # its checkpoint would only diverge again
-        raise
+    build = {"pretrain": build_encoder, "finetune": build_classifier, "evaluate": build_figures}
+    for stage in stages.missing(store.is_sound) or [stages.evaluate]:
+        try:
+            store.obtain(stage, build[stage.kind], wait=wait)
+        except Diverged:
+            store.discard_work(stage)  # its checkpoint would only diverge again
+            raise
     return read_result(stages, store)
 
 
 def read_result(stages: TrialStages, store: Store) -> TrialResult:
-    """The result of a trial whose stages are finished."""
-    facts = store.facts(stages.finetune)
+    """The result of a trial whose stages are finished; without curves whose stage was deleted since."""
+    facts: dict[str, Any] = {}
+    metrics: dict[str, float] = {}
     history = []
-    for stage in filter(None, (stages.pretrain, stages.finetune)):
-        path = store.path(stage) / HISTORY
+    for stage in stages.all():
+        if not store.has(stage):
+            continue
+        found = store.facts(stage)
+        metrics |= found["metrics"] if stage is not stages.pretrain else {}
+        facts |= found
+        path = store.fetch(stage) / HISTORY
         if path.exists():
             rows = [json.loads(line) for line in path.read_text().splitlines()]
             history += [{"stage": stage.kind, **row} for row in rows]
-    return TrialResult(facts["metrics"], history, facts)
+    return TrialResult(metrics, history, facts)
 
 
 class _Lazily:
@@ -157,9 +187,8 @@ class _Lazily:
         return self._value
 
 
-def _load_encoder(encoder: Encoder, folder: Path) -> None:
-    tensors, _ = load_tensors(folder / WEIGHTS)
-    encoder.load_state_dict(tensors)
+def _weights(folder: Path) -> dict[str, torch.Tensor]:
+    return load_tensors(folder / WEIGHTS)[0]
 
 
 def _write_history(folder: Path, history: list[dict[str, float]]) -> None:

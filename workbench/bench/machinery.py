@@ -21,13 +21,17 @@ from rich.console import Console
 from workbench.config import TrialConfig
 from workbench.settings import from_dict
 from workbench.stages import HISTORY, stages_of
-from workbench.study.definition import Resources, load_study
+from workbench.store import open_store
+from workbench.study.calibration import Device
+from workbench.study.definition import load_study
+from workbench.study.interruption import Interruption
+from workbench.study.places import Places
 from workbench.study.progress import Progress
 from workbench.study.run import Books
-from workbench.study.tune import Places, ray_started, run_trials
+from workbench.study.tune import ray_started, run_trials
 
 CURVE_POINTS = 100
-RESOURCES = Resources(concurrency=2)
+DEVICE = Device("cpu", threads=1, concurrency=2, num_gpus=0)
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -36,7 +40,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--rounds", type=int, default=3)
     options = parser.parse_args(arguments)
     ours, stock, ratios = [], [], []
-    with ray_started(RESOURCES):
+    with ray_started(DEVICE):
         for number in range(options.rounds):
             stock.append(_stock(options.trials, number))
             ours.append(_ours(options.trials))
@@ -61,7 +65,7 @@ def _train_nothing(config: dict[str, Any], settings: dict[str, Any]) -> None:
     from ray import tune
 
     trial = from_dict(TrialConfig, json.loads(config["trial"]))
-    stage = stages_of(trial, config["data_fingerprint"]).finetune
+    stage = stages_of(trial, config["data_fingerprint"]).evaluate
 
     def build(folder: Path) -> dict[str, Any]:
         rows = ({"step": step, "loss": 1.0, "lr": 0.1, "grad_norm": 1.0} for step in range(CURVE_POINTS))
@@ -69,7 +73,7 @@ def _train_nothing(config: dict[str, Any], settings: dict[str, Any]) -> None:
         metrics = {"validation/mAP": 0.5, "test/mAP": 0.5}
         return {"metrics": metrics, "parameters": 1, "labelled_clips": 1, "pool_hours": 1.0}
 
-    Places(Path(settings["root"])).store.obtain(stage, build)
+    open_store(settings["store"]).obtain(stage, build)
     tune.report({"event": "done", "value": 0.5})
 
 
@@ -81,11 +85,13 @@ def _ours(num_trials: int) -> float:
         seeds = list(range(num_trials))
         path.write_text(f"question: What does a trial cost?\npreset: smoke\nseeds: {seeds}\n")
         study = load_study(path)
-        books = Books(study, root, Places(root).store, retry_failed=False)
+        places = Places.read(root)
+        books = Books(study, places, places.store())
         silent = Console(file=io.StringIO())
+        interruption = Interruption(str(root / "stop"))
         began = time.perf_counter()
-        with Progress(books.ledger, silent, books.record) as progress:
-            run_trials(books.ledger, Places(root), progress, RESOURCES, worker=_train_nothing)
+        with Progress(books.ledger, silent, books.record, interruption) as progress, interruption:
+            run_trials(books.ledger, places, progress, DEVICE, interruption, worker=_train_nothing)
         seconds = time.perf_counter() - began
         assert len(books.ledger.ended()) == num_trials
     return seconds / num_trials

@@ -1,9 +1,10 @@
 """Datasets: from a `DataConfig` to clips with labels, in splits that never overlap.
 
-A dataset is a module with two functions, entered in `DATASETS` under its config's `kind`:
+A dataset is a module with three functions, entered in `DATASETS` under its config's `kind`:
 
     fingerprint(config) -> str      what the audio and its labels are, wherever they lie
     load(config, root, seed, report, fingerprint) -> Splits
+    extent(config, root, fingerprint) -> Extent     how much there is, before anything is prepared
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from typing import Any, Protocol
 
 from workbench.config import DataConfig
 from workbench.data import corpus, esc50
-from workbench.data.clips import Splits
+from workbench.data.clips import Extent, Splits
 
 
 class Dataset(Protocol):
@@ -27,6 +28,9 @@ class Dataset(Protocol):
         self, config: Any, root: Path, seed: int, report: Callable[[str], None], fingerprint: str
     ) -> Splits:
         """The clips; prepared below `root` first if they are not there yet, telling `report`."""
+
+    def extent(self, config: Any, root: Path, fingerprint: str) -> Extent:
+        """How much there is of everything, and how much of it is not yet prepared below `root`."""
 
 
 DATASETS: dict[str, Dataset] = {"corpus": corpus, "esc50": esc50}
@@ -50,3 +54,8 @@ def load_splits(
     """
     known = fingerprint or DATASETS[config.kind].fingerprint(config)
     return DATASETS[config.kind].load(config, root, seed, report, known)
+
+
+def extent(config: DataConfig, root: Path, fingerprint: str) -> Extent:
+    """How much there is. Raises DataError."""
+    return DATASETS[config.kind].extent(config, root, fingerprint)

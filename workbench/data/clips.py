@@ -123,6 +123,20 @@ class Splits:
                 )
 
 
+@dataclass(frozen=True)
+class Extent:
+    """How much there is of everything, known before any audio is prepared: a study's cost follows."""
+
+    pool_clips: int
+    pool_lengths: tuple[tuple[float, float], ...]  # seconds of a training crop, and its share of the pool
+    validation_clips: int
+    test_clips: int
+    evaluated_seconds: float  # of a validation or test clip, on average
+    num_classes: int
+    unprepared_clips: int  # still to be made, or decoded
+    unprepared_bytes: int
+
+
 def nested_order(labels: np.ndarray, generator: np.random.Generator) -> np.ndarray:
     """An order (N,) of clips whose every beginning is stratified: labels (N, C) -> indices.
 

@@ -11,15 +11,16 @@ import multiprocessing
 import os
 import signal
 import sys
+from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import numpy as np
 
-from workbench.config import CorpusData
+from workbench.config import SAMPLE_RATE, CorpusData
 from workbench.data import synthesis
-from workbench.data.clips import ClipSet, Splits, labelled_subset
+from workbench.data.clips import ClipSet, Extent, Splits, labelled_subset
 from workbench.random_streams import numpy_stream
 
 CLIPS_PER_FILE = 128
@@ -34,14 +35,7 @@ def fingerprint(config: CorpusData) -> str:
 def load(
     config: CorpusData, root: Path, seed: int, report: Callable[[str], None], fingerprint: str
 ) -> Splits:
-    recipe = _recipe(config)
-    parts = {
-        "pool": config.pool_clips,
-        "labelled": config.labelled_clips,
-        "validation": config.validation_clips,
-        "test": config.test_clips,
-    }
-    pool, labelled, validation, test = load_parts(recipe, parts, root, report)
+    pool, labelled, validation, test = load_parts(_recipe(config), _parts(config), root, report)
     return Splits(
         pool=pool.unlabelled(),
         train=labelled_subset(labelled, config.label_fraction, numpy_stream(seed, "labels")),
@@ -53,22 +47,72 @@ def load(
     )
 
 
+def extent(config: CorpusData, root: Path, fingerprint: str) -> Extent:
+    recipe = _recipe(config)
+    missing = num_missing_clips(recipe, _parts(config), root)
+    return Extent(
+        pool_clips=config.pool_clips,
+        pool_lengths=((config.clip_seconds, 1.0),),
+        validation_clips=config.validation_clips,
+        test_clips=config.test_clips,
+        evaluated_seconds=config.clip_seconds,
+        num_classes=len(synthesis.CLASSES),
+        unprepared_clips=missing,
+        unprepared_bytes=missing * clip_bytes(recipe),
+    )
+
+
+def clip_bytes(recipe: synthesis.Recipe) -> int:
+    return round(recipe.clip_seconds * SAMPLE_RATE) * 2 + len(synthesis.CLASSES)
+
+
+def _parts(config: CorpusData) -> dict[str, int]:
+    return {
+        "pool": config.pool_clips,
+        "labelled": config.labelled_clips,
+        "validation": config.validation_clips,
+        "test": config.test_clips,
+    }
+
+
+def num_missing_clips(recipe: synthesis.Recipe, parts: dict[str, int], root: Path) -> int:
+    """Clips that `load_parts` would make."""
+    there: Counter[str] = Counter()
+    for path in _folder(recipe, root).glob("*-*.npy"):
+        part, number = path.stem.split("-")
+        if number.isdecimal():  # else its labels
+            there[part] += int(number) < _num_files(parts.get(part, 0))
+    return sum(_num_files(count) - there[part] for part, count in parts.items()) * CLIPS_PER_FILE
+
+
+def _num_files(clips: int) -> int:
+    return -(-clips // CLIPS_PER_FILE)
+
+
 def load_parts(
     recipe: synthesis.Recipe, parts: dict[str, int], root: Path, report: Callable[[str], None]
 ) -> list[ClipSet]:
     """The first clips of each part, as many as `parts` says, made in parallel where they are missing."""
-    folder = root / f"corpus-{synthesis.fingerprint(recipe)[:16]}"
+    folder = _folder(recipe, root)
     folder.mkdir(parents=True, exist_ok=True)
-    wanted = [
-        (recipe, folder, part, number)
-        for part, count in parts.items()
-        for number in range(-(-count // CLIPS_PER_FILE))
-    ]
-    missing = [job for job in wanted if not _waveform_file(*job[1:]).exists()]
+    missing = [job for job in _jobs(recipe, parts, folder) if not _waveform_file(*job[1:]).exists()]
     if missing:
         report(f"embedded corpus: making {len(missing) * CLIPS_PER_FILE} clips in {folder}, once")
         _make_in_parallel(missing, report)
     return [_open_part(folder, part, count) for part, count in parts.items()]
+
+
+def _folder(recipe: synthesis.Recipe, root: Path) -> Path:
+    return root / f"corpus-{synthesis.fingerprint(recipe)[:16]}"
+
+
+def _jobs(
+    recipe: synthesis.Recipe, parts: dict[str, int], folder: Path
+) -> list[tuple[synthesis.Recipe, Path, str, int]]:
+    """A file each."""
+    return [
+        (recipe, folder, part, number) for part, count in parts.items() for number in range(_num_files(count))
+    ]
 
 
 def _recipe(config: CorpusData) -> synthesis.Recipe:
@@ -95,13 +139,13 @@ def _make_in_parallel(
         return
     # spawn: a forked child would inherit the locks of torch's threads.
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(workers, context, initializer=_die_with_parent) as pool:
+    with ProcessPoolExecutor(workers, context, initializer=die_with_parent) as pool:
         for done, _ in enumerate(pool.map(_make_file, jobs), start=1):
             if done % max(1, len(jobs) // 5) == 0:
                 report(f"embedded corpus: {done} of {len(jobs)} files")
 
 
-def _die_with_parent() -> None:
+def die_with_parent() -> None:
     """Else a worker would wait for ever for the jobs of a parent that was killed."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
@@ -124,7 +168,7 @@ def _publish(array: np.ndarray, path: Path) -> None:
 
 
 def _open_part(folder: Path, part: str, count: int) -> ClipSet:
-    numbers = range(-(-count // CLIPS_PER_FILE))
+    numbers = range(_num_files(count))
     waveforms = [np.load(_waveform_file(folder, part, n), mmap_mode="r") for n in numbers]
     labels = [np.load(_label_file(folder, part, n)) for n in numbers]
     samples = waveforms[0].shape[1]

@@ -6,22 +6,25 @@ keep all takes of one source recording together.
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import functools
 import hashlib
 import json
 import shutil
 import tempfile
+from collections import Counter
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
+import soundfile
 
 from workbench.audio.decode import UnreadableAudio, decode
-from workbench.config import Esc50Data
+from workbench.config import SAMPLE_RATE, Esc50Data
 from workbench.data import corpus, synthesis
-from workbench.data.clips import ClipSet, DataError, Splits, labelled_subset
+from workbench.data.clips import ClipSet, DataError, Extent, Splits, labelled_subset
 from workbench.random_streams import numpy_stream
 from workbench.settings import digest
 
@@ -38,7 +41,7 @@ def fingerprint(config: Esc50Data) -> str:
 
 
 def load(config: Esc50Data, root: Path, seed: int, report: Callable[[str], None], fingerprint: str) -> Splits:
-    folder = root / f"esc50-{fingerprint[:16]}"
+    folder = _folder(root, fingerprint)
     if not folder.exists():
         rows = _rows(config)
         report(f"{config.root}: decoding {len(rows)} recordings to {folder}, once")
@@ -50,7 +53,7 @@ def load(config: Esc50Data, root: Path, seed: int, report: Callable[[str], None]
         raise DataError(f"{config.root}: not one of its recordings can be read")
     clips = _open(folder, index["clips"])
     folds = np.array([clip["fold"] for clip in index["clips"]])
-    validation_fold = config.test_fold % NUM_FOLDS + 1
+    validation_fold = _validation_fold(config)
     train = clips.take(np.flatnonzero((folds != config.test_fold) & (folds != validation_fold)))
     pool = train.unlabelled()
     if config.corpus_clips:
@@ -66,6 +69,50 @@ def load(config: Esc50Data, root: Path, seed: int, report: Callable[[str], None]
         fingerprint=fingerprint,
         left_out=tuple(index["unreadable"]),
     )
+
+
+def extent(config: Esc50Data, root: Path, fingerprint: str) -> Extent:
+    rows = _rows(config)
+    per_fold = Counter(int(row["fold"]) for row in rows)
+    validation, test = per_fold[_validation_fold(config)], per_fold[config.test_fold]
+    recordings = len(rows) - validation - test
+    seconds = _mean_seconds(config, rows)
+    clips = 0 if _folder(root, fingerprint).exists() else len(rows)
+    unprepared = round(clips * seconds * SAMPLE_RATE * 2)
+    lengths = [(min(seconds, config.clip_seconds), float(recordings))]
+    if config.corpus_clips:
+        recipe, parts = _recipe(config), {"pool": config.corpus_clips}
+        missing = corpus.num_missing_clips(recipe, parts, root)
+        clips += missing
+        unprepared += missing * corpus.clip_bytes(recipe)
+        lengths.append((min(config.corpus_clip_seconds, config.clip_seconds), float(config.corpus_clips)))
+    return Extent(
+        pool_clips=recordings + config.corpus_clips,
+        pool_lengths=tuple((length, count / (recordings + config.corpus_clips)) for length, count in lengths),
+        validation_clips=validation,
+        test_clips=test,
+        evaluated_seconds=seconds,
+        num_classes=len({row["target"] for row in rows}),
+        unprepared_clips=clips,
+        unprepared_bytes=unprepared,
+    )
+
+
+def _mean_seconds(config: Esc50Data, rows: list[dict[str, str]]) -> float:
+    """Of some recordings, by their headers; those that have none to read are not counted."""
+    seconds = []
+    for row in rows[:: max(1, len(rows) // 20)]:
+        with contextlib.suppress(soundfile.LibsndfileError):
+            seconds.append(soundfile.info(str(_audio_file(config, row))).duration)
+    return round(sum(seconds) / len(seconds), 1) if any(seconds) else config.clip_seconds
+
+
+def _folder(root: Path, fingerprint: str) -> Path:
+    return root / f"esc50-{fingerprint[:16]}"
+
+
+def _validation_fold(config: Esc50Data) -> int:
+    return config.test_fold % NUM_FOLDS + 1
 
 
 def _recipe(config: Esc50Data) -> synthesis.Recipe:

@@ -5,14 +5,20 @@ from __future__ import annotations
 import argparse
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 
 from workbench.data.clips import DataError
 from workbench.settings import ConfigError
+from workbench.store import Store
 from workbench.study.commands import DEFAULT_ROOT, study_command
 from workbench.study.definition import Study, load_study
-from workbench.study.plan import Planner, print_plan
+from workbench.study.places import Places
+from workbench.study.plan import PlannedTrial, Planner, print_stages, print_trials
+
+if TYPE_CHECKING:
+    from workbench.study.cost import Cost, CostModel
 
 INTERRUPTED = 130  # the exit status that a shell gives it
 
@@ -22,20 +28,24 @@ def main(arguments: list[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     console = Console(highlight=False, soft_wrap=True)
     try:
-        study = load_study(options.study, preset=options.preset, assignments=tuple(options.assignments))
-        console.print(f"{study.id}: {study.question}", markup=False)
-        if options.retry_failed and study.search is not None:
+        studies = [
+            load_study(path, preset=options.preset, assignments=tuple(options.assignments))
+            for path in options.studies
+        ]
+        if options.retry_failed and any(study.search is not None for study in studies):
             raise ConfigError("--retry-failed", "a search does not retry; raise search.num_trials instead")
+        places = Places.read(options.root)
         if options.dry_run:
-            return _dry_run(study, options.root, console)
-        return _run(study, options, console)
+            return _dry_run(studies, places, console)
+        status = 0
+        for study, path in zip(studies, options.studies, strict=True):
+            status = max(status, _run(study, path, places, options, console))
+        return status
     except (ConfigError, DataError) as error:
         print(error, file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        command = _command(options)
-        print(f"\nInterrupted. What is finished is kept; to go on:\n  {command}", file=sys.stderr)
-        return INTERRUPTED
+        return _interrupted(options)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -43,7 +53,9 @@ def _parser() -> argparse.ArgumentParser:
         prog="python -m workbench.study",
         description="Run a study. The same command goes on where it stopped, and repeats nothing.",
     )
-    parser.add_argument("study", type=Path, help="a file such as studies/heads.yaml")
+    parser.add_argument(
+        "studies", type=Path, nargs="+", metavar="STUDY", help="a file such as studies/heads.yaml"
+    )
     parser.add_argument("--preset", help="sizes: smoke, quick, cf_small, cf_large")
     parser.add_argument(
         "--set",
@@ -53,7 +65,9 @@ def _parser() -> argparse.ArgumentParser:
         metavar="PATH=VALUE",
         help="a setting of the trials or the study, such as finetuning.optimiser.peak_lr=1e-3",
     )
-    parser.add_argument("--dry-run", action="store_true", help="print every trial, train nothing")
+    parser.add_argument(
+        "--dry-run", action="store_true", help="print every trial and what it costs; train nothing"
+    )
     parser.add_argument(
         "--retry-failed",
         action="store_true",
@@ -65,43 +79,96 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _command(options: argparse.Namespace) -> str:
-    return study_command(options.study, options.preset, options.assignments, options.root)
-
-
-def _dry_run(study: Study, root: Path, console: Console) -> int:
-    from workbench.store import Store
-
-    trials = study.trials() if study.search is None else study.corners()[:1]
-    if study.search is not None:
-        count = study.search.num_trials
-        console.print(f"a search of {count} trials by {study.search.sampler}; a corner of its space:")
+def _dry_run(studies: list[Study], places: Places, console: Console) -> int:
+    """Print what would be run, and what it costs; of several studies, what they share too."""
+    store = places.store()
     planner = Planner()
-    planned = [planner.plan(trial) for trial in trials]
-    print_plan(planned, Store(root / "store"), lambda line: console.print(line, markup=False))
+    together: list[PlannedTrial] = []
+    for study in studies:
+        print_question(study, console)
+        planned = planner.plan_study(study)
+        if study.search is None:
+            print_trials(planned, store.has, lambda line: console.print(line, markup=False))
+        else:
+            count = study.search.num_trials
+            console.print(f"a search of {count} trials by {study.search.sampler}; at corners of its space:")
+        _show_plan(study, planned, store, places, planner, console)
+        together += planned
+    if len(studies) > 1:
+        console.print(f"\nall {len(studies)} studies together")
+        _show_plan(studies[0], together, store, places, planner, console, of_seeds=False)
     return 0
 
 
-def _run(study: Study, options: argparse.Namespace, console: Console) -> int:
+def _show_plan(
+    study: Study,
+    planned: list[PlannedTrial],
+    store: Store,
+    places: Places,
+    planner: Planner,
+    console: Console,
+    *,
+    of_seeds: bool = True,
+) -> tuple[CostModel, Cost]:
+    """Print stages and cost; refuse what cannot fit."""
+    # Measuring needs torch, and takes a while; a wrong file should not wait for it.
+    from workbench.study.calibration import Device
+    from workbench.study.cost import CostModel, cost_of, print_cost, refuse_what_cannot_fit
+    from workbench.study.power import print_power
+
+    def write(line: str) -> None:
+        console.print(line, markup=False)
+
+    print_stages(planned, store.has, write)
+    model = CostModel(places, Device.of(study.resources), planner)
+    model.prepare(planned, write)
+    cost = cost_of(planned, store.has, model)
+    print_cost(cost, model, write)
+    if of_seeds:
+        print_power(study, places.root / "studies", write)
+    refuse_what_cannot_fit(cost, model, places)
+    return model, cost
+
+
+def _run(study: Study, path: Path, places: Places, options: argparse.Namespace, console: Console) -> int:
     # Ray and MLflow take seconds to import; a wrong file or a dry run should not wait for them.
-    from workbench.study.run import StudyBusy, run_study
+    from workbench.study.run import StudyBusy, StudyInterrupted, run_study
     from workbench.study.tune import StudyStopped
 
+    command = study_command([path], options.preset, options.assignments, options.root)
+    print_question(study, console)
+    places.root.mkdir(parents=True, exist_ok=True)
+    planner = Planner()
+    model, cost = _show_plan(study, planner.plan_study(study), places.store(), places, planner, console)
     try:
         well = run_study(
             study,
-            options.root,
-            command=_command(options),
+            places,
+            command=command,
             console=console,
+            model=model,
+            expected=cost,
             retry_failed=options.retry_failed,
         )
     except StudyBusy as error:
         print(error, file=sys.stderr)
         return 2
     except StudyStopped as error:
-        print(f"{error}. What is finished is kept; to go on:\n  {_command(options)}", file=sys.stderr)
+        print(f"{error}. What is finished is kept; to go on:\n  {command}", file=sys.stderr)
         return 1
+    except StudyInterrupted:
+        raise KeyboardInterrupt from None
     return 0 if well else 1
+
+
+def print_question(study: Study, console: Console) -> None:
+    console.print(f"{study.id}: {study.question}", markup=False)
+
+
+def _interrupted(options: argparse.Namespace) -> int:
+    command = study_command(options.studies, options.preset, options.assignments, options.root)
+    print(f"\nInterrupted. What is finished is kept; to go on:\n  {command}", file=sys.stderr)
+    return INTERRUPTED
 
 
 if __name__ == "__main__":

@@ -15,9 +15,9 @@ def python_command() -> str:
     return str(python.relative_to(here)) if python.is_relative_to(here) else "python"
 
 
-def study_command(study: Path, preset: str | None, assignments: list[str], root: Path) -> str:
-    """Runs a study, or goes on with it."""
-    words = [python_command(), "-m", "workbench.study", str(study)]
+def study_command(studies: list[Path], preset: str | None, assignments: list[str], root: Path) -> str:
+    """Runs studies, or goes on with them."""
+    words = [python_command(), "-m", "workbench.study", *map(str, studies)]
     words += ["--preset", preset] if preset else []
     words += [word for text in assignments for word in ("--set", text)]
     words += ["--root", str(root)] if root != DEFAULT_ROOT else []

@@ -9,23 +9,26 @@ from __future__ import annotations
 
 import datetime
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import optuna
 from optuna.samplers import BaseSampler
 from optuna.trial import FrozenTrial, TrialState
 
+from workbench.config import TrialConfig
 from workbench.random_streams import derive
 from workbench.store import Stage
 from workbench.study.definition import Choice, Integer, Search, Study
-from workbench.study.plan import PlannedTrial, Planner, place, work_of
+from workbench.study.plan import PlannedTrial, Planner, place, work_of, work_to_do
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)
 
 FORGOTTEN = "forgotten"  # numbers of ended trials that count no longer
+DUPLICATE = "duplicate_of"  # of a search's trial that repeats another: that one's number
+LOOK_AHEAD = 4  # trials that a search may propose while those before them wait for a stage
+NOTHING_NEW = 100  # proposals in a row that were all tried before end a search
 ENDED = (TrialState.COMPLETE, TrialState.FAIL, TrialState.PRUNED)
 
 
@@ -48,20 +51,34 @@ class Ended:
     began: datetime.datetime
     finished: datetime.datetime
     point: dict[str, Any] | None = None  # of a search's space
+    repeats: bool = False  # another trial of the same search
+
+
+class Stages(Protocol):
+    """What a ledger asks of the store."""
+
+    def has(self, stage: Stage) -> bool: ...
+
+    def is_busy(self, stage: Stage) -> bool: ...
+
+
+Work = Callable[[TrialConfig], Mapping[str, float]]  # of each stage of a trial, in any one unit
 
 
 class Ledger:
     """The trials of one study, handed out one by one; only one process may hold it.
 
+    A trial that needs a stage which another one is at, of this study or not, is held back meanwhile.
     What is said here is of any study; how trials come about is said by `GridLedger` and `SearchLedger`.
     """
 
     def __init__(
-        self, study: Study, planner: Planner, url: str, *, is_trained: Callable[[Stage], bool]
+        self, study: Study, planner: Planner, url: str, *, store: Stages, work: Work = work_of
     ) -> None:
-        """`url` is Optuna's storage; `is_trained` tells whether a stage is in the store."""
+        """`url` is Optuna's storage; `work` tells how long the stages of a trial are."""
         self.study = study
-        self.is_trained = is_trained
+        self.store = store
+        self.work = work
         self._planner = planner
         self._optuna = optuna.create_study(
             study_name=study.id,
@@ -72,17 +89,30 @@ class Ledger:
             pruner=_pruner(study.search),
         )
         self._running: dict[int, PlannedTrial] = {}
-        self._cut_off: list[Assignment] = []  # handed out before; they come first
+        self._entered: list[Assignment] = []  # in the storage and at no worker: cut off, put back, held
 
     def next(self) -> Assignment | None:
         """A trial to run now, or None when none is ready yet, or none is left."""
-        assignment = self._cut_off.pop(0) if self._cut_off else self._next()
+        ready = (a for a in self._entered if not self._must_wait(a.planned))
+        assignment = next(ready, None)
+        if assignment is not None:
+            self._entered.remove(assignment)
+        else:
+            assignment = self._next()
         if assignment is not None:
             self._running[assignment.number] = assignment.planned
         return assignment
 
     def _next(self) -> Assignment | None:
         raise NotImplementedError
+
+    def _must_wait(self, planned: PlannedTrial) -> bool:
+        """Whether what it needs next is being computed."""
+        missing = planned.stages.missing(self.store.has)
+        if not missing:
+            return False
+        here = any(missing[0] in running.stages.all() for running in self._running.values())
+        return here or self.store.is_busy(missing[0])
 
     @property
     def num_trials(self) -> int:
@@ -95,19 +125,12 @@ class Ledger:
     @property
     def num_left(self) -> int:
         """Trials still to end; one that is running may yet have to be handed out again."""
-        return len(self._not_begun()) + len(self._cut_off) + len(self._running)
+        return len(self._not_begun()) + len(self._entered) + len(self._running)
 
-    def work_left(self) -> int:
-        """Clips still to be trained on, by trials as a whole; a stage that several share counts once."""
-        work: dict[str, int] = {}
-        waiting = [*self._not_begun(), *(a.planned for a in self._cut_off), *self._running.values()]
-        for index, planned in enumerate(waiting):
-            clips = work_of(planned.trial.config)
-            work[f"trial {index}"] = clips["finetune"]
-            first = planned.stages.pretrain
-            if first is not None and not self.is_trained(first):
-                work[first.key] = clips["pretrain"]
-        return sum(work.values())
+    def work_left(self) -> float:
+        """Work still to be done, by trials as a whole; a stage that several share counts once."""
+        waiting = [*self._not_begun(), *(a.planned for a in self._entered), *self._running.values()]
+        return sum(work_to_do(waiting, self.store.has, self.work).values())
 
     # --- how a trial ended --------------------------------------------------------------------------------
 
@@ -136,7 +159,7 @@ class Ledger:
 
     def put_back(self, number: int) -> None:
         """The trial has not ended: hand it out again, under its number."""
-        self._cut_off.append(Assignment(number, self._running.pop(number)))
+        self._entered.append(Assignment(number, self._running.pop(number)))
 
     def forget(self, number: int) -> None:
         """An ended trial that counts no longer; it is still in the storage, and will be run anew."""
@@ -183,11 +206,12 @@ class GridLedger(Ledger):
         planner: Planner,
         url: str,
         *,
-        is_trained: Callable[[Stage], bool],
+        store: Stages,
+        work: Work = work_of,
         retry_failed: bool = False,
     ) -> None:
         """`retry_failed` forgets the failed trials."""
-        super().__init__(study, planner, url, is_trained=is_trained)
+        super().__init__(study, planner, url, store=store, work=work)
         self.planned = [planner.plan(trial) for trial in study.trials()]
         self._by_key = {planned.key: planned for planned in self.planned}
         if retry_failed:
@@ -204,26 +228,16 @@ class GridLedger(Ledger):
         return self._pending
 
     def _next(self) -> Assignment | None:
-        """The longest first, so that workers do not wait for it at the end.
-
-        Trials that need a pre-training which another running trial is at are held back.
-        """
-        busy = {t.stages.pretrain.key for t in self._running.values() if t.stages.pretrain}
-        ready = [
-            planned
-            for planned in self._pending
-            if (first := planned.stages.pretrain) is None or first.key not in busy or self.is_trained(first)
-        ]
+        """The longest of those that need not wait, so that workers do not wait for it at the end."""
+        ready = [planned for planned in self._pending if not self._must_wait(planned)]
         if not ready:
             return None
-        chosen = max(ready, key=self._work)
+        chosen = max(ready, key=self._work_of)
         self._pending.remove(chosen)
         return self._enter(chosen)
 
-    def _work(self, planned: PlannedTrial) -> int:
-        clips, first = work_of(planned.trial.config), planned.stages.pretrain
-        needed = first is not None and not self.is_trained(first)
-        return clips["finetune"] + (clips["pretrain"] if needed else 0)
+    def _work_of(self, planned: PlannedTrial) -> float:
+        return sum(work_to_do([planned], self.store.has, self.work).values())
 
     def _enter(self, planned: PlannedTrial) -> Assignment:
         """A new running trial, entered whole: a kill leaves it there with its key, or not at all."""
@@ -252,7 +266,7 @@ class GridLedger(Ledger):
         for frozen in self._cut_off_trials():
             key = frozen.user_attrs["key"]
             if key in self._by_key and key not in done:
-                self._cut_off.append(Assignment(frozen.number, self._by_key[key]))
+                self._entered.append(Assignment(frozen.number, self._by_key[key]))
                 done.add(key)
             else:
                 super().forget(frozen.number)  # should the study have it again, it is run
@@ -261,33 +275,68 @@ class GridLedger(Ledger):
 
 
 class SearchLedger(Ledger):
-    """Trials that a sampler proposes."""
+    """Trials that a sampler proposes; one that repeats another gets that one's result and is not counted."""
 
     def __init__(
-        self, study: Study, planner: Planner, url: str, *, is_trained: Callable[[Stage], bool]
+        self, study: Study, planner: Planner, url: str, *, store: Stages, work: Work = work_of
     ) -> None:
-        super().__init__(study, planner, url, is_trained=is_trained)
+        super().__init__(study, planner, url, store=store, work=work)
         assert study.search is not None
         self._search = study.search
         self._typical = planner.plan(study.corners()[0])
+        self._found_nothing_new = False
         for frozen in self._cut_off_trials():
             self._optuna.sampler = _sampler(self._search, frozen.number)
-            self._cut_off.append(self._suggest(optuna.Trial(self._optuna, frozen._trial_id)))
+            self._entered.append(self._suggest(optuna.Trial(self._optuna, frozen._trial_id)))
 
     @property
     def num_trials(self) -> int:
-        return self._search.num_trials
+        """Fewer than were asked for, if the space holds no more."""
+        return self._num_proposed() if self._found_nothing_new else self._search.num_trials
+
+    def _num_proposed(self) -> int:
+        trials = self._optuna.get_trials(deepcopy=False)
+        return sum(DUPLICATE not in t.user_attrs for t in trials) - len(self._forgotten())
 
     def _not_begun(self) -> list[PlannedTrial]:
-        asked = len(self._optuna.get_trials(deepcopy=False)) - len(self._forgotten())
-        return [self._typical] * (self.num_trials - asked)
+        return [] if self._found_nothing_new else [self._typical] * (self.num_trials - self._num_proposed())
+
+    def next(self) -> Assignment | None:
+        for assignment in list(self._entered):
+            if self._tell_known(assignment):
+                self._entered.remove(assignment)
+        return super().next()
 
     def _next(self) -> Assignment | None:
-        if not self._not_begun():
-            return None
-        number = len(self._optuna.get_trials(deepcopy=False))
-        self._optuna.sampler = _sampler(self._search, number)
-        return self._suggest(self._optuna.ask())
+        """A proposal that need not wait; some that must are kept for later."""
+        in_a_row = 0
+        while self._not_begun() and len(self._entered) < LOOK_AHEAD:
+            number = len(self._optuna.get_trials(deepcopy=False))
+            self._optuna.sampler = _sampler(self._search, number)
+            assignment = self._suggest(self._optuna.ask())
+            if self._tell_known(assignment):
+                in_a_row += 1
+                self._found_nothing_new = in_a_row == NOTHING_NEW
+            elif self._must_wait(assignment.planned):
+                self._entered.append(assignment)
+            else:
+                return assignment
+        return None
+
+    def _tell_known(self, assignment: Assignment) -> bool:
+        """Tell a trial that repeats an ended one how that one ended; whether it does repeat one."""
+        ended = [t for t in self._optuna.get_trials(deepcopy=False, states=ENDED) if _counts(t)]
+        known = next((t for t in ended if t.user_attrs.get("key") == assignment.planned.key), None)
+        if known is None or known.number in self._forgotten():
+            return False
+        trial = self._trial(assignment.number)
+        trial.set_user_attr(DUPLICATE, known.number)
+        trial.set_user_attr("reason", f"the same as trial {known.number}")
+        self._tell(assignment.number, known.state, known.value)
+        return True
+
+    def ended(self) -> list[Ended]:
+        return [ended for ended in super().ended() if not ended.repeats]
 
     def _suggest(self, trial: optuna.Trial) -> Assignment:
         """Draw what the trial lacks; what was drawn before a kill stays as it was."""
@@ -314,13 +363,14 @@ def open_ledger(
     planner: Planner,
     url: str,
     *,
-    is_trained: Callable[[Stage], bool],
+    store: Stages,
+    work: Work = work_of,
     retry_failed: bool = False,
 ) -> Ledger:
     """The ledger of a study: of its grid, or of its search (where a failed point is not tried again)."""
     if study.search is not None:
-        return SearchLedger(study, planner, url, is_trained=is_trained)
-    return GridLedger(study, planner, url, is_trained=is_trained, retry_failed=retry_failed)
+        return SearchLedger(study, planner, url, store=store, work=work)
+    return GridLedger(study, planner, url, store=store, work=work, retry_failed=retry_failed)
 
 
 def _ended(frozen: FrozenTrial) -> Ended:
@@ -334,11 +384,12 @@ def _ended(frozen: FrozenTrial) -> Ended:
         began=frozen.datetime_start,
         finished=frozen.datetime_complete,
         point=frozen.user_attrs.get("point"),
+        repeats=not _counts(frozen),
     )
 
 
-def storage_url(root: Path) -> str:
-    return f"sqlite:///{(root / 'optuna.db').resolve()}"
+def _counts(frozen: FrozenTrial) -> bool:
+    return DUPLICATE not in frozen.user_attrs
 
 
 def _sampler(search: Search, number: int) -> BaseSampler:
@@ -346,7 +397,7 @@ def _sampler(search: Search, number: int) -> BaseSampler:
     seed = derive(search.seed, "sampler", number) % 2**32
     match search.sampler:
         case "tpe":
-            return optuna.samplers.TPESampler(seed=seed)
+            return optuna.samplers.TPESampler(seed=seed, constant_liar=True)  # mind what is running
         case "random":
             return optuna.samplers.RandomSampler(seed=seed)
         case "qmc":

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,8 +11,8 @@ from workbench import data
 from workbench.config import DataConfig, TrialConfig
 from workbench.model.encoder import num_parameters
 from workbench.stages import TrialStages, stages_of
-from workbench.store import Store
-from workbench.study.definition import Trial
+from workbench.store import Stage
+from workbench.study.definition import Study, Trial
 
 
 @dataclass(frozen=True)
@@ -35,11 +36,20 @@ class Planner:
 
     def plan(self, trial: Trial) -> PlannedTrial:
         """Raises DataError when the data are not there."""
-        config = trial.config.data
+        fingerprint = self.fingerprint(trial.config.data)
+        return PlannedTrial(trial, stages_of(trial.config, fingerprint), fingerprint)
+
+    def fingerprint(self, config: DataConfig) -> str:
         if config not in self._fingerprints:
             self._fingerprints[config] = data.fingerprint(config)
-        fingerprint = self._fingerprints[config]
-        return PlannedTrial(trial, stages_of(trial.config, fingerprint), fingerprint)
+        return self._fingerprints[config]
+
+    def plan_study(self, study: Study) -> list[PlannedTrial]:
+        """Every trial of a grid; of a search, as many stand-ins at corners of its space."""
+        if study.search is None:
+            return [self.plan(trial) for trial in study.trials()]
+        corners = [self.plan(trial) for trial in study.corners()]
+        return [corners[i % len(corners)] for i in range(study.search.num_trials)]
 
 
 def place(trial: Trial) -> dict[str, Any]:
@@ -52,38 +62,53 @@ def place(trial: Trial) -> dict[str, Any]:
     }
 
 
-def work_of(config: TrialConfig) -> dict[str, int]:
-    """Clips that each stage trains on: a measure of its length."""
+def work_of(config: TrialConfig) -> dict[str, float]:
+    """Clips that each stage hears: a measure of its length, where no better one is known."""
     settings = config.finetuning
     versions = 2 if settings.consistency_weight > 0 else 1
-    work = {"finetune": settings.steps * settings.batch_size * versions}
+    work: dict[str, float] = {"finetune": settings.steps * settings.batch_size * versions, "evaluate": 0}
     if config.pretraining is not None:
         work["pretrain"] = config.pretraining.steps * config.pretraining.batch_size
     return work
 
 
-def print_plan(planned: Sequence[PlannedTrial], store: Store, write: Callable[[str], None]) -> None:
+def work_to_do(
+    planned: Iterable[PlannedTrial],
+    has: Callable[[Stage], bool],
+    work: Callable[[TrialConfig], Mapping[str, float]],
+) -> dict[Stage, float]:
+    """What is to be computed for these trials, each stage once, and its length."""
+    missing: dict[Stage, float] = {}
+    for item in planned:
+        for stage in item.stages.missing(has):
+            missing[stage] = work(item.trial.config)[stage.kind]
+    return missing
+
+
+def print_trials(
+    planned: Sequence[PlannedTrial], has: Callable[[Stage], bool], write: Callable[[str], None]
+) -> None:
     """Every trial with its parameter count and stages; a stage that several share is marked."""
-    seen: dict[str, int] = {}
-    to_train = {"pretrain": 0, "finetune": 0}
+    seen: dict[Stage, int] = {}
     for number, item in enumerate(planned):
         config = item.trial.config
-        words = []
-        for stage in filter(None, (item.stages.pretrain, item.stages.finetune)):
-            if stage.key in seen:
-                state = f"of trial {seen[stage.key]}"
-            elif store.has(stage):
-                state = "found"
-            else:
-                state = "to train"
-                to_train[stage.kind] += 1
-            seen.setdefault(stage.key, number)
+        words = [] if item.stages.pretrain else ["from scratch"]
+        for stage in item.stages.all():
+            state = f"of trial {seen[stage]}" if stage in seen else "found" if has(stage) else "to run"
+            seen.setdefault(stage, number)
             words.append(f"{stage.kind} {stage.key[:8]} ({state})")
-        if item.stages.pretrain is None:
-            words.insert(0, "from scratch")
         parameters = num_parameters(config.front_end, config.model)
         write(f"{number:4d}  {item.trial.label}  {parameters / 1e6:.2f} M parameters  {', '.join(words)}")
+
+
+def print_stages(
+    planned: Sequence[PlannedTrial], has: Callable[[Stage], bool], write: Callable[[str], None]
+) -> None:
+    """How many stages there are to run, and how many are found."""
+    every = {stage for item in planned for stage in item.stages.all()}
+    missing = Counter(stage.kind for stage in {s for item in planned for s in item.stages.missing(has)})
+    found = sum(map(has, every))
     write(
-        f"{len(planned)} trials; to train: {to_train['pretrain']} pre-trainings, "
-        f"{to_train['finetune']} fine-tunings"
+        f"{len(planned)} trials; to run: {missing['pretrain']} pre-trainings, {missing['finetune']} "
+        f"fine-tunings, {missing['evaluate']} evaluations; found: {found} stages"
     )

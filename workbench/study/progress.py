@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 from rich.console import Console, Group
 from rich.live import Live
 from rich.text import Text
 
+from workbench.study.interruption import Interruption
 from workbench.study.ledger import Assignment, Ended, Ledger
-from workbench.study.plan import work_of
 from workbench.study.tune import Watcher
 
 PLAIN_SECONDS = 20.0  # between status lines where the output is no terminal
@@ -20,14 +20,22 @@ PLAIN_SECONDS = 20.0  # between status lines where the output is no terminal
 class Progress(Watcher):
     """Redraws in place on a terminal; prints plain lines elsewhere."""
 
-    def __init__(self, ledger: Ledger, console: Console, record: Callable[[int], Ended | None]) -> None:
+    def __init__(
+        self,
+        ledger: Ledger,
+        console: Console,
+        record: Callable[[int], Ended | None],
+        interruption: Interruption,
+    ) -> None:
         """`record(number)` writes an ended trial away and says how it ended."""
         self._ledger = ledger
+        self._interruption = interruption
+        self._stopping = False
         self._console = console
         self._record = record
         self._running: dict[int, _Running] = {}
         self._began = self._printed = time.monotonic()
-        self._work_done = 0.0  # clips trained on since then
+        self._work_done = 0.0  # since then, in the ledger's unit
         self._counts = Counter(ended.state for ended in ledger.ended())
         self._live = Live(console=console, refresh_per_second=4, transient=True)
 
@@ -48,7 +56,7 @@ class Progress(Watcher):
     def progress(self, number: int, stage: str, step: int, steps: int) -> None:
         running = self._running[number]
         running.stage, running.step, running.steps = stage, step, steps
-        share = work_of(running.assignment.planned.trial.config)[stage] / steps
+        share = self._work_of(running)[stage] / steps
         before = running.counted.get(stage, step - 1)  # a stage that goes on from a checkpoint begins late
         self._work_done += (step - before) * share
         running.counted[stage] = step
@@ -59,9 +67,11 @@ class Progress(Watcher):
         if ended is None:  # its worker died, and it waits to be taken up again
             return
         self._counts = Counter(ended.state for ended in self._ledger.ended())
-        for stage, whole in work_of(running.assignment.planned.trial.config).items():
+        for stage, whole in self._work_of(running).items():
             if stage in running.counted:
                 self._work_done += whole * (1 - running.counted[stage] / running.steps_of(stage))
+        if "finetune" in running.counted:
+            self._work_done += self._work_of(running)["evaluate"]
         label = running.assignment.planned.trial.label
         reason = f": {ended.reason}" if ended.reason else ""
         seconds = time.monotonic() - running.began
@@ -72,7 +82,13 @@ class Progress(Watcher):
             soft_wrap=True,
         )
 
+    def note(self, text: str) -> None:
+        self._console.print(text, markup=False, highlight=False, soft_wrap=True)
+
     def tick(self) -> None:
+        if self._interruption.requested and not self._stopping:
+            self._stopping = True
+            self.note("stopping: running trials save where they are; Ctrl-C again stops at once")
         self._draw(at_once=False)
 
     def _draw(self, *, at_once: bool) -> None:
@@ -99,15 +115,16 @@ class Progress(Watcher):
         return f"about {_duration(max(0.0, left) * elapsed / self._work_done)} left"
 
     def _done_of(self, running: _Running) -> float:
-        """Clips of a running trial's work that it is past."""
-        planned = running.assignment.planned
-        done = 0.0
-        for stage, whole in work_of(planned.trial.config).items():
-            first = planned.stages.pretrain
-            if stage == "pretrain" and first is not None and self._ledger.is_trained(first):
-                continue  # the ledger no longer counts it as work
-            done += whole * running.counted.get(stage, 0) / running.steps_of(stage)
-        return done
+        """Of a running trial's work, what it is past in stages that still count as work."""
+        missing = {stage.kind for stage in running.assignment.planned.stages.missing(self._ledger.store.has)}
+        return sum(
+            self._work_of(running)[stage] * step / running.steps_of(stage)
+            for stage, step in running.counted.items()
+            if stage in missing
+        )
+
+    def _work_of(self, running: _Running) -> Mapping[str, float]:
+        return self._ledger.work(running.assignment.planned.trial.config)
 
 
 class _Running:

@@ -12,10 +12,12 @@ from mlflow import MlflowClient
 
 from workbench.settings import to_dict
 from workbench.study.definition import Study
+from workbench.study.places import Places
 from workbench.study.plan import PlannedTrial, place
-from workbench.study.tracking import CHILD, CURVES, tracking_uri
+from workbench.study.tracking import CHILD, CURVES
 
 DEFINITION = "study.json"
+TABLE = "trials.csv"
 
 
 @dataclass(frozen=True)
@@ -78,7 +80,7 @@ def trial_table(record: StudyRecord, root: Path) -> pd.DataFrame:
     Columns: number, state, reason, regime, seed, fold, one for each axis (its dotted path), `parameters`,
     `labelled_clips`, and every final metric (`validation/mAP`, `test/mAP`, ...).
     """
-    client = MlflowClient(tracking_uri(root))
+    client = MlflowClient(Places.read(root).mlflow_uri)
     experiment = client.get_experiment_by_name(record.name)
     if experiment is None:
         return pd.DataFrame()

@@ -4,44 +4,64 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
-from collections.abc import Iterator
+import json
+import time
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import torch
+from mlflow.exceptions import MlflowException
+from optuna.exceptions import StorageInternalError
 from rich.console import Console
+from sqlalchemy.exc import SQLAlchemyError
 
 from workbench.data import load_splits
 from workbench.settings import digest, identity
 from workbench.stages import read_result
 from workbench.store import Store
 from workbench.study import results
+from workbench.study.cost import Cost, CostModel, duration
 from workbench.study.definition import Study, Trial
-from workbench.study.ledger import Ended, GridLedger, open_ledger, storage_url
-from workbench.study.plan import Planner
+from workbench.study.interruption import Interruption
+from workbench.study.ledger import Ended, GridLedger, Work, open_ledger
+from workbench.study.places import Places
+from workbench.study.plan import PlannedTrial, Planner, work_of
 from workbench.study.progress import Progress
 from workbench.study.summary import print_summary
 from workbench.study.tracking import Tracking
-from workbench.study.tune import Places, ray_started, run_trials
+from workbench.study.tune import StudyStopped, ray_started, run_trials
 
 
 class StudyBusy(RuntimeError):
     """Another process runs this study."""
 
 
+class StudyInterrupted(RuntimeError):
+    """Ctrl-C; the study has ended cleanly, with trials left."""
+
+
 class Books:
     """Optuna's and MLflow's view of one study, kept in step: what has ended in one is in the other."""
 
-    def __init__(self, study: Study, root: Path, store: Store, *, retry_failed: bool) -> None:
-        with _locked(root / "databases.lock"):  # processes that create a database together fail
+    def __init__(
+        self,
+        study: Study,
+        places: Places,
+        store: Store,
+        *,
+        work: Work = work_of,
+        retry_failed: bool = False,
+    ) -> None:
+        planner = Planner()
+        with _locked(places.root / "databases.lock"):  # processes that create a database together fail
             self.ledger = open_ledger(
-                study,
-                Planner(),
-                storage_url(root),
-                is_trained=store.has,
-                retry_failed=retry_failed,
+                study, planner, places.optuna_url, store=store, work=work, retry_failed=retry_failed
             )
-            self.tracking = Tracking(study, root)
+            self.tracking = Tracking(study, places)
+        self._places = places
         self._store = store
+        self._needed: set[str] = set()
+        self._refer(self.ledger.planned if isinstance(self.ledger, GridLedger) else [])
         for ended in self.ledger.ended():
             if not self.tracking.has(ended.number):  # a kill came in between
                 self._record(ended)
@@ -57,53 +77,109 @@ class Books:
         planned = self.ledger.planned_of(ended)
         if planned is None:
             return
+        self._refer([planned])
         if ended.state != "complete":
             self.tracking.record(ended, planned, None)
-        elif self._store.has(planned.stages.finetune):
+        elif self._store.has(planned.stages.evaluate):
             self.tracking.record(ended, planned, read_result(planned.stages, self._store))
         else:  # what it found was deleted before it was written down
             self.ledger.forget(ended.number)
 
+    def _refer(self, planned: Sequence[PlannedTrial]) -> None:
+        """Tell the store what the study needs, so that it is not collected as garbage."""
+        new = {stage.key for item in planned for stage in item.stages.all()} - self._needed
+        if new:
+            self._needed |= new
+            self._store.refer(self.ledger.study.id, str(self._places.root.resolve()), self._needed)
+
 
 def run_study(
-    study: Study, root: Path, *, command: str, console: Console, retry_failed: bool = False
+    study: Study,
+    places: Places,
+    *,
+    command: str,
+    console: Console,
+    model: CostModel,
+    expected: Cost,
+    retry_failed: bool = False,
 ) -> bool:
     """Run what is left of `study`; whether every trial ended well.
 
-    `command` is what a reader types to run it again. Raises DataError, StudyBusy.
+    `command` is what a reader types to run it again, `expected` what the plan says that it costs. Raises
+    DataError, StudyBusy, StudyInterrupted, StudyStopped.
     """
-    places = Places(root)
     folder = places.study(study.id)
-    with _only_driver(folder):
-        books = Books(study, root, places.store, retry_failed=retry_failed)
-        try:
-            record = _run_trials(study, books, places, command, console)
-            table = results.trial_table(record, root)
-            table.to_csv(folder / "trials.csv", index=False)
-            for path in (folder / results.DEFINITION, folder / "trials.csv"):
-                books.tracking.attach(path)
-        except BaseException:
-            books.tracking.finish("KILLED")
-            raise
-        failed = any(ended.state == "failed" for ended in books.ledger.ended())
-        books.tracking.finish("FAILED" if failed else "FINISHED")
-    print_summary(record, table, root, console)
+    store = places.store(lambda line: console.print(line, markup=False))
+    try:
+        with _only_driver(folder):
+            books = Books(study, places, store, work=model.seconds, retry_failed=retry_failed)
+            try:
+                record = _run_trials(study, books, places, command, console, model, expected)
+                table = results.trial_table(record, places.root)
+                table.to_csv(folder / results.TABLE, index=False)
+                for path in (folder / results.DEFINITION, folder / results.TABLE):
+                    books.tracking.attach(path)
+            except BaseException:
+                with contextlib.suppress(MlflowException):  # the first error is the one to hear of
+                    books.tracking.finish("KILLED")
+                raise
+            failed = any(ended.state == "failed" for ended in books.ledger.ended())
+            books.tracking.finish("FAILED" if failed else "FINISHED")
+    except (OSError, SQLAlchemyError, StorageInternalError, MlflowException) as error:
+        raise StudyStopped(f"what is kept of the study could not be written: {first_line(error)}") from error
+    print_summary(record, table, places.root, console)
     return not failed
 
 
+def first_line(error: BaseException) -> str:
+    """What an error of a database says, without its statement."""
+    cause = error.__cause__ or error.__context__
+    inner = cause if isinstance(error, StorageInternalError) and cause is not None else error
+    return str(inner).strip().splitlines()[0] if str(inner).strip() else type(inner).__name__
+
+
 def _run_trials(
-    study: Study, books: Books, places: Places, command: str, console: Console
+    study: Study,
+    books: Books,
+    places: Places,
+    command: str,
+    console: Console,
+    model: CostModel,
+    expected: Cost,
 ) -> results.StudyRecord:
     ledger = books.ledger
     planned = ledger.planned if isinstance(ledger, GridLedger) else []
-    definition = results.write_definition(study, planned, command, places.study(study.id))
+    folder = places.study(study.id)
+    definition = results.write_definition(study, planned, command, folder)
     if ledger.num_left:
+        began = time.monotonic()
         _prepare_data(study, places, console)
         console.print(f"{ledger.num_left} of {ledger.num_trials} trials to run", markup=False)
-        progress = Progress(ledger, console, books.record)
-        with ray_started(study.resources), progress:
-            run_trials(ledger, places, progress, study.resources)
+        store_url = places.store_location if "://" in places.store_location else ""
+        flag = f"{store_url}/stop-{study.id}" if store_url else str(folder.resolve() / "stop")
+        interruption = Interruption(flag)
+        progress = Progress(ledger, console, books.record, interruption)
+        with ray_started(model.device), progress, interruption:
+            run_trials(ledger, places, progress, model.device, interruption)
+        if interruption.requested and ledger.num_left:
+            raise StudyInterrupted
+        _judge_estimate(expected, time.monotonic() - began, folder, console)
     return results.StudyRecord.read(definition)
+
+
+def _judge_estimate(expected: Cost, seconds: float, folder: Path, console: Console) -> None:
+    """Say how good the plan's estimate was, and keep it."""
+    if not expected.wall_seconds:
+        return
+    error = expected.wall_seconds / seconds - 1
+    console.print(
+        f"expected {duration(expected.wall_seconds)}, took {duration(seconds)}: "
+        f"the estimate was {abs(error):.0%} too {'long' if error > 0 else 'short'}",
+        markup=False,
+    )
+    with (folder / "estimates.jsonl").open("a") as file:
+        row = {"expected_seconds": round(expected.wall_seconds, 1), "seconds": round(seconds, 1)}
+        file.write(json.dumps(row) + "\n")
 
 
 def _prepare_data(study: Study, places: Places, console: Console) -> None:

@@ -20,6 +20,7 @@ from workbench.settings import identity
 from workbench.stages import TrialResult
 from workbench.study.definition import Study
 from workbench.study.ledger import Ended
+from workbench.study.places import Places
 from workbench.study.plan import PlannedTrial, place
 
 PARAMS_BATCH, METRICS_BATCH = 100, 1000  # a request may hold so many
@@ -29,17 +30,13 @@ CURVES = (
 )
 
 
-def tracking_uri(root: Path) -> str:
-    return f"sqlite:///{(root / 'mlflow.db').resolve()}"
-
-
 class Tracking:
     """The runs of one study."""
 
-    def __init__(self, study: Study, root: Path) -> None:
-        self._client = MlflowClient(tracking_uri(root))
+    def __init__(self, study: Study, places: Places) -> None:
+        self._client = MlflowClient(places.mlflow_uri)
         self._study_id = study.id
-        self._experiment = self._experiment_id(study.name, root)
+        self._experiment = self._experiment_id(study.name, places)
         self._parent = self._parent_run(study)
         self._children: dict[int, str] = {}  # trial number -> run
         self._take_stock()
@@ -84,11 +81,13 @@ class Tracking:
         """End the study's run as FINISHED, FAILED or KILLED."""
         self._client.set_terminated(self._parent, status)
 
-    def _experiment_id(self, name: str, root: Path) -> str:
+    def _experiment_id(self, name: str, places: Places) -> str:
         found = self._client.get_experiment_by_name(name)
         if found is not None:
             return str(found.experiment_id)
-        location = (root / "artifacts" / name).resolve().as_uri()
+        if not places.mlflow_uri.startswith("sqlite:"):  # a server knows where its artifacts go
+            return str(self._client.create_experiment(name))
+        location = (places.root / "artifacts" / name).resolve().as_uri()
         return str(self._client.create_experiment(name, artifact_location=location))
 
     def _parent_run(self, study: Study) -> str:
@@ -130,7 +129,9 @@ class Tracking:
 def _metrics(result: TrialResult, moment: int) -> list[Metric]:
     """Final figures at the run's end, and the curves."""
     final = result.metrics | {
-        name: float(result.facts[name]) for name in ("parameters", "labelled_clips", "pool_hours")
+        name: float(result.facts[name])
+        for name in ("parameters", "labelled_clips", "pool_hours")
+        if name in result.facts
     }
     metrics = [Metric(name, value, moment, 0) for name, value in final.items()]
     for row in result.history:

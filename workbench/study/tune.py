@@ -14,7 +14,6 @@ import shutil
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -39,33 +38,17 @@ from ray.tune.search import Searcher
 
 from workbench.config import TrialConfig
 from workbench.data.clips import DataError
-from workbench.settings import ConfigError, from_dict, to_dict
+from workbench.settings import from_dict, to_dict
 from workbench.stages import run_trial
-from workbench.store import Store
-from workbench.study.definition import Resources
+from workbench.store import StageBusy, open_store
+from workbench.study.calibration import Device
+from workbench.study.interruption import Interruption, is_flagged
 from workbench.study.ledger import Assignment, Ledger
-from workbench.training.loop import Diverged
+from workbench.study.places import Places
+from workbench.training.loop import Diverged, Stopped
 
 WORKER_DEATHS = 3  # survived by a trial; each time it is handed out again, and goes on from its checkpoint
 REPORT_SECONDS = 1.0  # between a worker's reports of progress
-
-
-@dataclass(frozen=True)
-class Places:
-    """Where things are, below the study root."""
-
-    root: Path
-
-    @property
-    def data(self) -> Path:
-        return self.root / "data"
-
-    @property
-    def store(self) -> Store:
-        return Store(self.root / "store")
-
-    def study(self, study_id: str) -> Path:
-        return self.root / "studies" / study_id
 
 
 class StudyStopped(RuntimeError):
@@ -81,6 +64,8 @@ class Watcher:
 
     def ended(self, number: int) -> None: ...
 
+    def note(self, text: str) -> None: ...
+
     def tick(self) -> None: ...
 
 
@@ -88,21 +73,29 @@ Worker = Callable[..., None]  # what Tune calls in a worker's process: (config, 
 
 
 def run_trials(
-    ledger: Ledger, places: Places, watcher: Watcher, resources: Resources, worker: Worker | None = None
+    ledger: Ledger,
+    places: Places,
+    watcher: Watcher,
+    device: Device,
+    interruption: Interruption,
+    worker: Worker | None = None,
 ) -> None:
-    """Run every trial that the ledger has left; returns when each has ended. Ray must have been started."""
-    gpus = _num_gpus(resources)
-    concurrency = _concurrency(resources)
+    """Run every trial that the ledger has left; returns when each has ended, or when interrupted.
+
+    Ray must have been started. Raises StudyStopped.
+    """
     folder = places.study(ledger.study.id) / "tune"
     shutil.rmtree(folder, ignore_errors=True)  # of an earlier launch; nothing in it is read
-    per_trial = {"cpu": resources.threads, "gpu": gpus / concurrency if gpus else 0}
+    per_trial = {"cpu": device.threads, "gpu": device.num_gpus / device.concurrency}
     settings = {
-        "root": str(places.root.resolve()),
-        "threads": resources.threads,
-        "device": "cuda" if gpus else "cpu",
+        "store": places.store_location,
+        "data": str(places.data.resolve()),
+        "stop": interruption.flag,
+        "threads": device.threads,
+        "device": device.kind,
         "select": f"validation/{ledger.study.metric}",
     }
-    handout = _Handout(ledger, watcher)
+    handout = _Handout(ledger, watcher, interruption)
     trainable = tune.with_parameters(worker or _train, settings=settings)
     tuner = tune.Tuner(
         tune.with_resources(trainable, per_trial),
@@ -110,7 +103,7 @@ def run_trials(
             search_alg=handout,
             scheduler=_Scheduler(ledger),
             num_samples=-1,  # the ledger says when it is enough
-            max_concurrent_trials=concurrency,
+            max_concurrent_trials=device.concurrency,
             reuse_actors=True,  # starting a worker costs more than a short trial
             trial_dirname_creator=lambda trial: trial.trial_id,
         ),
@@ -135,17 +128,13 @@ def run_trials(
 
 
 @contextlib.contextmanager
-def ray_started(resources: Resources) -> Iterator[None]:
+def ray_started(device: Device) -> Iterator[None]:
     """A Ray of the study's own, ended with it; or the one that RAY_ADDRESS names."""
-    _start_ray(_concurrency(resources) * resources.threads)
+    _start_ray(device.concurrency * device.threads)
     try:
         yield
     finally:
         ray.shutdown()
-
-
-def _concurrency(resources: Resources) -> int:
-    return resources.concurrency or _num_gpus(resources) or len(os.sched_getaffinity(0))
 
 
 def _start_ray(num_cpus: int) -> None:
@@ -164,30 +153,23 @@ def _start_ray(num_cpus: int) -> None:
     )
 
 
-def _num_gpus(resources: Resources) -> int:
-    if resources.device == "cpu" or not torch.cuda.is_available():
-        if resources.device == "cuda":
-            raise ConfigError("resources.device", "is cuda, and torch finds no GPU here; use auto or cpu")
-        return 0
-    return torch.cuda.device_count()
-
-
 # --- in the driver ------------------------------------------------------------------------------------------
 
 
 class _Handout(Searcher):
     """What Tune calls a search algorithm: hands out the ledger's trials, and enters how they ended."""
 
-    def __init__(self, ledger: Ledger, watcher: Watcher) -> None:
+    def __init__(self, ledger: Ledger, watcher: Watcher, interruption: Interruption) -> None:
         super().__init__(metric="value", mode="max")
         self._ledger = ledger
         self._watcher = watcher
+        self._interruption = interruption
         self._numbers: dict[str, int] = {}  # Tune's id -> the ledger's number
         self._deaths: Counter[int] = Counter()  # of workers, by the ledger's number
         self.broken = ""  # why no further trial makes sense
 
     def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
-        if self._ledger.num_left == 0 or self.broken:
+        if self._ledger.num_left == 0 or self.broken or self._interruption.requested:
             return Searcher.FINISHED
         assignment = self._ledger.next()
         if assignment is None:
@@ -205,6 +187,8 @@ class _Handout(Searcher):
         if result.get("event") == "progress":
             number = self._numbers[trial_id]
             self._watcher.progress(number, result["stage"], result["step"], result["steps"])
+        elif result.get("event") == "note":
+            self._watcher.note(result["text"])
 
     def on_trial_complete(
         self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False
@@ -220,6 +204,8 @@ class _Handout(Searcher):
                 self._ledger.fail(number, result["reason"])
             case "broken":
                 self.broken = result["reason"]
+                self._ledger.put_back(number)
+            case "busy" | "stopped":
                 self._ledger.put_back(number)
             case "validation" if not error:
                 self._ledger.prune(number)
@@ -281,24 +267,35 @@ class _Tick(tune.Callback):
 def _train(config: dict[str, Any], settings: dict[str, Any]) -> None:
     """One trial. Its own failures are results; only a worker that dies is tried again."""
     torch.set_num_threads(settings["threads"])
-    places = Places(Path(settings["root"]))
     trial = from_dict(TrialConfig, json.loads(config["trial"]))
     select = settings["select"]
+
+    def note(text: str) -> None:
+        tune.report({"event": "note", "text": text})
+
     try:
         result = run_trial(
             trial,
             config["data_fingerprint"],
-            store=places.store,
-            data_root=places.data,
+            store=open_store(settings["store"], note),
+            data_root=Path(settings["data"]),
             device=torch.device(settings["device"]),
             tracker=_Reporter(config["number"], select),
             report=lambda line: None,
+            should_stop=is_flagged(settings["stop"]),
+            wait=False,
         )
         tune.report({"event": "done", "value": result.metrics[select]})
+    except Stopped:
+        tune.report({"event": "stopped"})
+    except StageBusy:  # by a trial of another study; a worker is not to be held while it runs
+        tune.report({"event": "busy"})
     except Diverged as error:
         tune.report({"event": "failed", "reason": str(error)})
     except torch.OutOfMemoryError as error:
         tune.report({"event": "failed", "reason": f"out of GPU memory: {error}"})
+    except MemoryError:
+        tune.report({"event": "failed", "reason": "out of memory"})
     except (OSError, DataError) as error:  # a full disk, data that are gone: not the trial's fault
         tune.report({"event": "broken", "reason": f"{type(error).__name__}: {error}"})
     except Exception as error:

@@ -47,6 +47,7 @@ class TrainingState:
     window: list[dict[str, float]] = field(default_factory=list)  # since the last row of the history
     best: dict[str, Tensor] | None = None  # model at the best evaluation
     best_step: int = 0
+    seconds: float = 0.0  # that training took so far
 
     def save(self, path: Path) -> None:
         tensors = {f"model/{name}": tensor for name, tensor in self.model.items()}
@@ -58,6 +59,7 @@ class TrainingState:
             "history": self.history,
             "window": self.window,
             "best_step": self.best_step,
+            "seconds": self.seconds,
         }
         save_tensors(path, tensors, facts)
 
@@ -82,6 +84,7 @@ class TrainingState:
             window=facts["window"],
             best=best or None,
             best_step=facts["best_step"],
+            seconds=facts["seconds"],
         )
 
 

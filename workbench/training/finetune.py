@@ -55,13 +55,11 @@ class ClipModel(nn.Module):
 
 @dataclass
 class Finetuned:
-    """The model at its best validation score, and what it scores there and on the test clips."""
+    """The model at its best validation score, and that score."""
 
     model: ClipModel
     history: list[dict[str, float]]
     validation: dict[str, float]
-    test: dict[str, float]
-    test_scores: np.ndarray  # (N, C) probabilities
 
 
 def finetune(config: TrialConfig, splits: Splits, encoder: Encoder, run: Run) -> Finetuned:
@@ -69,11 +67,7 @@ def finetune(config: TrialConfig, splits: Splits, encoder: Encoder, run: Run) ->
     settings = config.finetuning
     augmentation = settings.augmentation
     clips = splits.train
-    model = ClipModel(
-        encoder.to(run.device),
-        new_classifier(config, len(splits.classes)).to(run.device),
-        freeze_encoder=settings.freeze_encoder,
-    ).train()
+    model = new_clip_model(config, encoder, len(splits.classes)).to(run.device).train()
     order = batch_order(config, clips)
     autocast = autocast_for(config, run.device)
     versions = 2 if settings.consistency_weight > 0 else 1
@@ -101,7 +95,7 @@ def finetune(config: TrialConfig, splits: Splits, encoder: Encoder, run: Run) ->
     select = "validation/accuracy" if splits.single_label else "validation/mAP"
 
     def evaluate() -> dict[str, float]:
-        return _score(model, splits.validation, splits.single_label, config, run, "validation")[0]
+        return score(config, model, splits.validation, run.device, "validation")[0]
 
     points = np.linspace(0, settings.steps, settings.num_evaluations + 1)[1:].round().astype(int)
     history = train(
@@ -115,22 +109,22 @@ def finetune(config: TrialConfig, splits: Splits, encoder: Encoder, run: Run) ->
         evaluate_after=frozenset(points.tolist()),
         select=select,
     )
-    test, test_scores = _score(model, splits.test, splits.single_label, config, run, "test")
     best = max((row for row in history if select in row), key=lambda row: row[select])
     validation = {name: value for name, value in best.items() if name.startswith("validation/")}
-    return Finetuned(model, history, validation | {"best_step": best["step"]}, test, test_scores)
+    return Finetuned(model, history, validation | {"best_step": best["step"]})
 
 
-def new_classifier(config: TrialConfig, num_classes: int) -> Classifier:
-    """Untrained; its weights depend on the seed alone, so that arms can be compared in pairs."""
+def new_clip_model(config: TrialConfig, encoder: Encoder, num_classes: int) -> ClipModel:
+    """With an untrained classifier, whose weights depend on the seed alone: arms are compared in pairs."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(derive(config.seed, "classifier"))
-        return Classifier(
+        classifier = Classifier(
             config.model.width,
             num_classes,
             pooling=config.finetuning.pooling,
             output_dropout=config.finetuning.output_dropout,
         )
+    return ClipModel(encoder, classifier, freeze_encoder=config.finetuning.freeze_encoder)
 
 
 def batch_order(config: TrialConfig, clips: ClipSet) -> BatchOrder:
@@ -171,35 +165,28 @@ def symmetric_divergence(first: Tensor, second: Tensor, *, single_label: bool) -
 
 
 @torch.no_grad()
-def predict(
-    model: ClipModel, clips: ClipSet, *, single_label: bool, config: TrialConfig, run: Run
-) -> np.ndarray:
+def predict(config: TrialConfig, model: ClipModel, clips: ClipSet, device: torch.device) -> np.ndarray:
     """Probabilities (N, C) of whole clips, in their order, without augmentation."""
     was_training = model.training
     model.eval()
-    autocast = autocast_for(config, run.device)
+    autocast = autocast_for(config, device)
     scores = []
     for begin in range(0, len(clips), EVALUATION_BATCH):
         waveform, samples = clips.read(np.arange(begin, min(begin + EVALUATION_BATCH, len(clips))))
         with autocast():
-            log_mel = model.encoder.front_end(waveform.to(run.device))
+            log_mel = model.encoder.front_end(waveform.to(device))
             logits = model(log_mel, num_latents(config, samples))
-        scores.append(logits.softmax(-1) if single_label else logits.sigmoid())
+        scores.append(logits.softmax(-1) if config.data.single_label else logits.sigmoid())
     model.train(was_training)
     return torch.cat(scores).cpu().numpy()
 
 
-def _score(
-    model: ClipModel,
-    clips: ClipSet,
-    single_label: bool,
-    config: TrialConfig,
-    run: Run,
-    split: str,
+def score(
+    config: TrialConfig, model: ClipModel, clips: ClipSet, device: torch.device, split: str
 ) -> tuple[dict[str, float], np.ndarray]:
     """Metrics, named `split/...`, and the scores (N, C) behind them. Raises FloatingPointError."""
-    scores = predict(model, clips, single_label=single_label, config=config, run=run)
+    scores = predict(config, model, clips, device)
     if not np.isfinite(scores).all():
         raise FloatingPointError(f"the model's {split} scores are not finite")
-    values = clip_metrics.summarise(scores, clips.labels, single_label=single_label)
+    values = clip_metrics.summarise(scores, clips.labels, single_label=config.data.single_label)
     return {f"{split}/{name}": float(value) for name, value in values.items()}, scores

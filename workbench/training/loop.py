@@ -38,14 +38,23 @@ class Diverged(RuntimeError):
         self.last = last
 
 
+class Stopped(RuntimeError):
+    """Told to stop; a checkpoint, where one is kept, holds what was done."""
+
+    def __init__(self, stage: str, step: int) -> None:
+        super().__init__(f"{stage}: stopped after update {step}")
+
+
 @dataclass(kw_only=True)
 class Run:
-    """How a training run is watched and kept."""
+    """How a training run is watched, kept and stopped."""
 
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     tracker: Tracker = field(default_factory=SilentTracker)
     checkpoint: Path | None = None  # resumed from if it is there
     save_seconds: float = SAVE_SECONDS
+    should_stop: Callable[[], bool] = lambda: False  # asked after every update
+    earlier_seconds: float = 0.0  # set: spent before the checkpoint that was resumed from
 
 
 def train(
@@ -65,8 +74,10 @@ def train(
     After each number of updates in `evaluate_after` calls `evaluate`; the model ends as it was when metric
     `select` was highest (the first time, in a tie). Every draw depends on the seed and the step alone, so a
     run that resumes from its checkpoint gives the same weights and history as one that was never stopped.
-    Raises Diverged when the loss is not finite, or `evaluate` raises FloatingPointError.
+    Raises Diverged when the loss is not finite, or `evaluate` raises FloatingPointError; Stopped, once
+    a checkpoint is saved, when the run is told to.
     """
+    began = time.monotonic()
     named = {name: p for name, p in model.named_parameters() if p.requires_grad}
     optimiser = build_optimiser(list(named.values()), config.optimiser, run.device)
     state = TrainingState(step=0, model={}, optimiser={}, history=[])
@@ -74,6 +85,7 @@ def train(
         state = TrainingState.load(run.checkpoint)
         model.load_state_dict(state.model)
         restore_optimiser(optimiser, named, state.optimiser)
+        run.earlier_seconds = state.seconds
     history = state.history
     log_every = max(1, config.steps // LOG_POINTS)
     window = [
@@ -113,17 +125,19 @@ def train(
                 state.best_step = done
             history.append({"step": done, **row})
             run.tracker.log(stage, done, row)
-        if (
-            run.checkpoint is not None
-            and done < config.steps
-            and time.monotonic() - saved_at >= run.save_seconds
-        ):
+        if done == config.steps:
+            break
+        stopping = run.should_stop()
+        if run.checkpoint is not None and (stopping or time.monotonic() - saved_at >= run.save_seconds):
             state.step = done
             state.model = model.state_dict()
             state.optimiser = optimiser_state(optimiser, named)
             state.window = [{name: float(value) for name, value in m.items()} for m in window]
+            state.seconds = run.earlier_seconds + time.monotonic() - began
             state.save(run.checkpoint)
             saved_at = time.monotonic()
+        if stopping:
+            raise Stopped(stage, done)
 
     if state.best is not None:
         model.load_state_dict(state.best)

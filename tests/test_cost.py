@@ -1,0 +1,279 @@
+"""A plan's cost: stages shared count once, workers are kept busy, what cannot fit is refused."""
+
+import dataclasses
+import json
+import math
+
+import numpy as np
+import pandas as pd
+import pytest
+from scipy import stats
+
+from workbench.data import fingerprint
+from workbench.data.clips import Extent
+from workbench.settings import ConfigError
+from workbench.study.__main__ import main
+from workbench.study.calibration import Calibration, Device, Job, _extrapolated
+from workbench.study.cost import Cost, cost_of, makespan, refuse_what_cannot_fit
+from workbench.study.definition import Resources, load_study
+from workbench.study.places import Places
+from workbench.study.plan import Planner
+from workbench.study.power import detectable_difference, earlier_deviation
+
+STUDY = """
+question: What does it cost?
+preset: smoke
+vary: {data.label_fraction: [0.25, 0.5, 1.0]}
+regimes: {pretrained: {}, scratch: {pretraining: null}}
+seeds: [0, 1]
+"""
+SECONDS = {"pretrain": 100.0, "finetune": 10.0, "evaluate": 1.0}
+
+
+def _work(config):
+    return {kind: s for kind, s in SECONDS.items() if kind != "pretrain" or config.pretraining is not None}
+
+
+class FakeModel:
+    """Costs that are known."""
+
+    device = Device("cpu", threads=1, concurrency=2, num_gpus=0)
+
+    def __init__(self, unprepared=0):
+        self.unprepared = unprepared
+
+    seconds = staticmethod(_work)
+
+    def trial_bytes(self, config):
+        return 5e8
+
+    def stage_bytes(self, config):
+        return {"pretrain": 1e6, "finetune": 1e6, "evaluate": 1e3}
+
+    def checkpoint_bytes(self, config):
+        return 4e6
+
+    def is_extrapolated(self, config):
+        return False
+
+    def extent(self, data):
+        return Extent(256, ((1.6, 1.0),), 8, 8, 1.6, 12, 0, self.unprepared)
+
+
+@pytest.fixture
+def study(tmp_path):
+    path = tmp_path / "mine.yaml"
+    path.write_text(STUDY)
+    return load_study(path)
+
+
+@pytest.fixture
+def planned(study):
+    return Planner().plan_study(study)
+
+
+def test_a_shared_stage_counts_once(planned):
+    cost = cost_of(planned, lambda stage: False, FakeModel())
+    assert cost.computing_seconds == cost.once_seconds == 2 * 100 + 12 * 11
+    assert cost.alone_seconds == 6 * 100 + 12 * 11
+    found = {planned[0].stages.pretrain}
+    again = cost_of(planned, lambda stage: stage in found, FakeModel())
+    assert again.computing_seconds == cost.computing_seconds - 100
+    assert again.once_seconds == cost.once_seconds
+    assert cost.memory_bytes == pytest.approx(2 * 5e8 + 1.2e9)
+
+
+def test_nothing_left_costs_nothing(planned):
+    cost = cost_of(planned, lambda stage: True, FakeModel())
+    assert cost.wall_seconds == cost.computing_seconds == cost.disk_bytes == 0
+
+
+def test_the_same_data_are_counted_once(planned):
+    cost = cost_of(planned, lambda stage: False, FakeModel(unprepared=7_000_000_000))
+    assert 7e9 < cost.disk_bytes < 7.1e9
+
+
+@pytest.mark.parametrize("workers", [1, 2, 3, 20])
+def test_the_makespan_lies_between_its_bounds(planned, workers):
+    seconds = makespan(planned, lambda stage: False, _work, workers)
+    total = 2 * 100 + 12 * 11
+    assert seconds >= max(total / workers, 100 + 11)
+    assert seconds <= total / workers + 100 + 11
+    if workers == 1:
+        assert seconds == total
+    if workers == 20:
+        assert seconds == 100 + 11, "the two pre-trainings at once, then every fine-tuning at once"
+
+
+# --- what cannot fit ----------------------------------------------------------------------------------------
+
+SMALL = Cost(60, 50, 50, 80, 1e6, 1e6, False)
+
+
+@pytest.mark.parametrize(
+    ("change", "path", "words"),
+    [
+        ({"memory_bytes": 1e15}, "resources.concurrency", "are free; run fewer at once"),
+        ({"disk_bytes": 1e18}, "--root", "workbench.store gc"),
+    ],
+)
+def test_what_cannot_fit_is_refused_with_what_to_change(tmp_path, change, path, words):
+    places = Places.read(tmp_path / "not" / "there")
+    refuse_what_cannot_fit(SMALL, FakeModel(), places)
+    with pytest.raises(ConfigError) as error:
+        refuse_what_cannot_fit(dataclasses.replace(SMALL, **change), FakeModel(), places)
+    assert error.value.path == path
+    assert words in str(error.value)
+
+
+@pytest.fixture
+def root(tmp_path, data_root, calibration):
+    root = tmp_path / "mlruns"
+    root.mkdir()
+    (root / "data").symlink_to(data_root)
+    (root / "calibration").symlink_to(calibration)
+    return root
+
+
+@pytest.mark.parametrize(
+    ("setting", "words"),
+    [
+        ("data.pool_clips=500000000", "the study would write"),
+        ("pretraining.batch_size=2000000", "trials at once would take"),
+    ],
+)
+def test_a_study_that_cannot_fit_is_refused_before_it_starts(root, capsys, setting, words):
+    status = main(["studies/smoke.yaml", "--root", str(root), "--set", setting])
+    assert status == 2
+    assert words in capsys.readouterr().err
+    assert not (root / "optuna.db").exists()
+
+
+def test_a_dry_run_of_several_studies_counts_what_they_share(root, tmp_path, capsys):
+    """A study whose every stage is another's costs nothing more."""
+    same = tmp_path / "same.yaml"
+    same.write_text("question: Again?\npreset: smoke\nvary: {model.num_heads: [1]}\nregimes: [full]\n")
+    assert main(["studies/smoke.yaml", str(same), "--root", str(root), "--dry-run"]) == 0
+    printed = capsys.readouterr().out
+    assert "all 2 studies together\n9 trials; to run: 4 pre-trainings, 8 fine-tunings" in printed
+
+
+# --- calibration --------------------------------------------------------------------------------------------
+
+
+def test_rates_are_kept_and_found_again(tmp_path, study, monkeypatch):
+    config = study.trials()[0].config
+    extent = FakeModel().extent(config.data)
+    jobs = [Job("pretrain", config, extent), Job("finetune", config, extent)]
+    device = Device("cpu", threads=1, concurrency=1, num_gpus=0)
+    said = []
+    measured = Calibration(tmp_path, device)
+    measured.measure([*jobs, *jobs], said.append)
+    assert said[0].startswith("measuring 2 kinds of update")
+    for job in jobs:
+        rates = measured.rates(job)
+        assert 1e-4 < rates.update_seconds < 1
+        assert 1e8 < rates.bytes < 5e9
+        assert rates.measured_batch == job.batch == 16
+    assert 1e-6 < measured.rates(jobs[1]).heard_clip_seconds < 0.1
+    again = Calibration(tmp_path, device)
+    again.measure(jobs, lambda line: pytest.fail("measured again"))
+    assert again.rates(jobs[0]) == measured.rates(jobs[0])
+    other = Calibration(tmp_path, dataclasses.replace(device, threads=2))
+    with pytest.raises(KeyError):
+        other.rates(jobs[0])
+
+
+def test_a_shape_is_what_decides_an_updates_length(study, with_changes):
+    config = study.trials()[0].config
+    extent = FakeModel().extent(config.data)
+    jobs = {kind: Job(kind, config, extent).key for kind in ("pretrain", "finetune")}
+    same = {
+        "seed": 9,
+        "finetuning.optimiser.peak_lr": 0.5,
+        "finetuning.steps": 77,
+        "data.label_fraction": 0.1,
+    }
+    for path, value in same.items():
+        changed = with_changes(config, {path: value})
+        assert {kind: Job(kind, changed, extent).key for kind in jobs} == jobs, path
+    for path, value in {"model.num_heads": 4, "data.clip_seconds": 2.0}.items():
+        changed = with_changes(config, {path: value})
+        assert all(Job(kind, changed, extent).key != jobs[kind] for kind in jobs), path
+    for kind, path in (("pretrain", "pretraining.batch_size"), ("finetune", "finetuning.batch_size")):
+        assert Job(kind, with_changes(config, {path: 4}), extent).key != jobs[kind]
+
+
+def test_a_batch_that_is_too_large_is_extrapolated():
+    assert _extrapolated([(2, 1.0)], 8) == 4.0
+    assert _extrapolated([(2, 1.0), (8, 2.5)], 64) == pytest.approx(2.5 + 56 * 0.25)
+    assert _extrapolated([(2, 1.0), (8, 0.9)], 64) == 0.9, "never less than what was measured"
+    assert _extrapolated([(2, 1.0), (8, 2.5)], 8) == 2.5
+
+
+def test_resources_that_are_not_there_are_refused():
+    with pytest.raises(ConfigError, match="no GPU"):
+        Device.of(Resources(device="cuda"))
+
+
+def test_extents_are_those_of_the_splits(tiny_trial, tiny_splits, data_root, tmp_path):
+    from workbench import data
+
+    extent = data.extent(tiny_trial.data, data_root, fingerprint(tiny_trial.data))
+    assert extent.pool_clips == len(tiny_splits.pool)
+    assert extent.validation_clips == len(tiny_splits.validation)
+    assert extent.test_clips == len(tiny_splits.test)
+    assert extent.num_classes == len(tiny_splits.classes)
+    assert extent.evaluated_seconds == tiny_splits.test.length.mean() / 16_000
+    assert (extent.unprepared_clips, extent.unprepared_bytes) == (0, 0)
+    elsewhere = data.extent(tiny_trial.data, tmp_path, fingerprint(tiny_trial.data))
+    on_disk = sum(path.stat().st_size for path in data_root.glob("corpus-*/*"))
+    assert elsewhere.unprepared_clips == 640
+    assert elsewhere.unprepared_bytes <= on_disk * 1.01
+
+
+# --- what the seeds can show --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("pairs", [3, 5, 12])
+def test_the_detectable_difference_is_found_four_times_in_five(pairs):
+    effect = detectable_difference(pairs, deviation=2.0)
+    differences = np.random.default_rng(0).normal(effect, 2.0, (20_000, pairs))
+    found = stats.ttest_1samp(differences, 0.0, axis=1)
+    assert np.mean((found.pvalue < 0.05) & (found.statistic > 0)) == pytest.approx(0.8, abs=0.015)
+
+
+def test_one_seed_shows_nothing():
+    assert detectable_difference(1) == math.inf
+
+
+def test_the_noise_of_pairs_is_taken_from_earlier_results(study, tmp_path):
+    assert earlier_deviation(study, tmp_path) is None
+    generator = np.random.default_rng(0)
+    rows = []
+    for seed in range(400):
+        shared = generator.normal(0, 10)  # of the seed: gone in a pair's difference
+        for level in (1, 2):
+            rows.append(
+                {
+                    "number": 0, "state": "complete", "reason": "", "level": level, "regime": "full",
+                    "seed": seed, "fold": None, "test/mAP": shared + level + generator.normal(0, 0.5),
+                }
+            )  # fmt: skip
+    folder = tmp_path / "other-smoke"
+    folder.mkdir()
+    pd.DataFrame(rows).to_csv(folder / "trials.csv", index=False)
+    deviation, name = earlier_deviation(study, tmp_path)
+    assert name == "other-smoke"
+    assert deviation == pytest.approx(0.5 * math.sqrt(2), rel=0.1)
+
+
+def test_the_estimate_is_judged(tmp_path, capsys):
+    from rich.console import Console
+
+    from workbench.study.run import _judge_estimate
+
+    _judge_estimate(dataclasses.replace(SMALL, wall_seconds=110.0), 100.0, tmp_path, Console())
+    assert "the estimate was 10% too long" in capsys.readouterr().out
+    row = json.loads((tmp_path / "estimates.jsonl").read_text())
+    assert row == {"expected_seconds": 110.0, "seconds": 100.0}

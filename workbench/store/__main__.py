@@ -1,0 +1,208 @@
+"""`python -m workbench.store ls | show ID | gc | verify`: what is kept, why, and what may go."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import sys
+import time
+from collections.abc import Iterable
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from workbench.settings import ConfigError
+from workbench.store.local import Entry, Store
+from workbench.study.commands import DEFAULT_ROOT
+from workbench.study.places import Places
+
+UNITS = {"B": 1, "KB": 1e3, "MB": 1e6, "GB": 1e9, "TB": 1e12}
+SHOWN_KEY = 12  # digits; `show` takes any beginning that is unique
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """0; 1 when `verify` finds damage; 2 when nothing could be done."""
+    options = _parser().parse_args(arguments)
+    console = Console(highlight=False, soft_wrap=True)
+    try:
+        store = Places.read(options.root).store()
+        match options.command:
+            case "ls":
+                return _ls(store, console)
+            case "show":
+                return _show(store, options.id, console)
+            case "verify":
+                return _verify(store, console)
+            case _:
+                return _gc(store, options, console)
+    except (ConfigError, OSError) as error:
+        print(error, file=sys.stderr)
+        return 2
+
+
+def _parser() -> argparse.ArgumentParser:
+    common = argparse.ArgumentParser(add_help=False)
+    common.add_argument("--root", type=Path, default=DEFAULT_ROOT, help="where results are kept")
+    parser = argparse.ArgumentParser(prog="python -m workbench.store", description=__doc__)
+    commands = parser.add_subparsers(dest="command", required=True)
+    commands.add_parser("ls", parents=[common], help="every stage: what it is, its size, who needs it")
+    show = commands.add_parser("show", parents=[common], help="one stage, whole")
+    show.add_argument("id", help="its id, or the beginning of it")
+    commands.add_parser("verify", parents=[common], help="compare every stage with its checksums")
+    gc = commands.add_parser(
+        "gc",
+        parents=[common],
+        help="delete what no study needs",
+        description="Delete what no study needs: all of it, or what is older, or what is over a size.",
+    )
+    gc.add_argument("--older-than", metavar="DAYS", type=float, help="since last of use")
+    gc.add_argument("--max-size", metavar="SIZE", help="such as 20GB: the longest unused go until it fits")
+    gc.add_argument("--forget", metavar="STUDY", action="append", default=[], help="this study needs nothing")
+    gc.add_argument("--force", action="store_true", help="also what studies need")
+    gc.add_argument("--dry-run", action="store_true", help="say what would go, and delete nothing")
+    return parser
+
+
+def _ls(store: Store, console: Console) -> int:
+    entries, references = store.entries(), store.references()
+    if not entries:
+        console.print(f"{store.location}: no stages yet", markup=False)
+        return 0
+    table = Table(box=None, pad_edge=False)
+    for column, justify in (("stage", "left"), ("id", "left"), ("what", "left"), ("took", "right")):
+        table.add_column(column, justify=justify)  # type: ignore[arg-type]
+    for column, justify in (("size", "right"), ("last used", "left"), ("needed by", "left")):
+        table.add_column(column, justify=justify)  # type: ignore[arg-type]
+    for entry in entries:
+        seconds = f"{entry.facts['seconds']:.0f} s" if entry.facts and entry.finished else ""
+        used = time.strftime("%Y-%m-%d %H:%M", time.localtime(entry.used))
+        needed = ", ".join(sorted(references.get(entry.key, ()))) if entry.finished else ""
+        table.add_row(
+            entry.kind, entry.key[:SHOWN_KEY], _what(entry), seconds, _size(entry.bytes), used, needed or "-"
+        )
+    Console(highlight=False, width=None if console.is_terminal else 200).print(table)
+    console.print(f"{len(entries)} stages, {_size(sum(e.bytes for e in entries))} in {store.location}")
+    return 0
+
+
+def _what(entry: Entry) -> str:
+    """A stage in a few words."""
+    if not entry.finished:
+        ending = entry.name.split(".", 1)[1]
+        return "unfinished attempt" if ending == "work" else f"set aside ({ending.split('-')[0]})"
+    if entry.facts is None:
+        return "stage.json cannot be read"
+    settings, parents = entry.facts["settings"], entry.facts["parents"]
+    model = settings["model"]
+    words = [f"{model['num_blocks']} blocks of {model['width']}, {model['num_heads']} heads"]
+    if entry.kind == "evaluate":
+        figures = {k: v for k, v in entry.facts["metrics"].items() if k in ("test/mAP", "test/accuracy")}
+        words = [f"of {parents[0][:SHOWN_KEY]}", *(f"{name} {value:.3f}" for name, value in figures.items())]
+    elif entry.kind == "finetune":
+        words += [f"{settings['finetuning']['steps']} updates", f"{entry.facts['labelled_clips']} labels"]
+        words += [f"from {parents[0][:SHOWN_KEY]}" if parents else "from scratch"]
+    else:
+        words += [f"{settings['pretraining']['steps']} updates"]
+    return ", ".join([*words, f"seed {settings['seed']}"])
+
+
+def _show(store: Store, name: str, console: Console) -> int:
+    entries = store.entries()
+    found = [entry for entry in entries if entry.key.startswith(name) and entry.finished]
+    if len(found) != 1:
+        what = "no stage begins" if not found else f"{len(found)} stages begin"
+        raise ConfigError(name, f"{what} with this id; python -m workbench.store ls shows them")
+    (entry,) = found
+    needed = ", ".join(sorted(store.references().get(entry.key, ()))) or "no study"
+    children = [e for e in entries if e.facts and entry.key in e.facts["parents"]]
+    console.print(f"{entry.name}\n{_what(entry)}; {_size(entry.bytes)}; needed by {needed}", markup=False)
+    for child in children:
+        console.print(f"read by {child.kind} {child.key[:SHOWN_KEY]}: {_what(child)}", markup=False)
+    damage = store.damage(entry)
+    console.print(f"damaged: {damage}" if damage else "its files are what was written", markup=False)
+    console.print(json.dumps(entry.facts, indent=1), markup=False)
+    return 0
+
+
+def _verify(store: Store, console: Console) -> int:
+    finished = [entry for entry in store.entries() if entry.finished]
+    damaged = 0
+    for entry in finished:
+        damage = store.damage(entry)
+        if damage:
+            damaged += 1
+            console.print(f"{entry.name}: {damage}", markup=False)
+    console.print(f"{len(finished)} stages verified, {damaged} damaged", markup=False)
+    if damaged:
+        console.print("a damaged stage is set aside and built again when a study next asks for it")
+    return 1 if damaged else 0
+
+
+def _gc(store: Store, options: argparse.Namespace, console: Console) -> int:
+    limit = _bytes(options.max_size) if options.max_size else None
+    for study in options.forget:
+        known = {name for studies in store.references().values() for name in studies}
+        if study not in known:
+            raise ConfigError(
+                "--forget", f"no study {study!r}; there are {', '.join(sorted(known)) or 'none'}"
+            )
+        if not options.dry_run:
+            store.forget(study)
+    references = store.references()
+    needed = {key for key, studies in references.items() if studies - set(options.forget)}
+    entries = store.entries()
+    doomed = _doomed(entries, set() if options.force else needed, options.older_than, limit)
+    freed = 0
+    for entry in doomed:
+        if options.dry_run or store.remove(entry):
+            freed += entry.bytes
+            console.print(f"{'would go' if options.dry_run else 'deleted'}: {entry.name}", markup=False)
+        else:
+            console.print(f"kept: {entry.name}, a process is at it", markup=False)
+    left = sum(entry.bytes for entry in entries) - freed
+    console.print(
+        f"{_size(freed)} {'would be freed' if options.dry_run else 'freed'}, {_size(left)} left", markup=False
+    )
+    if limit is not None and left > limit:
+        console.print("the rest is needed by studies; --forget STUDY or --force lets it go", markup=False)
+    return 0
+
+
+def _doomed(
+    entries: Iterable[Entry], needed: set[str], older_than: float | None, limit: int | None
+) -> list[Entry]:
+    """What `gc` deletes, the longest unused first."""
+    entries = list(entries)
+    total = sum(entry.bytes for entry in entries)
+    doomed = []
+    for entry in sorted(entries, key=lambda e: e.used):
+        if entry.finished and entry.key in needed:
+            continue
+        if older_than is not None and time.time() - entry.used < older_than * 86400:
+            continue
+        if limit is not None and total <= limit:
+            break
+        total -= entry.bytes
+        doomed.append(entry)
+    return doomed
+
+
+def _bytes(text: str) -> int:
+    match = re.fullmatch(r"([\d.]+)\s*([KMGT]?B)", text.strip().upper())
+    if not match:
+        raise ConfigError("--max-size", f"must be a size such as 500MB or 20GB, is {text!r}")
+    return int(float(match[1]) * UNITS[match[2]])
+
+
+def _size(count: float) -> str:
+    for unit in ("B", "KB", "MB"):
+        if count < 1000:
+            return f"{count:.0f} {unit}"
+        count /= 1000
+    return f"{count:.1f} GB"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,218 @@
+"""A store in a folder that every process sees: a disk, or a network file system with locks."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import os
+import shutil
+import time
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from workbench.settings import STAGES
+from workbench.store.stage import (
+    CHECKPOINT,
+    FACTS,
+    Stage,
+    StageBusy,
+    damage_of,
+    write_facts,
+    write_json,
+)
+
+LOCK_SECONDS = 0.5  # tried for; somebody may be looking whether the lock is free
+
+Build = Callable[[Path], dict[str, Any]]  # writes a stage's files into a folder, returns facts of it
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A finished stage, or what is left of one that was set aside or given up."""
+
+    name: str  # below the store: <kind>/<key>, or with an ending
+    bytes: int
+    used: float  # when it was finished or last asked for, as a Unix time
+    facts: dict[str, Any] | None  # None: `stage.json` cannot be read
+
+    @property
+    def kind(self) -> str:
+        return self.name.split("/")[0]
+
+    @property
+    def key(self) -> str:
+        return self.name.split("/")[1].split(".")[0]
+
+    @property
+    def finished(self) -> bool:
+        return "." not in self.name
+
+
+class Store:
+    """Finished stages below `root`, safe for any number of processes that see the folder."""
+
+    def __init__(self, root: Path | str, report: Callable[[str], None] = print) -> None:
+        """`report` is told of damage."""
+        self.root = Path(root)
+        self.report = report
+
+    @property
+    def location(self) -> str:
+        """What `open_store` opens it by, on any machine."""
+        return str(self.root.resolve())
+
+    # --- one stage ----------------------------------------------------------------------------------------
+
+    def path(self, stage: Stage) -> Path:
+        return self.root / stage.kind / stage.key
+
+    def has(self, stage: Stage) -> bool:
+        return (self.path(stage) / FACTS).exists()
+
+    def is_sound(self, stage: Stage) -> bool:
+        """Whether it is there, and its files are what was written."""
+        return self.has(stage) and damage_of(self.fetch(stage)) is None
+
+    def facts(self, stage: Stage) -> dict[str, Any]:
+        """What `stage.json` says of a finished stage."""
+        facts: dict[str, Any] = json.loads((self.path(stage) / FACTS).read_text())
+        return facts
+
+    def fetch(self, stage: Stage) -> Path:
+        """The folder of a finished stage, on this machine."""
+        return self.path(stage)
+
+    def obtain(self, stage: Stage, build: Build, *, wait: bool = True) -> Path:
+        """The folder of the finished stage; `build` is called if it is not there, or is damaged.
+
+        `build(folder)` writes its files and returns facts for `stage.json`. The folder outlives a kill, so
+        a checkpoint in it is found by the next attempt. Only one process builds a stage; another that asks
+        for it waits, or has StageBusy raised with `wait=False`. A damaged stage is set aside as
+        `<key>.damaged-<time>`.
+        """
+        final = self.path(stage)
+        with self._locked(f"{stage.kind}-{stage.key[:24]}", wait=wait):
+            if final.exists():
+                damage = damage_of(final)
+                if damage is None:
+                    with contextlib.suppress(OSError):  # a store that is read only still serves
+                        os.utime(final / FACTS)  # `gc` goes by when a stage was last of use
+                    return final
+                aside = final.with_name(f"{final.name}.damaged-{time.time_ns()}")
+                final.rename(aside)
+                self.report(f"{final}: {damage}; set aside as {aside.name}, built again")
+            work = self.work(stage)
+            work.mkdir(parents=True, exist_ok=True)
+            self._build(stage, build, work)
+            work.rename(final)
+            return final
+
+    def work(self, stage: Stage) -> Path:
+        """Where an unfinished attempt keeps its checkpoint."""
+        return self.root / stage.kind / f"{stage.key}.work"
+
+    def discard_work(self, stage: Stage) -> None:
+        """Forget an unfinished attempt, checkpoint and all."""
+        shutil.rmtree(self.work(stage), ignore_errors=True)
+
+    def is_busy(self, stage: Stage) -> bool:
+        """Whether a process is at this stage."""
+        path = self._lock_file(f"{stage.kind}-{stage.key[:24]}")
+        if not path.exists():
+            return False
+        try:
+            with self._locked(path.name, wait=False, patience=0.0):
+                return False
+        except StageBusy:
+            return True
+
+    def _build(self, stage: Stage, build: Build, work: Path) -> None:
+        began = time.monotonic()
+        facts = dict(build(work))
+        for leftover in (CHECKPOINT, f"{CHECKPOINT}.*.tmp", f"{FACTS}.*.tmp"):  # the latter two of a kill
+            for path in work.glob(leftover):
+                path.unlink()
+        seconds = time.monotonic() - began + facts.pop("earlier_seconds", 0.0)
+        write_facts(work, stage, facts, seconds)
+
+    def _lock_file(self, name: str) -> Path:
+        return self.root / "locks" / name
+
+    @contextlib.contextmanager
+    def _locked(self, name: str, *, wait: bool, patience: float = LOCK_SECONDS) -> Iterator[None]:
+        """Held by one process at a time, and let go by the kernel if that process dies."""
+        path = self._lock_file(name)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("a") as file:
+            deadline = time.monotonic() + patience
+            while True:
+                try:
+                    fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+                    break
+                except BlockingIOError:
+                    if time.monotonic() >= deadline:
+                        raise StageBusy(f"another process is at {name}") from None
+                    time.sleep(0.05)
+            yield
+
+    # --- all of them --------------------------------------------------------------------------------------
+
+    def entries(self) -> list[Entry]:
+        """Every finished stage, and every folder set aside or given up, by kind in the order of stages."""
+        folders = (f for kind in STAGES for f in sorted((self.root / kind).glob("*")) if f.is_dir())
+        return [self._entry(folder) for folder in folders]
+
+    def _entry(self, folder: Path) -> Entry:
+        files = [path for path in folder.rglob("*") if path.is_file()]
+        try:
+            facts = json.loads((folder / FACTS).read_text())
+        except (OSError, ValueError):
+            facts = None
+        return Entry(
+            name=f"{folder.parent.name}/{folder.name}",
+            bytes=sum(path.stat().st_size for path in files),
+            used=max(path.stat().st_mtime for path in (*files, folder)),
+            facts=facts,
+        )
+
+    def damage(self, entry: Entry) -> str | None:
+        """What is wrong with a finished stage, by its checksums; None: nothing."""
+        return damage_of(self.root / entry.name)
+
+    def remove(self, entry: Entry) -> bool:
+        """Delete it, unless a process is at it; whether it is gone."""
+        folder = self.root / entry.name
+        try:
+            with self._locked(f"{entry.kind}-{entry.key[:24]}", wait=False):
+                doomed = folder.with_name(f"{entry.key}.removed")  # never a stage with half its files
+                folder.rename(doomed)
+                shutil.rmtree(doomed)
+        except (StageBusy, FileNotFoundError):
+            return not folder.exists()
+        return True
+
+    # --- who needs them -----------------------------------------------------------------------------------
+
+    def refer(self, study: str, root: str, keys: Iterable[str]) -> None:
+        """Enter that a study, of the results in `root`, needs these stages."""
+        write_json(
+            self.root / "studies" / f"{study}.json", {"study": study, "root": root, "keys": sorted(keys)}
+        )
+
+    def forget(self, study: str) -> bool:
+        """What this study needs may go; whether there was such a study."""
+        path = self.root / "studies" / f"{study}.json"
+        known = path.exists()
+        path.unlink(missing_ok=True)
+        return known
+
+    def references(self) -> dict[str, set[str]]:
+        """Stage key -> studies that need it."""
+        needed: dict[str, set[str]] = {}
+        for path in sorted((self.root / "studies").glob("*.json")):
+            for key in json.loads(path.read_text())["keys"]:
+                needed.setdefault(key, set()).add(path.stem)
+        return needed

@@ -1,0 +1,290 @@
+"""A store at an fsspec URL, such as `s3://bucket/stages`: no locks and no renames, so leases and an order.
+
+A stage is uploaded file by file, `stage.json` last: it is there when that is. Who builds a stage holds a
+lease, a small file that is renewed while it works; one not renewed for a minute is of a process that died.
+Files are worked on, and read, in a cache folder of each machine; checkpoints are uploaded with the renewals,
+so that another machine can go on from them.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+import threading
+import time
+import uuid
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import fsspec
+
+from workbench.settings import STAGES, digest
+from workbench.store.local import Build, Entry, Store
+from workbench.store.stage import CHECKPOINT, FACTS, Stage, StageBusy, damage_of
+
+RENEW_SECONDS = 10.0
+LEASE_SECONDS = 60.0  # must exceed the difference of the machines' clocks by far
+POLL_SECONDS = 1.0
+
+
+class RemoteStore(Store):
+    """Finished stages at a URL that every machine reaches."""
+
+    def __init__(
+        self, location: str, report: Callable[[str], None] = print, cache: Path | None = None
+    ) -> None:
+        home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+        super().__init__(cache or home / "workbench" / digest(location)[:16], report)
+        self._location = location.rstrip("/")
+        self._files, self._base = fsspec.core.url_to_fs(self._location)
+        self._known: set[str] = set()  # keys seen finished: asked for again and again by a ledger
+
+    @property
+    def location(self) -> str:
+        return self._location
+
+    def _remote(self, *parts: str) -> str:
+        return "/".join((self._base.rstrip("/"), *parts))
+
+    # --- one stage ----------------------------------------------------------------------------------------
+
+    def has(self, stage: Stage) -> bool:
+        if stage.key not in self._known and self._exists(stage.kind, stage.key, FACTS):
+            self._known.add(stage.key)
+        return stage.key in self._known
+
+    def is_sound(self, stage: Stage) -> bool:
+        return self._exists(stage.kind, stage.key, FACTS) and damage_of(self.fetch(stage)) is None
+
+    def facts(self, stage: Stage) -> dict[str, Any]:
+        facts: dict[str, Any] = json.loads(self._files.cat_file(self._remote(stage.kind, stage.key, FACTS)))
+        return facts
+
+    def fetch(self, stage: Stage) -> Path:
+        """The stage's folder in this machine's cache, downloaded if it is not there or damaged there."""
+        final = self.path(stage)
+        if final.exists() and damage_of(final) is None:
+            return final
+        aside = final.with_name(f"{stage.key}.{uuid.uuid4().hex[:8]}.download")
+        aside.mkdir(parents=True)
+        for path in self._files.ls(self._remote(stage.kind, stage.key), detail=False):
+            self._files.get_file(path, str(aside / Path(path).name))
+        shutil.rmtree(final, ignore_errors=True)
+        try:
+            aside.rename(final)
+        except OSError:  # another process was faster
+            shutil.rmtree(aside)
+        return final
+
+    def obtain(self, stage: Stage, build: Build, *, wait: bool = True) -> Path:
+        name = f"{stage.kind}-{stage.key[:24]}"
+        with self._locked(name, wait=wait), self._leased(stage, name, wait=wait):
+            if self._exists(stage.kind, stage.key, FACTS):
+                folder = self.fetch(stage)
+                damage = damage_of(folder)
+                if damage is None:
+                    return folder
+                self._set_aside(stage, damage)
+            work = self.work(stage)
+            work.mkdir(parents=True, exist_ok=True)
+            self._pull_checkpoint(stage)
+            self._build(stage, build, work)
+            final = self.path(stage)
+            shutil.rmtree(final, ignore_errors=True)
+            work.rename(final)
+            self._publish(stage, final)
+            return final
+
+    def discard_work(self, stage: Stage) -> None:
+        super().discard_work(stage)
+        self._remove_folder(stage.kind, f"{stage.key}.work")
+
+    def is_busy(self, stage: Stage) -> bool:
+        lease = self._read_lease(f"{stage.kind}-{stage.key[:24]}")
+        return lease is not None and not _is_stale(lease)
+
+    def _set_aside(self, stage: Stage, damage: str) -> None:
+        self._known.discard(stage.key)
+        aside = f"{stage.key}.damaged-{time.time_ns()}"
+        source = self._remote(stage.kind, stage.key)
+        self._files.mv(source, self._remote(stage.kind, aside), recursive=True)
+        shutil.rmtree(self.path(stage), ignore_errors=True)
+        self.report(f"{source}: {damage}; set aside as {aside}, built again")
+
+    def _publish(self, stage: Stage, folder: Path) -> None:
+        target = self._remote(stage.kind, stage.key)
+        self._files.makedirs(target, exist_ok=True)
+        for path in sorted(folder.iterdir(), key=lambda path: path.name == FACTS):
+            self._files.put_file(str(path), f"{target}/{path.name}")
+        self._remove_folder(stage.kind, f"{stage.key}.work")
+
+    def _exists(self, *parts: str) -> bool:
+        self._files.invalidate_cache()
+        return bool(self._files.exists(self._remote(*parts)))
+
+    def _remove_folder(self, *parts: str) -> None:
+        with contextlib.suppress(FileNotFoundError):
+            self._files.rm(self._remote(*parts), recursive=True)
+
+    # --- leases -------------------------------------------------------------------------------------------
+
+    @contextlib.contextmanager
+    def _leased(self, stage: Stage, name: str, *, wait: bool) -> Iterator[None]:
+        owner = uuid.uuid4().hex
+        self._files.makedirs(self._remote("locks"), exist_ok=True)
+        while not self._take_lease(name, owner):
+            if not wait:
+                raise StageBusy(f"another process is at {name}")
+            time.sleep(POLL_SECONDS)
+        done = threading.Event()
+        renewer = threading.Thread(target=self._renew, args=(stage, name, owner, done), daemon=True)
+        renewer.start()
+        try:
+            yield
+        finally:
+            done.set()
+            renewer.join()
+            self._files.rm_file(self._remote("locks", name))
+
+    def _take_lease(self, name: str, owner: str) -> bool:
+        content = json.dumps({"owner": owner, "renewed": time.time()}).encode()
+        try:
+            with self._files.open(self._remote("locks", name), "xb") as file:
+                file.write(content)
+            return True
+        except FileExistsError:
+            lease = self._read_lease(name)
+            if lease is not None and not _is_stale(lease):
+                return False
+        except (ValueError, NotImplementedError):  # a file system without exclusive creation
+            if self._read_lease(name) is not None:
+                return False
+        # Of those who write at once, the last is the owner.
+        self._files.pipe_file(self._remote("locks", name), content)
+        time.sleep(POLL_SECONDS)
+        lease = self._read_lease(name)
+        return lease is not None and lease["owner"] == owner
+
+    def _read_lease(self, name: str) -> dict[str, Any] | None:
+        self._files.invalidate_cache()
+        try:
+            lease: dict[str, Any] = json.loads(self._files.cat_file(self._remote("locks", name)))
+        except (FileNotFoundError, ValueError):  # none, or one being written
+            return None
+        return lease
+
+    def _renew(self, stage: Stage, name: str, owner: str, done: threading.Event) -> None:
+        """In a thread of its own while a stage is built: renew the lease, upload a newer checkpoint."""
+        uploaded = 0.0
+        while not done.wait(RENEW_SECONDS):
+            content = json.dumps({"owner": owner, "renewed": time.time()}).encode()
+            with contextlib.suppress(OSError):  # a store that is away for a moment
+                self._files.pipe_file(self._remote("locks", name), content)
+                uploaded = self._push_checkpoint(stage, uploaded)
+
+    def _push_checkpoint(self, stage: Stage, uploaded: float) -> float:
+        path = self.work(stage) / CHECKPOINT
+        try:
+            written = path.stat().st_mtime
+            if written > uploaded:
+                target = self._remote(stage.kind, f"{stage.key}.work")
+                self._files.makedirs(target, exist_ok=True)
+                self._files.put_file(str(path), f"{target}/{CHECKPOINT}.part")
+                self._files.mv(f"{target}/{CHECKPOINT}.part", f"{target}/{CHECKPOINT}")
+            return written
+        except FileNotFoundError:  # none yet, or the stage has just been finished
+            return uploaded
+
+    def _pull_checkpoint(self, stage: Stage) -> None:
+        """What another machine, or an earlier attempt on this one, uploaded last."""
+        path = self.work(stage) / CHECKPOINT
+        source = self._remote(stage.kind, f"{stage.key}.work", CHECKPOINT)
+        if not path.exists() and self._exists(stage.kind, f"{stage.key}.work", CHECKPOINT):
+            aside = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+            self._files.get_file(source, str(aside))
+            aside.replace(path)
+
+    # --- all of them --------------------------------------------------------------------------------------
+
+    def entries(self) -> list[Entry]:
+        self._files.invalidate_cache()
+        found = []
+        for kind in STAGES:
+            if not self._files.exists(self._remote(kind)):
+                continue
+            for folder in sorted(self._files.ls(self._remote(kind), detail=False)):
+                found.append(self._remote_entry(kind, folder))
+        return found
+
+    def _remote_entry(self, kind: str, folder: str) -> Entry:
+        name = folder.rstrip("/").rsplit("/", 1)[-1]
+        files = self._files.find(folder, detail=True)
+        try:
+            facts = json.loads(self._files.cat_file(f"{folder}/{FACTS}"))
+        except (OSError, ValueError):
+            facts = None
+        return Entry(
+            name=f"{kind}/{name}",
+            bytes=sum(int(info.get("size") or 0) for info in files.values()),
+            used=max((_modified(info) for info in files.values()), default=0.0),
+            facts=facts,
+        )
+
+    def damage(self, entry: Entry) -> str | None:
+        folder = self.root / "verified" / entry.key
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir(parents=True)
+        for path in self._files.ls(self._remote(*entry.name.split("/")), detail=False):
+            self._files.get_file(path, str(folder / Path(path).name))
+        damage = damage_of(folder)
+        shutil.rmtree(folder)
+        return damage
+
+    def remove(self, entry: Entry) -> bool:
+        lease = self._read_lease(f"{entry.kind}-{entry.key[:24]}")
+        if lease is not None and not _is_stale(lease):
+            return False
+        with contextlib.suppress(FileNotFoundError):  # first: without it, the stage is not there
+            self._files.rm_file(self._remote(*entry.name.split("/"), FACTS))
+        self._remove_folder(*entry.name.split("/"))
+        shutil.rmtree(self.root / entry.name, ignore_errors=True)
+        return True
+
+    # --- who needs them -----------------------------------------------------------------------------------
+
+    def refer(self, study: str, root: str, keys: Iterable[str]) -> None:
+        self._files.makedirs(self._remote("studies"), exist_ok=True)
+        content = json.dumps({"study": study, "root": root, "keys": sorted(keys)})
+        self._files.pipe_file(self._remote("studies", f"{study}.json"), content.encode())
+
+    def forget(self, study: str) -> bool:
+        try:
+            self._files.rm_file(self._remote("studies", f"{study}.json"))
+        except FileNotFoundError:
+            return False
+        return True
+
+    def references(self) -> dict[str, set[str]]:
+        self._files.invalidate_cache()
+        needed: dict[str, set[str]] = {}
+        if self._files.exists(self._remote("studies")):
+            for path in self._files.ls(self._remote("studies"), detail=False):
+                for key in json.loads(self._files.cat_file(path))["keys"]:
+                    needed.setdefault(key, set()).add(Path(path).stem)
+        return needed
+
+
+def _is_stale(lease: dict[str, Any]) -> bool:
+    return time.time() - float(lease["renewed"]) > LEASE_SECONDS
+
+
+def _modified(info: dict[str, Any]) -> float:
+    """Of a file, as a Unix time: file systems name it differently."""
+    for name in ("mtime", "LastModified", "last_modified", "updated", "created"):
+        value = info.get(name)
+        if value is not None:
+            return float(value.timestamp() if hasattr(value, "timestamp") else value)
+    return 0.0

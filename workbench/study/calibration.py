@@ -1,0 +1,364 @@
+"""How long an update takes on this device and what memory it needs: measured once a shape, and kept.
+
+The training code itself is timed, on noise, in as many processes at once as the study will run. A batch that
+this machine cannot hold, or not soon, is extrapolated from smaller ones.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import fcntl
+import json
+import multiprocessing
+import os
+import platform
+import statistics
+import time
+from collections.abc import Callable, Iterable
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import psutil
+import torch
+
+from workbench.config import SAMPLE_RATE, TrialConfig
+from workbench.data.clips import ClipSet, Extent, Splits
+from workbench.data.corpus import die_with_parent
+from workbench.settings import ConfigError, digest, from_dict, identity, to_dict
+from workbench.store.stage import write_json
+from workbench.study.definition import Resources
+from workbench.training.finetune import EVALUATION_BATCH, finetune, new_clip_model, predict
+from workbench.training.loop import Run, Stopped
+from workbench.training.pretrain import STATISTICS_CLIPS, new_encoder, pretrain
+
+TIMED_SECONDS, TIMED_UPDATES = 2.5, 20  # whichever is over first, after the first two updates
+RUNG = 4  # from one batch size tried to the next
+RUNG_SECONDS = 2.0  # an update that is expected to take longer is extrapolated to
+MEMORY_SHARE = 0.4  # of what is free: more is extrapolated to
+
+
+@dataclass(frozen=True)
+class Rates:
+    """What one shape costs on one device, with the study's number of trials at once."""
+
+    update_seconds: float
+    heard_clip_seconds: float  # to evaluate a clip; of fine-tuning alone
+    statistics_seconds: float  # before training: the log-mel statistics
+    bytes: int  # peak memory of the process that trains; on a GPU, of the GPU
+    measured_batch: int  # less than the batch where that was extrapolated
+
+
+@dataclass(frozen=True)
+class Job:
+    """A shape: what of a trial decides how long an update takes."""
+
+    kind: Literal["pretrain", "finetune"]
+    config: TrialConfig
+    extent: Extent
+
+    @property
+    def batch(self) -> int:
+        """Clips of a micro-batch."""
+        settings = self.config.pretraining if self.kind == "pretrain" else self.config.finetuning
+        assert settings is not None
+        return settings.batch_size // settings.accumulation
+
+    @property
+    def key(self) -> str:
+        config, extent = self.config, self.extent
+        content = {
+            "kind": self.kind,
+            "front_end": identity(config.front_end),
+            "model": identity(config.model),
+            "precision": config.precision,
+            "batch": self.batch,
+            "clip_seconds": config.data.clip_seconds,
+        }
+        if self.kind == "pretrain":
+            assert config.pretraining is not None
+            content["objective"] = identity(config.pretraining.objective)
+            content["pool"] = [[seconds, round(share, 2)] for seconds, share in extent.pool_lengths]
+        else:
+            settings = config.finetuning
+            content["pooling"] = settings.pooling
+            content["freeze_encoder"] = settings.freeze_encoder
+            content["consistency"] = settings.consistency_weight > 0
+            content["num_classes"] = extent.num_classes
+            content["evaluated_seconds"] = extent.evaluated_seconds
+        return digest(content)
+
+
+@dataclass(frozen=True)
+class Device:
+    """Where trials run, and how many at once: rates hold for that alone."""
+
+    kind: str  # "cpu", "cuda"
+    threads: int  # of torch, a trial
+    concurrency: int
+    num_gpus: int
+
+    @classmethod
+    def of(cls, resources: Resources) -> Device:
+        """What `resources` come to on this machine. Raises ConfigError."""
+        gpus = 0 if resources.device == "cpu" or not torch.cuda.is_available() else torch.cuda.device_count()
+        if resources.device == "cuda" and not gpus:
+            raise ConfigError("resources.device", "is cuda, and torch finds no GPU here; use auto or cpu")
+        concurrency = resources.concurrency or gpus or len(os.sched_getaffinity(0))
+        return cls("cuda" if gpus else "cpu", resources.threads, concurrency, gpus)
+
+    @property
+    def name(self) -> str:
+        if self.kind == "cuda":
+            return torch.cuda.get_device_name()
+        return f"{_processor()}, {self.threads} thread{'s' if self.threads > 1 else ''}"
+
+    @property
+    def key(self) -> str:
+        return digest([self.name, self.kind, self.threads, self.concurrency, torch.__version__])[:16]
+
+
+def _processor() -> str:
+    for line in Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []:
+        if line.startswith("model name"):
+            return line.split(":", 1)[1].strip()
+    return platform.machine()
+
+
+class Calibration:
+    """The rates of a device, kept in a folder: `<device>.json`, by shape."""
+
+    def __init__(self, folder: Path, device: Device) -> None:
+        self._path = folder / f"{device.key}.json"
+        self._device = device
+        self._rates: dict[str, Rates] = {}
+        if self._path.exists():
+            rates = json.loads(self._path.read_text())["rates"]
+            self._rates = {key: Rates(**values) for key, values in rates.items()}
+
+    def rates(self, job: Job) -> Rates:
+        return self._rates[job.key]
+
+    def measure(self, jobs: Iterable[Job], report: Callable[[str], None]) -> None:
+        """Measure the jobs that were never measured on this device."""
+        missing = list({job.key: job for job in jobs if job.key not in self._rates}.values())
+        if not missing:
+            return
+        report(f"measuring {len(missing)} kinds of update on this device ({self._device.name}), once")
+        measured = _measure_together(missing, self._device)
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        with self._path.with_suffix(".lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if self._path.exists():  # another study has measured meanwhile
+                rates = json.loads(self._path.read_text())["rates"]
+                self._rates = {key: Rates(**values) for key, values in rates.items()}
+            self._rates |= {job.key: rates for job, rates in zip(missing, measured, strict=True)}
+            content = {key: dataclasses.asdict(rates) for key, rates in self._rates.items()}
+            write_json(
+                self._path,
+                {"device": dataclasses.asdict(self._device) | {"name": self._device.name}, "rates": content},
+            )
+
+
+def _measure_together(jobs: list[Job], device: Device) -> list[Rates]:
+    """In as many processes as there will be trials at once: they share caches and memory."""
+    free = free_memory(device.kind) / device.concurrency
+    work = [(to_dict(job.config), job.kind, dataclasses.asdict(job.extent)) for job in jobs]
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(device.concurrency, context, initializer=die_with_parent) as pool:
+        futures = [pool.submit(_measure, work, device, free) for _ in range(device.concurrency)]
+        columns = zip(*(future.result() for future in futures), strict=True)
+        return [_combined(column) for column in columns]
+
+
+def _combined(same: tuple[Rates, ...]) -> Rates:
+    """Of several processes: the mean of times, the most of memory."""
+
+    def mean(name: str) -> float:
+        return statistics.fmean(getattr(rates, name) for rates in same)
+
+    return Rates(
+        mean("update_seconds"),
+        mean("heard_clip_seconds"),
+        mean("statistics_seconds"),
+        max(rates.bytes for rates in same),
+        min(rates.measured_batch for rates in same),
+    )
+
+
+def free_memory(device_kind: str) -> int:
+    """Bytes that new processes may take: of the GPU, or of this machine (or its control group)."""
+    if device_kind == "cuda":
+        return int(torch.cuda.mem_get_info()[0])
+    free = int(psutil.virtual_memory().available)
+    limit = Path("/sys/fs/cgroup/memory.max")  # a container's
+    if limit.exists() and (text := limit.read_text().strip()) != "max":
+        free = min(free, int(text) - int(limit.with_name("memory.current").read_text()))
+    return free
+
+
+# --- in a process of its own --------------------------------------------------------------------------------
+
+
+def _measure(work: list[tuple[Any, Any, Any]], device: Device, free: float) -> list[Rates]:
+    torch.set_num_threads(device.threads)
+    jobs = [Job(kind, from_dict(TrialConfig, raw), Extent(**extent)) for raw, kind, extent in work]
+    return [_measure_job(job, torch.device(device.kind), free) for job in jobs]
+
+
+def _measure_job(job: Job, device: torch.device, free: float) -> Rates:
+    """Batches of 2, 8, 32 ... clips up to the trial's own, as far as time and memory allow."""
+    batch = min(2, job.batch)
+    rungs: list[tuple[int, float, int]] = []  # batch, seconds of an update, peak memory
+    while True:
+        whole = batch == job.batch
+        seconds = _time_updates(job, batch, device, thoroughly=whole)
+        rungs.append((batch, seconds, _peak_memory(device)))
+        following = min(batch * RUNG, job.batch)
+        if whole or not _affordable(rungs, following, free):
+            break
+        batch = following
+    settings = job.config.pretraining if job.kind == "pretrain" else job.config.finetuning
+    assert settings is not None
+    seconds = _extrapolated([(b, s) for b, s, _ in rungs], job.batch)
+    return Rates(
+        update_seconds=seconds * settings.accumulation,
+        heard_clip_seconds=_time_evaluation(job, device) if job.kind == "finetune" else 0.0,
+        statistics_seconds=_time_statistics(job, device),
+        bytes=int(_extrapolated([(b, m) for b, _, m in rungs], job.batch)),
+        measured_batch=rungs[-1][0],
+    )
+
+
+def _affordable(rungs: list[tuple[int, float, int]], batch: int, free: float) -> bool:
+    last, seconds, _ = rungs[-1]
+    memory = _extrapolated([(b, m) for b, _, m in rungs], batch)
+    return seconds * batch / last < RUNG_SECONDS and memory < MEMORY_SHARE * free
+
+
+def _extrapolated(points: list[tuple[int, float]], batch: int) -> float:
+    """The last point if it is of that batch; else on the line through the last two, or in proportion."""
+    (last, value) = points[-1]
+    if last == batch or not value:
+        return value
+    if len(points) == 1:
+        return value * batch / last
+    (before, earlier) = points[-2]
+    slope = max(value - earlier, 0.0) / (last - before)
+    return value + slope * (batch - last)
+
+
+def _time_updates(job: Job, batch: int, device: torch.device, *, thoroughly: bool) -> float:
+    """Median seconds of an update; the first two are not counted if there are others."""
+    clock = _Clock(device, TIMED_SECONDS if thoroughly else TIMED_SECONDS / 10)
+    run = Run(device=device, tracker=clock, should_stop=clock.enough)
+    sized: dict[str, Any] = {"batch_size": batch, "accumulation": 1, "steps": 10_000}
+    config = job.config
+    with contextlib.suppress(Stopped):
+        if job.kind == "pretrain":
+            assert config.pretraining is not None
+            settings = dataclasses.replace(config.pretraining, **sized)
+            pretrain(dataclasses.replace(config, pretraining=settings), _pool(job, 2 * batch), run)
+        else:
+            tuning = dataclasses.replace(config.finetuning, num_evaluations=1, **sized)
+            config = dataclasses.replace(config, finetuning=tuning)
+            finetune(config, _splits(job, 2 * batch), new_encoder(config, _pool(job, 2), device), run)
+    return clock.update_seconds()
+
+
+class _Clock:
+    """A tracker that times updates and says when they are enough."""
+
+    def __init__(self, device: torch.device, seconds: float) -> None:
+        self._device = device
+        self._seconds = seconds
+        self._times: list[float] = []
+
+    def progress(self, stage: str, step: int, steps: int) -> None:
+        if self._device.type == "cuda":
+            torch.cuda.synchronize()
+        self._times.append(time.perf_counter())
+
+    def log(self, stage: str, step: int, metrics: dict[str, float]) -> None:
+        pass
+
+    def enough(self) -> bool:
+        timed = len(self._times) - 2
+        return timed >= TIMED_UPDATES or (timed >= 1 and self._times[-1] - self._times[1] >= self._seconds)
+
+    def update_seconds(self) -> float:
+        return statistics.fmean(np.diff(self._times[1:]))
+
+
+def _time_evaluation(job: Job, device: torch.device) -> float:
+    """Seconds a clip."""
+    clips = _clips(job, EVALUATION_BATCH, job.extent.evaluated_seconds)
+    encoder = new_encoder(job.config, _pool(job, 2), device)
+    model = new_clip_model(job.config, encoder, job.extent.num_classes).to(device)
+    few = clips.take(np.arange(4))
+    began = time.perf_counter()
+    predict(job.config, model, few, device)
+    if (time.perf_counter() - began) * EVALUATION_BATCH / len(few) > RUNG_SECONDS:
+        return (time.perf_counter() - began) / len(few)
+    began = time.perf_counter()
+    predict(job.config, model, clips, device)
+    return (time.perf_counter() - began) / len(clips)
+
+
+def _time_statistics(job: Job, device: torch.device) -> float:
+    """Seconds of a new encoder, whose statistics hear so many clips."""
+    heard = min(STATISTICS_CLIPS, job.extent.pool_clips)
+    few = min(32, heard)
+    pool = _pool(job, few)
+    began = time.perf_counter()
+    new_encoder(job.config, pool, device)
+    return (time.perf_counter() - began) * heard / few
+
+
+def _peak_memory(device: torch.device) -> int:
+    if device.type == "cuda":
+        return int(torch.cuda.max_memory_reserved())
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith("VmHWM:"):  # not getrusage's, which begins with the parent's
+            return int(line.split()[1]) * 1024
+    raise OSError("/proc/self/status has no VmHWM: peak memory is measured on Linux")
+
+
+def _pool(job: Job, count: int) -> ClipSet:
+    """Noise, with the lengths of the pool in their shares."""
+    lengths = [seconds for seconds, _ in job.extent.pool_lengths]
+    shares = [share for _, share in job.extent.pool_lengths]
+    edges = np.cumsum(shares) / sum(shares) * count
+    seconds = np.array(lengths)[np.searchsorted(edges, np.arange(count) + 0.5).clip(max=len(lengths) - 1)]
+    return _clips(job, count, seconds).unlabelled()
+
+
+def _splits(job: Job, count: int) -> Splits:
+    train = _clips(job, count, job.config.data.clip_seconds, "train")
+    return Splits(
+        pool=_pool(job, 2),
+        train=train,
+        validation=_clips(job, 2, job.extent.evaluated_seconds, "validation"),
+        test=_clips(job, 2, job.extent.evaluated_seconds, "test"),
+        classes=tuple(map(str, range(job.extent.num_classes))),
+        single_label=job.config.data.single_label,
+        fingerprint="noise",
+    )
+
+
+def _clips(job: Job, count: int, seconds: Any, name: str = "pool") -> ClipSet:
+    """All of the same noise: what is heard does not change what it costs."""
+    lengths = np.broadcast_to(np.asarray(np.round(np.asarray(seconds) * SAMPLE_RATE), dtype=int), count)
+    noise = np.random.default_rng(0).integers(-3000, 3000, int(lengths.max()), dtype=np.int16)
+    classes = np.arange(count) % job.extent.num_classes
+    return ClipSet(
+        sources=(noise,),
+        source=np.zeros(count, int),
+        start=np.zeros(count, int),
+        length=np.array(lengths),
+        labels=np.eye(job.extent.num_classes, dtype=np.uint8)[classes],
+        names=np.array([f"{name}/{i}" for i in range(count)]),
+    )

@@ -1,0 +1,260 @@
+"""What a plan costs: time with and without shared stages, memory, disk; and what cannot fit is refused."""
+
+from __future__ import annotations
+
+import heapq
+import os
+import shutil
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from workbench import data
+from workbench.config import DataConfig, TrialConfig
+from workbench.data import synthesis
+from workbench.data.clips import Extent
+from workbench.model.encoder import num_parameters
+from workbench.settings import ConfigError
+from workbench.store import Stage
+from workbench.study.calibration import Calibration, Device, Job, free_memory
+from workbench.study.places import Places
+from workbench.study.plan import PlannedTrial, Planner, work_to_do
+
+START_SECONDS = 12.0  # Ray, MLflow and the first workers, on two cores; with few short trials it shows
+TRIAL_SECONDS = 0.5  # between the end of one trial and the next one's first update
+SHARED_BYTES = 1.2e9  # the driver and Ray's own processes
+WORKER_BYTES = 0.2e9  # what Ray adds to a process that trains
+STAGE_BYTES = 40_000  # history and facts
+MAKING_CLIPS = 4  # made to see how long the others will take
+
+
+class CostModel:
+    """Seconds and bytes of trials on this device, by its calibration."""
+
+    def __init__(self, places: Places, device: Device, planner: Planner) -> None:
+        self.device = device
+        self._places = places
+        self._planner = planner
+        self._calibration = Calibration(places.root / "calibration", device)
+        self._extents: dict[DataConfig, Extent] = {}
+        self._seconds: dict[TrialConfig, dict[str, float]] = {}
+
+    def prepare(self, planned: Sequence[PlannedTrial], report: Callable[[str], None]) -> None:
+        """Measure what was never measured on this device."""
+        jobs = [job for item in planned for job in self._jobs(item.trial.config)]
+        self._calibration.measure(jobs, report)
+
+    def seconds(self, config: TrialConfig) -> Mapping[str, float]:
+        """Of each stage of a trial, with the device's number of trials at once."""
+        if config not in self._seconds:
+            self._seconds[config] = self._stage_seconds(config)
+        return self._seconds[config]
+
+    def _stage_seconds(self, config: TrialConfig) -> dict[str, float]:
+        extent = self.extent(config.data)
+        *first, second = self._jobs(config)
+        rates = self._calibration.rates(second)
+        settings = config.finetuning
+        heard = settings.num_evaluations * extent.validation_clips
+        seconds = {
+            "finetune": rates.statistics_seconds
+            + settings.steps * rates.update_seconds
+            + heard * rates.heard_clip_seconds,
+            "evaluate": extent.test_clips * rates.heard_clip_seconds + TRIAL_SECONDS,
+        }
+        if config.pretraining is not None:
+            rates = self._calibration.rates(first[0])
+            seconds["pretrain"] = rates.statistics_seconds + config.pretraining.steps * rates.update_seconds
+        return seconds
+
+    def is_extrapolated(self, config: TrialConfig) -> bool:
+        """Whether a batch was too large to be measured here."""
+        return any(self._calibration.rates(job).measured_batch < job.batch for job in self._jobs(config))
+
+    def trial_bytes(self, config: TrialConfig) -> float:
+        """Peak memory of one trial: of the process, or of its GPU."""
+        peak = max(self._calibration.rates(job).bytes for job in self._jobs(config))
+        return peak + (WORKER_BYTES if self.device.kind == "cpu" else 0)
+
+    def stage_bytes(self, config: TrialConfig) -> dict[str, float]:
+        """What each finished stage takes on disk."""
+        extent = self.extent(config.data)
+        weights = 4.0 * num_parameters(config.front_end, config.model)
+        return {
+            "pretrain": weights + STAGE_BYTES,
+            "finetune": weights + STAGE_BYTES,
+            "evaluate": 5.0 * extent.test_clips * extent.num_classes + STAGE_BYTES / 10,
+        }
+
+    def checkpoint_bytes(self, config: TrialConfig) -> float:
+        """Model, its best version, and two moments of each weight; written beside the previous one."""
+        return 2 * 4 * 4.0 * num_parameters(config.front_end, config.model)
+
+    def extent(self, config: DataConfig) -> Extent:
+        if config not in self._extents:
+            fingerprint = self._planner.fingerprint(config)
+            self._extents[config] = data.extent(config, self._places.data, fingerprint)
+        return self._extents[config]
+
+    def _jobs(self, config: TrialConfig) -> list[Job]:
+        extent = self.extent(config.data)
+        second = Job("finetune", config, extent)
+        return [Job("pretrain", config, extent), second] if config.pretraining is not None else [second]
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Of one plan, or of several together."""
+
+    wall_seconds: float  # with as many trials at once as the device takes
+    computing_seconds: float  # of the stages that are missing
+    once_seconds: float  # of every stage, once, had none been found
+    alone_seconds: float  # of every trial by itself: each with its own pre-training
+    memory_bytes: float  # at most, of everything at once
+    disk_bytes: float  # added
+    extrapolated: bool  # from batches smaller than the trials'
+
+
+def cost_of(planned: Sequence[PlannedTrial], has: Callable[[Stage], bool], model: CostModel) -> Cost:
+    """What these trials cost, in the order in which they would be run."""
+    if not planned:
+        return Cost(0, 0, 0, 0, 0, 0, False)
+    missing = work_to_do(planned, has, model.seconds)
+    once = work_to_do(planned, lambda stage: False, model.seconds)
+    alone = sum(
+        model.seconds(item.trial.config)[stage.kind] for item in planned for stage in item.stages.all()
+    )
+    configs = {item.trial.config for item in planned}
+    unprepared: dict[str, Extent] = {}  # of the same data the largest part, which holds the others
+    for item in planned:
+        extent = model.extent(item.trial.config.data)
+        known = unprepared.setdefault(item.data_fingerprint, extent)
+        unprepared[item.data_fingerprint] = max(known, extent, key=lambda e: e.unprepared_bytes)
+    making = sum(_making_seconds(extent) for extent in unprepared.values()) if missing else 0.0
+    at_once = model.device.concurrency
+    heaviest = sorted((model.trial_bytes(item.trial.config) for item in planned), reverse=True)[:at_once]
+    # Each stage with the disk of its kind; a study's audio once.
+    on_disk = work_to_do(planned, has, model.stage_bytes)
+    checkpoints = at_once * max(model.checkpoint_bytes(config) for config in configs)
+    wall = makespan(planned, has, model.seconds, at_once)
+    return Cost(
+        wall_seconds=wall + making + START_SECONDS if missing else 0.0,
+        computing_seconds=sum(missing.values()),
+        once_seconds=sum(once.values()),
+        alone_seconds=alone,
+        memory_bytes=sum(heaviest) + (SHARED_BYTES if model.device.kind == "cpu" else 0.0),
+        disk_bytes=sum(on_disk.values())
+        + sum(extent.unprepared_bytes for extent in unprepared.values())
+        + (checkpoints if missing else 0.0),
+        extrapolated=any(model.is_extrapolated(config) for config in configs),
+    )
+
+
+def _making_seconds(extent: Extent) -> float:
+    """Of data that are not there yet, by the time that a few clips of the embedded corpus take."""
+    if not extent.unprepared_clips:
+        return 0.0
+    recipe = synthesis.Recipe(clip_seconds=max(1.0, extent.evaluated_seconds))
+    began = time.perf_counter()
+    for index in range(MAKING_CLIPS):
+        synthesis.synthesise(recipe, "timing", index)
+    each = (time.perf_counter() - began) / MAKING_CLIPS
+    return each * extent.unprepared_clips / (os.cpu_count() or 1)
+
+
+def makespan(
+    planned: Sequence[PlannedTrial],
+    has: Callable[[Stage], bool],
+    work: Callable[[TrialConfig], Mapping[str, float]],
+    workers: int,
+) -> float:
+    """Seconds until the last trial ends: the longest ready trial first, none waiting at a worker."""
+    pending = list(planned)
+    finished_at: dict[Stage, float] = {}  # of stages that a trial is at, or is past
+    free = [0.0] * workers
+    end = now = 0.0
+
+    def there(stage: Stage) -> bool:
+        return has(stage) or finished_at.get(stage, float("inf")) <= now
+
+    def length(item: PlannedTrial) -> float:
+        return sum(work(item.trial.config)[stage.kind] for stage in item.stages.missing(there))
+
+    while pending:
+        now = max(now, heapq.heappop(free))
+        ready = [i for i in pending if not any(s in finished_at for s in i.stages.missing(there)[:1])]
+        if not ready:  # until the next stage is finished
+            heapq.heappush(free, min(at for at in finished_at.values() if at > now))
+            continue
+        chosen = max(ready, key=length)
+        pending.remove(chosen)
+        done = now
+        for stage in chosen.stages.missing(there):
+            done += work(chosen.trial.config)[stage.kind]
+            finished_at[stage] = done
+        heapq.heappush(free, done)
+        end = max(end, done)
+    return end
+
+
+def refuse_what_cannot_fit(cost: Cost, model: CostModel, places: Places) -> None:
+    """Raises ConfigError, saying what to change."""
+    device = model.device
+    free = free_memory(device.kind) * (device.num_gpus or 1)
+    if cost.memory_bytes > free:
+        each = (cost.memory_bytes - (SHARED_BYTES if device.kind == "cpu" else 0)) / device.concurrency
+        raise ConfigError(
+            "resources.concurrency",
+            f"{device.concurrency} trials at once would take {gigabytes(cost.memory_bytes)} of memory, "
+            f"{gigabytes(each)} each, and {gigabytes(free)} are free; run fewer at once "
+            "(--set resources.concurrency=1), or cut the batch by pretraining.accumulation and "
+            "finetuning.accumulation, or take a smaller preset",
+        )
+    disk = shutil.disk_usage(nearest_folder(places.root)).free
+    if cost.disk_bytes > disk:
+        raise ConfigError(
+            "--root",
+            f"the study would write {gigabytes(cost.disk_bytes)} and {places.root} has {gigabytes(disk)} "
+            "left; name another folder, make room (python -m workbench.store gc), or ask for less data "
+            "(data.pool_clips, data.clip_seconds)",
+        )
+
+
+def nearest_folder(path: Path) -> Path:
+    """`path`, or the first folder above it that exists."""
+    path = path.resolve()
+    return path if path.exists() else nearest_folder(path.parent)
+
+
+def print_cost(cost: Cost, model: CostModel, write: Callable[[str], None]) -> None:
+    device = model.device
+    at_once = f"{device.concurrency} trial{'s' if device.concurrency > 1 else ''} at once"
+    if cost.computing_seconds:
+        write(
+            f"cost on {device.name}, {at_once}: about {duration(cost.wall_seconds)} "
+            f"({duration(cost.computing_seconds)} of computing)"
+        )
+    if cost.once_seconds:
+        times = cost.alone_seconds / cost.once_seconds
+        write(
+            f"sharing: every stage once is {duration(cost.once_seconds)} of computing, every trial by "
+            f"itself {duration(cost.alone_seconds)}, {times:.1f} times as much"
+        )
+    write(f"memory: {gigabytes(cost.memory_bytes)} at most; disk: {gigabytes(cost.disk_bytes)} more")
+    if cost.extrapolated:
+        write("some batches are too large to be measured here; their cost is extrapolated from smaller ones")
+
+
+def duration(seconds: float) -> str:
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    if seconds < 5400:
+        return f"{seconds / 60:.0f} min"
+    if seconds < 200 * 3600:
+        return f"{seconds / 3600:.1f} h"
+    return f"{seconds / 86400:,.0f} days"
+
+
+def gigabytes(count: float) -> str:
+    return f"{count / 1e9:.1f} GB" if count >= 5e7 else f"{count / 1e6:.1f} MB"

@@ -1,0 +1,57 @@
+"""Where things are: below the results folder, or where its `places.yaml` says."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from workbench.settings import ConfigError, from_dict
+from workbench.store import Store, open_store
+from workbench.study.strict_yaml import read_yaml
+
+FILE = "places.yaml"
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlacesFile:
+    """`places.yaml`: what does not lie below the results folder. None: it does."""
+
+    store: str | None = None  # a folder that every node sees, or an fsspec URL
+    data: str | None = None  # a folder, on every node
+    optuna: str | None = None  # an SQLAlchemy URL, such as postgresql+psycopg://host/optuna
+    mlflow: str | None = None  # a tracking URI, such as http://127.0.0.1:5000
+
+
+@dataclass(frozen=True)
+class Places:
+    """Where things are; `read` makes it from a results folder."""
+
+    root: Path
+    store_location: str
+    data: Path
+    optuna_url: str
+    mlflow_uri: str
+
+    @classmethod
+    def read(cls, root: Path) -> Places:
+        """Of the results in `root`. Raises ConfigError for a `places.yaml` that cannot be used."""
+        path = root / FILE
+        try:
+            file = from_dict(PlacesFile, read_yaml(path)) if path.exists() else PlacesFile()
+        except ConfigError as error:
+            raise ConfigError(f"{path}: {error.path}" if error.path else str(path), error.message) from None
+        here = root.resolve()
+        return cls(
+            root=root,
+            store_location=file.store or str(here / "store"),
+            data=Path(file.data) if file.data else root / "data",
+            optuna_url=file.optuna or f"sqlite:///{here / 'optuna.db'}",
+            mlflow_uri=file.mlflow or f"sqlite:///{here / 'mlflow.db'}",
+        )
+
+    def store(self, report: Callable[[str], None] = print) -> Store:
+        return open_store(self.store_location, report)
+
+    def study(self, study_id: str) -> Path:
+        return self.root / "studies" / study_id

@@ -1,0 +1,88 @@
+"""What difference so many seeds can be expected to show."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from scipy import optimize, stats
+
+from workbench.study.definition import Study
+
+CONFIDENCE, POWER = 0.95, 0.8
+
+
+def detectable_difference(pairs: int, deviation: float = 1.0) -> float:
+    """The true mean difference that a two-sided paired t-test finds with probability `POWER`.
+
+    `deviation` is the standard deviation of a pair's difference, and the unit of the result.
+    """
+    if pairs < 2:
+        return float("inf")
+    critical = stats.t.ppf(1 - (1 - CONFIDENCE) / 2, pairs - 1)
+
+    def lacking(effect: float) -> float:  # a finding with the wrong sign is none
+        return float(stats.nct.sf(critical, pairs - 1, effect * np.sqrt(pairs)) - POWER)
+
+    return deviation * float(optimize.brentq(lacking, 0.0, 20.0))
+
+
+def earlier_deviation(study: Study, folder: Path) -> tuple[float, str] | None:
+    """The standard deviation of a pair's difference in results that are there, and whose it is.
+
+    `folder` holds the studies; the same study comes first, else the one of the same preset and metric with
+    most trials. None where there is nothing to go by.
+    """
+    tables = {path.parent.name: path for path in sorted(folder.glob("*/trials.csv"))}
+    tables = {name: path for name, path in tables.items() if name.split("-")[1:2] == [study.preset]}
+    found = []
+    for name, path in tables.items():
+        deviation, count = _paired_deviation(pd.read_csv(path), f"test/{study.metric}")
+        if count:
+            found.append((name == study.id, count, name, deviation))
+    if not found:
+        return None
+    _, _, name, deviation = max(found)
+    return deviation, name
+
+
+def _paired_deviation(table: pd.DataFrame, metric: str) -> tuple[float, int]:
+    """Pooled over neighbouring arms; and of how many differences."""
+    if metric not in table or "seed" not in table:
+        return 0.0, 0
+    columns = list(table.columns)
+    axes = columns[columns.index("reason") + 1 : columns.index("regime")]
+    done = table[table.state == "complete"].assign(fold=lambda t: t["fold"].fillna(0))
+    if not axes or not len(done):
+        return 0.0, 0
+    arms = done.pivot_table(index=["seed", "fold"], columns=["regime", *axes], values=metric, dropna=False)
+    squares, freedom = 0.0, 0
+    for first, second in itertools.pairwise(arms.columns):
+        difference = (arms[first] - arms[second]).dropna()
+        if first[0] == second[0] and len(difference) > 1:
+            squares += float(((difference - difference.mean()) ** 2).sum())
+            freedom += len(difference) - 1
+    return (float(np.sqrt(squares / freedom)), freedom) if freedom else (0.0, 0)
+
+
+def print_power(study: Study, folder: Path, write: Callable[[str], None]) -> None:
+    """The smallest difference between two arms that the study's seeds can be expected to show."""
+    if study.search is not None:
+        return
+    pairs = len(study.seeds) * len(study.folds)
+    if pairs < 2:
+        write("seeds: one alone shows no difference, for nothing tells it from chance; name two or more")
+        return
+    earlier = earlier_deviation(study, folder)
+    if earlier is None:
+        size = f"{detectable_difference(pairs):.1f} standard deviations of a pair's difference"
+    else:
+        deviation, name = earlier
+        size = f"{detectable_difference(pairs, deviation):.3g} {study.metric}, by the noise of {name}"
+    write(
+        f"seeds: {pairs} pairs of trials can be expected to show a difference of {size} "
+        f"({POWER:.0%} power at {CONFIDENCE:.0%} confidence)"
+    )
