@@ -1,7 +1,8 @@
 """Shared by the tests: tiny trials, and a corpus made once."""
 
 import dataclasses
-from pathlib import Path
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -11,7 +12,7 @@ from workbench.data import load_splits
 from workbench.settings import from_dict
 from workbench.study.definition import read_preset
 
-PROJECT = Path(__file__).parent.parent
+SMOKE = "studies/smoke.yaml"
 
 
 @pytest.fixture(autouse=True)
@@ -59,3 +60,68 @@ def _replace(settings, path, value):
     head, *rest = path
     inner = _replace(getattr(settings, head), rest, value) if rest else value
     return dataclasses.replace(settings, **{head: inner})
+
+
+# --- whole studies, by the command line ---------------------------------------------------------------------
+
+
+@pytest.fixture(scope="session")
+def project(request):
+    return request.config.rootpath
+
+
+@pytest.fixture
+def root(tmp_path, data_root, calibration):
+    """A results folder of its own, on the session's corpora and step times."""
+    root = tmp_path / "mlruns"
+    root.mkdir()
+    (root / "data").symlink_to(data_root)
+    (root / "calibration").symlink_to(calibration)
+    return root
+
+
+@pytest.fixture
+def command(project):
+    def command(root, study=SMOKE, *arguments):
+        return [
+            sys.executable,
+            "-m",
+            "workbench.study",
+            str(study),
+            "--root",
+            str(root),
+            *arguments,
+        ]
+
+    return command
+
+
+@pytest.fixture
+def run(project, command):
+    def run(root, study=SMOKE, *arguments):
+        return subprocess.run(
+            command(root, study, *arguments),
+            cwd=project,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def finished(project, tmp_path_factory, data_root, calibration):
+    """The smoke study, run once without disturbance: its folder and what it printed."""
+    root = tmp_path_factory.mktemp("finished")
+    (root / "data").symlink_to(data_root)
+    (root / "calibration").symlink_to(calibration)
+    done = subprocess.run(
+        [sys.executable, "-m", "workbench.study", SMOKE, "--root", str(root)],
+        cwd=project,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return root, done.stdout

@@ -14,7 +14,7 @@ from workbench.data.clips import Extent
 from workbench.settings import ConfigError
 from workbench.study.__main__ import main
 from workbench.study.calibration import Calibration, Device, Job, _extrapolated
-from workbench.study.cost import Cost, cost_of, makespan, refuse_what_cannot_fit
+from workbench.study.cost import Cost, CostModel, cost_of, makespan, refuse_what_cannot_fit
 from workbench.study.definition import Resources, load_study
 from workbench.study.places import Places
 from workbench.study.plan import Planner
@@ -182,6 +182,33 @@ def test_rates_are_kept_and_found_again(tmp_path, study, monkeypatch):
     other = Calibration(tmp_path, dataclasses.replace(device, threads=2))
     with pytest.raises(KeyError):
         other.rates(jobs[0])
+
+
+def test_an_estimate_learns_from_what_was_run(planned, tmp_path, data_root):
+    """Were every stage to take three times what was expected, so would the next estimate be."""
+    places = dataclasses.replace(Places.read(tmp_path), data=data_root)
+    device = Device("cpu", threads=1, concurrency=1, num_gpus=0)
+    long = [  # long enough to learn from
+        Planner().plan(dataclasses.replace(item.trial, config=_longer(item.trial.config))) for item in planned
+    ]
+    model = CostModel(places, device, Planner())
+    model.prepare(long, lambda line: None)
+    before = cost_of(long, lambda stage: False, model).computing_seconds
+    took = {
+        stage: 3 * model.seconds(item.trial.config)[stage.kind]
+        for item in long
+        for stage in item.stages.all()
+    }
+    model.learn(long, took)
+    after = cost_of(long, lambda stage: False, CostModel(places, device, Planner())).computing_seconds
+    assert after == pytest.approx(3 * before, rel=0.05)
+
+
+def _longer(config):
+    steps = {"steps": 20_000}
+    first = config.pretraining and dataclasses.replace(config.pretraining, **steps)
+    second = dataclasses.replace(config.finetuning, **steps)
+    return dataclasses.replace(config, pretraining=first, finetuning=second)
 
 
 def test_a_shape_is_what_decides_an_updates_length(study, with_changes):

@@ -5,12 +5,8 @@ import ipaddress
 import os
 import re
 import shutil
-import signal
 import subprocess
-import sys
-import time
 
-import optuna
 import pandas as pd
 import psutil
 import pytest
@@ -18,116 +14,27 @@ from mlflow import MlflowClient
 
 from analysis import plot_ablation
 from workbench.study.places import Places
-from workbench.study.results import studies, trial_table
 
+from .books import (
+    assert_each_ended_once,
+    family_of,
+    mlflow_runs,
+    optuna_trials,
+    trials_of,
+    wait_for,
+    workers_of,
+)
 from .test_data import write_esc50
 
 SMOKE = "studies/smoke.yaml"
 
 
-@pytest.fixture(scope="module")
-def project(request):
-    return request.config.rootpath
-
-
-@pytest.fixture
-def root(tmp_path, data_root, calibration):
-    """A results folder of its own, on the session's corpora and step times."""
-    root = tmp_path / "mlruns"
-    root.mkdir()
-    (root / "data").symlink_to(data_root)
-    (root / "calibration").symlink_to(calibration)
-    return root
-
-
-@pytest.fixture
-def command(project):
-    def command(root, study=SMOKE, *arguments):
-        return [
-            sys.executable,
-            "-m",
-            "workbench.study",
-            str(study),
-            "--root",
-            str(root),
-            *arguments,
-        ]
-
-    return command
-
-
-@pytest.fixture
-def run(project, command):
-    def run(root, study=SMOKE, *arguments):
-        return subprocess.run(
-            command(root, study, *arguments),
-            cwd=project,
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-
-    return run
-
-
-@pytest.fixture(scope="module")
-def finished(project, tmp_path_factory, data_root, calibration):
-    """The smoke study, run once without disturbance: its folder and what it printed."""
-    root = tmp_path_factory.mktemp("finished")
-    (root / "data").symlink_to(data_root)
-    (root / "calibration").symlink_to(calibration)
-    done = subprocess.run(
-        [sys.executable, "-m", "workbench.study", SMOKE, "--root", str(root)],
-        cwd=project,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-    return root, done.stdout
-
-
-def _optuna_trials(root):
-    name = studies(root)[0].id
-    return optuna.load_study(study_name=name, storage=Places.read(root).optuna_url).get_trials(deepcopy=False)
-
-
-def _runs(root, experiment="smoke"):
-    client = MlflowClient(Places.read(root).mlflow_uri)
-    runs = client.search_runs([client.get_experiment_by_name(experiment).experiment_id], max_results=1000)
-    parents = [r for r in runs if r.data.tags["workbench.kind"] == "study"]
-    return parents, [r for r in runs if r.data.tags["workbench.kind"] == "trial"]
-
-
-def _table(root):
-    record = studies(root)[0]
-    return record, trial_table(record, root)
-
-
-def _figures(table):
-    """What a trial is and scored, without what depends on the order of finishing."""
-    columns = [c for c in table.columns if c not in ("number", "run_id")]
-    order = ["model.num_heads", "regime", "seed"]
-    return table[columns].sort_values(order, ignore_index=True)
-
-
-def _assert_each_ended_once(root, count):
-    trials = _optuna_trials(root)
-    assert [t.state.name for t in trials] == ["COMPLETE"] * count
-    assert len({t.user_attrs["key"] for t in trials}) == count
-    parents, children = _runs(root)
-    assert [p.info.status for p in parents] == ["FINISHED"]
-    assert [c.info.status for c in children] == ["FINISHED"] * count
-    assert len({c.data.tags["workbench.key"] for c in children}) == count
-    assert not list((root / "store").glob("*/*.work")), "no attempt is left half done"
-
-
 def test_a_study_runs_to_a_table_and_every_trial_is_in_optuna_and_mlflow(finished):
     root, printed = finished
-    _assert_each_ended_once(root, 8)
+    assert_each_ended_once(root, 8)
     assert "0 of 8 trials failed" in printed
     assert len(re.findall(r"0\.\d{3} ± 0\.\d{3} \(2\)", printed)) == 4  # 2 levels x 2 regimes
-    _, children = _runs(root)
+    _, children = mlflow_runs(root)
     for child in children:
         assert 0 < child.data.metrics["test/mAP"] <= 1
         assert {"model.num_heads", "finetuning.optimiser.peak_lr", "regime", "seed"} <= set(child.data.params)
@@ -153,7 +60,7 @@ def test_the_same_command_again_repeats_nothing(finished, run):
     assert "trials to run" not in again.stdout
     assert printed[printed.index("mean ±") :] == again.stdout[again.stdout.index("mean ±") :]
     assert before == {p: p.stat().st_mtime_ns for p in (root / "store").rglob("*.safetensors")}
-    _assert_each_ended_once(root, 8)
+    assert_each_ended_once(root, 8)
 
 
 def test_the_figure_and_its_tables(finished, tmp_path):
@@ -176,64 +83,6 @@ def test_an_unknown_study_is_named(finished, tmp_path, capsys):
     assert "smoke-smoke" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("after", [0, 2])
-def test_a_killed_driver_goes_on_and_loses_nothing(finished, root, command, run, project, after):
-    """kill -9 after so many finished trials, then the same command."""
-    with subprocess.Popen(
-        command(root), cwd=project, stdout=subprocess.PIPE, text=True, start_new_session=True
-    ) as driver:
-        seen = 0
-        for line in driver.stdout:
-            seen += line.startswith("complete")
-            if seen >= after and (after or "trials to run" in line):
-                break
-        if not after:
-            _wait_for(lambda: studies(root) and any(t.state.name == "RUNNING" for t in _optuna_trials(root)))
-        driver.send_signal(signal.SIGKILL)
-    done_before = {t.number for t in _optuna_trials(root) if t.state.name == "COMPLETE"}
-    again = run(root)
-    assert again.returncode == 0, again.stdout + again.stderr
-    _assert_each_ended_once(root, 8)
-    rerun = {int(n) for n in re.findall(r"^complete +(\d+)", again.stdout, re.MULTILINE)}
-    assert not rerun & done_before
-    pd.testing.assert_frame_equal(_figures(_table(finished[0])[1]), _figures(_table(root)[1]))
-
-
-def test_a_killed_worker_is_replaced(finished, root, command, project):
-    with subprocess.Popen(
-        command(root), cwd=project, stdout=subprocess.PIPE, text=True, start_new_session=True
-    ) as driver:
-        for line in driver.stdout:
-            if line.startswith("complete"):
-                break
-        worker = _wait_for(lambda: _workers(driver.pid))[0]
-        os.kill(worker, signal.SIGKILL)
-        driver.communicate(timeout=120)
-    assert driver.returncode == 0
-    _assert_each_ended_once(root, 8)
-    pd.testing.assert_frame_equal(_figures(_table(finished[0])[1]), _figures(_table(root)[1]))
-
-
-def _wait_for(condition, seconds=60):
-    deadline = time.monotonic() + seconds
-    while time.monotonic() < deadline:
-        found = condition()
-        if found:
-            return found
-        time.sleep(0.05)
-    raise AssertionError(f"not so within {seconds} s")
-
-
-def _workers(driver):
-    """Process ids of Tune's actors below `driver`, by what Ray calls them."""
-    found = []
-    for child in psutil.Process(driver).children(recursive=True):
-        with contextlib.suppress(psutil.NoSuchProcess):  # it has ended meanwhile
-            if any("ImplicitFunc" in word for word in child.cmdline()):
-                found.append(child.pid)
-    return found
-
-
 def _is_loopback(text):
     address = ipaddress.ip_address(text)
     return (getattr(address, "ipv4_mapped", None) or address).is_loopback
@@ -241,7 +90,7 @@ def _is_loopback(text):
 
 def _listening(driver):
     """Addresses on which `driver` and the processes below it listen."""
-    family = [driver, *(child.pid for child in psutil.Process(driver).children(recursive=True))]
+    family = [driver, *(child.pid for child in family_of(driver))]
     sockets = psutil.net_connections(kind="inet")
     return {s.laddr for s in sockets if s.status == psutil.CONN_LISTEN and s.pid in family}
 
@@ -251,7 +100,7 @@ def test_a_study_listens_to_loopback_alone_and_runs_in_one_process_only(root, co
         for line in driver.stdout:
             if "trials to run" in line:
                 break
-        _wait_for(lambda: _workers(driver.pid))
+        wait_for(lambda: workers_of(driver.pid))
         listening = _listening(driver.pid)
         assert listening
         assert all(_is_loopback(address.ip) for address in listening), listening
@@ -287,9 +136,9 @@ def test_a_trial_that_fails_by_its_own_fault_is_recorded_and_not_tried_again(roo
     assert done.returncode == 1
     assert "1 of 2 trials failed" in done.stdout
     assert "not finite" in done.stdout
-    trials = _optuna_trials(root)
+    trials = optuna_trials(root)
     assert sorted(t.state.name for t in trials) == ["COMPLETE", "FAIL"]
-    _, children = _runs(root, "mine")
+    _, children = mlflow_runs(root, "mine")
     assert sorted(c.info.status for c in children) == ["FAILED", "FINISHED"]
     assert any("not finite" in c.data.tags.get("workbench.reason", "") for c in children)
     again = run(root, study)
@@ -298,7 +147,7 @@ def test_a_trial_that_fails_by_its_own_fault_is_recorded_and_not_tried_again(roo
     retried = run(root, study, "--retry-failed")
     assert retried.returncode == 1
     assert "1 of 2 trials to run" in retried.stdout
-    assert sorted(t.state.name for t in _optuna_trials(root)) == [
+    assert sorted(t.state.name for t in optuna_trials(root)) == [
         "COMPLETE",
         "FAIL",
         "FAIL",
@@ -323,13 +172,13 @@ def test_a_search_runs_and_goes_on(root, run, write, tmp_path):
     study = write(SEARCH)
     done = run(root, study)
     assert done.returncode == 0, done.stdout + done.stderr
-    trials = _optuna_trials(root)
+    trials = optuna_trials(root)
     assert len(trials) == 5
     assert {t.state.name for t in trials} <= {"COMPLETE", "PRUNED"}  # the pruner itself: test_ledger.py
     assert all(set(t.params) == {"finetuning.optimiser.peak_lr", "finetuning.batch_size"} for t in trials)
     more = run(root, write(SEARCH.replace("num_trials: 5", "num_trials: 6")))
     assert "1 of 6 trials to run" in more.stdout
-    assert [t.params for t in _optuna_trials(root)][:5] == [t.params for t in trials]
+    assert [t.params for t in optuna_trials(root)][:5] == [t.params for t in trials]
     assert plot_ablation.main(["mine", "--root", str(root), "--output", str(tmp_path / "figures")]) == 0
 
 
@@ -371,32 +220,6 @@ def test_wrong_commands_end_in_one_message(root, run, arguments, words):
     assert "Traceback" not in done.stderr
 
 
-def test_ctrl_c_ends_the_study_and_says_how_to_go_on(finished, root, command, run, project):
-    with subprocess.Popen(
-        command(root),
-        cwd=project,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-    ) as driver:
-        for line in driver.stdout:
-            if line.startswith("complete"):
-                break
-        family = psutil.Process(driver.pid).children(recursive=True)
-        os.killpg(driver.pid, signal.SIGINT)  # as a terminal does
-        _, printed = driver.communicate(timeout=60)
-    assert driver.returncode == 130
-    assert "to go on" in printed
-    assert "Traceback" not in printed
-    psutil.wait_procs(family, timeout=30)
-    assert not [p for p in family if p.is_running() and p.status() != psutil.STATUS_ZOMBIE]
-    assert [p.info.status for p in _runs(root)[0]] == ["KILLED"]
-    assert run(root).returncode == 0
-    _assert_each_ended_once(root, 8)
-    pd.testing.assert_frame_equal(_figures(_table(finished[0])[1]), _figures(_table(root)[1]))
-
-
 ESC = """
 question: Do workers find recordings by a relative path?
 preset: smoke
@@ -414,7 +237,7 @@ def test_a_study_on_recordings_by_a_relative_path(root, run, write, tmp_path, pr
     folder = os.path.relpath(tmp_path / "recordings", project)
     done = run(root, write(ESC.format(folder=folder)))
     assert done.returncode == 0, done.stdout + done.stderr
-    table = _table(root)[1]
+    table = trials_of(root)
     assert table.fold.tolist() == [1, 2]
     assert table["test/accuracy"].between(0, 1).all()
 
@@ -422,13 +245,13 @@ def test_a_study_on_recordings_by_a_relative_path(root, run, write, tmp_path, pr
 def test_results_that_were_deleted_are_made_again(root, run, write):
     study = write(DIVERGING.replace("[2e-3, 1e20]", "[1e-3, 2e-3]"))
     assert run(root, study).returncode == 0
-    before = _table(root)[1]
+    before = trials_of(root)
     for name in ("store", "mlflow.db"):
         path = root / name
         shutil.rmtree(path) if path.is_dir() else path.unlink()
     again = run(root, study)
     assert again.returncode == 0, again.stderr
-    assert _table(root)[1]["test/mAP"].tolist() == before["test/mAP"].tolist()
+    assert trials_of(root)["test/mAP"].tolist() == before["test/mAP"].tolist()
 
 
 def test_levels_that_are_mappings_have_a_table_and_a_figure(root, run, write, tmp_path):

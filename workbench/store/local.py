@@ -132,9 +132,8 @@ class Store:
     def _build(self, stage: Stage, build: Build, work: Path) -> None:
         began = time.monotonic()
         facts = dict(build(work))
-        for leftover in (CHECKPOINT, f"{CHECKPOINT}.*.tmp", f"{FACTS}.*.tmp"):  # the latter two of a kill
-            for path in work.glob(leftover):
-                path.unlink()
+        for path in (*work.glob(CHECKPOINT), *work.glob("*.tmp")):  # the latter of a kill while writing
+            path.unlink()
         seconds = time.monotonic() - began + facts.pop("earlier_seconds", 0.0)
         write_facts(work, stage, facts, seconds)
 
@@ -198,9 +197,10 @@ class Store:
 
     def refer(self, study: str, root: str, keys: Iterable[str]) -> None:
         """Enter that a study, of the results in `root`, needs these stages."""
-        write_json(
-            self.root / "studies" / f"{study}.json", {"study": study, "root": root, "keys": sorted(keys)}
-        )
+        path = self.root / "studies" / f"{study}.json"
+        content = {"study": study, "root": root, "keys": sorted(keys)}
+        if not path.exists() or json.loads(path.read_text()) != content:
+            write_json(path, content)
 
     def forget(self, study: str) -> bool:
         """What this study needs may go; whether there was such a study."""

@@ -41,7 +41,7 @@ def main(arguments: list[str] | None = None) -> int:
         for study, path in zip(studies, options.studies, strict=True):
             status = max(status, _run(study, path, places, options, console))
         return status
-    except (ConfigError, DataError) as error:
+    except (ConfigError, DataError, OSError) as error:  # the last: a folder that cannot be written
         print(error, file=sys.stderr)
         return 2
     except KeyboardInterrupt:
@@ -91,7 +91,7 @@ def _dry_run(studies: list[Study], places: Places, console: Console) -> int:
             print_trials(planned, store.has, lambda line: console.print(line, markup=False))
         else:
             count = study.search.num_trials
-            console.print(f"a search of {count} trials by {study.search.sampler}; at corners of its space:")
+            console.print(f"a search of {count} trials by {study.search.sampler}; reckoned at random points:")
         _show_plan(study, planned, store, places, planner, console)
         together += planned
     if len(studies) > 1:

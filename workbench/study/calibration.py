@@ -135,9 +135,7 @@ class Calibration:
         self._path = folder / f"{device.key}.json"
         self._device = device
         self._rates: dict[str, Rates] = {}
-        if self._path.exists():
-            rates = json.loads(self._path.read_text())["rates"]
-            self._rates = {key: Rates(**values) for key, values in rates.items()}
+        self._read()
 
     def rates(self, job: Job) -> Rates:
         return self._rates[job.key]
@@ -149,18 +147,36 @@ class Calibration:
             return
         report(f"measuring {len(missing)} kinds of update on this device ({self._device.name}), once")
         measured = _measure_together(missing, self._device)
+        self._keep({job.key: rates for job, rates in zip(missing, measured, strict=True)})
+
+    def learn(self, job: Job, factor: float) -> None:
+        """A study's own stages took this much longer than expected: the next estimate knows."""
+        rates = self._rates[job.key]
+        self._keep(
+            {
+                job.key: dataclasses.replace(
+                    rates,
+                    update_seconds=rates.update_seconds * factor,
+                    heard_clip_seconds=rates.heard_clip_seconds * factor,
+                    statistics_seconds=rates.statistics_seconds * factor,
+                )
+            }
+        )
+
+    def _keep(self, rates: dict[str, Rates]) -> None:
         self._path.parent.mkdir(parents=True, exist_ok=True)
         with self._path.with_suffix(".lock").open("w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
-            if self._path.exists():  # another study has measured meanwhile
-                rates = json.loads(self._path.read_text())["rates"]
-                self._rates = {key: Rates(**values) for key, values in rates.items()}
-            self._rates |= {job.key: rates for job, rates in zip(missing, measured, strict=True)}
-            content = {key: dataclasses.asdict(rates) for key, rates in self._rates.items()}
-            write_json(
-                self._path,
-                {"device": dataclasses.asdict(self._device) | {"name": self._device.name}, "rates": content},
-            )
+            self._read()  # another study may have measured meanwhile
+            self._rates |= rates
+            device = dataclasses.asdict(self._device) | {"name": self._device.name}
+            shapes = {key: dataclasses.asdict(each) for key, each in self._rates.items()}
+            write_json(self._path, {"device": device, "rates": shapes})
+
+    def _read(self) -> None:
+        if self._path.exists():
+            rates = json.loads(self._path.read_text())["rates"]
+            self._rates |= {key: Rates(**values) for key, values in rates.items()}
 
 
 def _measure_together(jobs: list[Job], device: Device) -> list[Rates]:
@@ -290,7 +306,7 @@ class _Clock:
         return timed >= TIMED_UPDATES or (timed >= 1 and self._times[-1] - self._times[1] >= self._seconds)
 
     def update_seconds(self) -> float:
-        return statistics.fmean(np.diff(self._times[1:]))
+        return statistics.median(np.diff(self._times[1:]))
 
 
 def _time_evaluation(job: Job, device: torch.device) -> float:

@@ -6,7 +6,7 @@ import heapq
 import os
 import shutil
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -26,6 +26,7 @@ TRIAL_SECONDS = 0.5  # between the end of one trial and the next one's first upd
 SHARED_BYTES = 1.2e9  # the driver and Ray's own processes
 WORKER_BYTES = 0.2e9  # what Ray adds to a process that trains
 STAGE_BYTES = 40_000  # history and facts
+LEARNING_SECONDS = 20.0  # of training that correct a calibration; less is mostly what surrounds it
 MAKING_CLIPS = 4  # made to see how long the others will take
 
 
@@ -67,6 +68,23 @@ class CostModel:
             rates = self._calibration.rates(first[0])
             seconds["pretrain"] = rates.statistics_seconds + config.pretraining.steps * rates.update_seconds
         return seconds
+
+    def learn(self, planned: Iterable[PlannedTrial], took: Mapping[Stage, float]) -> None:
+        """Correct the calibration by the seconds that stages really took."""
+        jobs: dict[str, Job] = {}
+        expected: dict[str, float] = {}
+        real: dict[str, float] = {}
+        trial_of = {stage: item.trial.config for item in planned for stage in item.stages.all()}
+        for stage, config in trial_of.items():
+            for job in self._jobs(config):
+                if job.kind == stage.kind and stage in took:
+                    jobs[job.key] = job
+                    expected[job.key] = expected.get(job.key, 0.0) + self.seconds(config)[stage.kind]
+                    real[job.key] = real.get(job.key, 0.0) + took[stage]
+        for key, job in jobs.items():
+            if expected[key] >= LEARNING_SECONDS:
+                self._calibration.learn(job, real[key] / expected[key])
+        self._seconds.clear()
 
     def is_extrapolated(self, config: TrialConfig) -> bool:
         """Whether a batch was too large to be measured here."""

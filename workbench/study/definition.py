@@ -16,9 +16,11 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import yaml
 
 from workbench.config import TrialConfig
+from workbench.random_streams import numpy_stream
 from workbench.settings import ConfigError, digest, from_dict, identity, to_dict
 from workbench.study.strict_yaml import read_value, read_yaml
 
@@ -55,6 +57,12 @@ class Uniform:
     def __post_init__(self) -> None:
         _check_range(self.low, self.high, self.log, self.step is not None)
 
+    def draw(self, generator: np.random.Generator) -> float:
+        if self.log:
+            return float(np.exp(generator.uniform(np.log(self.low), np.log(self.high))))
+        value = float(generator.uniform(self.low, self.high))
+        return value if self.step is None else self.low + (value - self.low) // self.step * self.step
+
 
 @dataclass(frozen=True, kw_only=True)
 class Integer:
@@ -69,6 +77,11 @@ class Integer:
     def __post_init__(self) -> None:
         _check_range(self.low, self.high, self.log, self.step != 1)
 
+    def draw(self, generator: np.random.Generator) -> int:
+        if self.log:
+            return round(float(np.exp(generator.uniform(np.log(self.low), np.log(self.high)))))
+        return self.low + int(generator.integers((self.high - self.low) // self.step + 1)) * self.step
+
 
 @dataclass(frozen=True, kw_only=True)
 class Choice:
@@ -80,6 +93,9 @@ class Choice:
     def __post_init__(self) -> None:
         if not self.values:
             raise ConfigError("values", "must not be empty")
+
+    def draw(self, generator: np.random.Generator) -> Any:
+        return self.values[int(generator.integers(len(self.values)))]
 
 
 Distribution = Uniform | Integer | Choice
@@ -209,6 +225,16 @@ class Study:
             {**low, path: value} for path, values in self._extremes().items() for value in values[1:]
         ]
         return [self.searched(point) for point in points]
+
+    def random_trials(self) -> list[Trial]:
+        """As many trials as a search has, at random points of its space: what it will cost, roughly."""
+        assert self.search is not None
+        generator = numpy_stream(self.search.seed, "plan")
+        space = self.search.space.items()
+        return [
+            self.searched({path: distribution.draw(generator) for path, distribution in space})
+            for _ in range(self.search.num_trials)
+        ]
 
     def searched(self, point: Mapping[str, Any]) -> Trial:
         """The trial at a point of the search's space."""

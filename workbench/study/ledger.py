@@ -23,7 +23,7 @@ from workbench.store import Stage
 from workbench.study.definition import Choice, Integer, Search, Study
 from workbench.study.plan import PlannedTrial, Planner, place, work_of, work_to_do
 
-optuna.logging.set_verbosity(optuna.logging.WARNING)
+optuna.logging.set_verbosity(optuna.logging.CRITICAL)  # what is wrong is raised, and told once
 
 FORGOTTEN = "forgotten"  # numbers of ended trials that count no longer
 DUPLICATE = "duplicate_of"  # of a search's trial that repeats another: that one's number

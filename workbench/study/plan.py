@@ -45,11 +45,9 @@ class Planner:
         return self._fingerprints[config]
 
     def plan_study(self, study: Study) -> list[PlannedTrial]:
-        """Every trial of a grid; of a search, as many stand-ins at corners of its space."""
-        if study.search is None:
-            return [self.plan(trial) for trial in study.trials()]
-        corners = [self.plan(trial) for trial in study.corners()]
-        return [corners[i % len(corners)] for i in range(study.search.num_trials)]
+        """Every trial of a grid; of a search, as many stand-ins at random points of its space."""
+        trials = study.trials() if study.search is None else study.random_trials()
+        return [self.plan(trial) for trial in trials]
 
 
 def place(trial: Trial) -> dict[str, Any]:

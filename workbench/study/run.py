@@ -59,7 +59,7 @@ class Books:
             )
             self.tracking = Tracking(study, places)
         self._places = places
-        self._store = store
+        self.store = store
         self._needed: set[str] = set()
         self._refer(self.ledger.planned if isinstance(self.ledger, GridLedger) else [])
         for ended in self.ledger.ended():
@@ -80,8 +80,8 @@ class Books:
         self._refer([planned])
         if ended.state != "complete":
             self.tracking.record(ended, planned, None)
-        elif self._store.has(planned.stages.evaluate):
-            self.tracking.record(ended, planned, read_result(planned.stages, self._store))
+        elif self.store.has(planned.stages.evaluate):
+            self.tracking.record(ended, planned, read_result(planned.stages, self.store))
         else:  # what it found was deleted before it was written down
             self.ledger.forget(ended.number)
 
@@ -90,7 +90,7 @@ class Books:
         new = {stage.key for item in planned for stage in item.stages.all()} - self._needed
         if new:
             self._needed |= new
-            self._store.refer(self.ledger.study.id, str(self._places.root.resolve()), self._needed)
+            self.store.refer(self.ledger.study.id, str(self._places.root.resolve()), self._needed)
 
 
 def run_study(
@@ -153,17 +153,21 @@ def _run_trials(
     definition = results.write_definition(study, planned, command, folder)
     if ledger.num_left:
         began = time.monotonic()
+        there = {stage for item in planned for stage in item.stages.all() if books.store.has(stage)}
         _prepare_data(study, places, console)
         console.print(f"{ledger.num_left} of {ledger.num_trials} trials to run", markup=False)
         store_url = places.store_location if "://" in places.store_location else ""
         flag = f"{store_url}/stop-{study.id}" if store_url else str(folder.resolve() / "stop")
         interruption = Interruption(flag)
         progress = Progress(ledger, console, books.record, interruption)
-        with ray_started(model.device), progress, interruption:
+        with ray_started(model.device, folder / "processes.json"), progress, interruption:
             run_trials(ledger, places, progress, model.device, interruption)
         if interruption.requested and ledger.num_left:
             raise StudyInterrupted
         _judge_estimate(expected, time.monotonic() - began, folder, console)
+        ended = [item for item in map(ledger.planned_of, ledger.ended()) if item is not None]
+        new = {s for item in ended for s in item.stages.all() if s not in there and books.store.has(s)}
+        model.learn(ended, {stage: books.store.facts(stage)["seconds"] for stage in new})
     return results.StudyRecord.read(definition)
 
 

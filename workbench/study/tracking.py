@@ -7,6 +7,7 @@ a kill in between; such a one is removed when the study goes on, and written aga
 from __future__ import annotations
 
 import json
+import logging
 import os
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,9 @@ from workbench.study.definition import Study
 from workbench.study.ledger import Ended
 from workbench.study.places import Places
 from workbench.study.plan import PlannedTrial, place
+
+logging.getLogger("mlflow").setLevel(logging.CRITICAL)  # what is wrong is raised, and told once
+logging.getLogger("alembic").setLevel(logging.CRITICAL)
 
 PARAMS_BATCH, METRICS_BATCH = 100, 1000  # a request may hold so many
 PARENT, CHILD = "study", "trial"  # values of the tag workbench.kind

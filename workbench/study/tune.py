@@ -10,6 +10,7 @@ import contextlib
 import json
 import logging
 import os
+import platform
 import shutil
 import time
 from collections import Counter
@@ -29,6 +30,7 @@ os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
 os.environ.setdefault("TUNE_DISABLE_STRICT_METRIC_CHECKING", "1")  # most reports are of progress
 os.environ.setdefault("TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S", "0")
 
+import psutil
 import ray
 import torch
 from ray import tune
@@ -41,6 +43,7 @@ from workbench.data.clips import DataError
 from workbench.settings import from_dict, to_dict
 from workbench.stages import run_trial
 from workbench.store import StageBusy, open_store
+from workbench.store.stage import write_json
 from workbench.study.calibration import Device
 from workbench.study.interruption import Interruption, is_flagged
 from workbench.study.ledger import Assignment, Ledger
@@ -128,17 +131,41 @@ def run_trials(
 
 
 @contextlib.contextmanager
-def ray_started(device: Device) -> Iterator[None]:
-    """A Ray of the study's own, ended with it; or the one that RAY_ADDRESS names."""
+def ray_started(device: Device, processes: Path | None = None) -> Iterator[None]:
+    """A Ray of the study's own, ended with it; or the one that RAY_ADDRESS names.
+
+    `processes` is a file that keeps its processes. Should all of this be killed, some of Ray's helpers go
+    on for a minute; the next start ends them.
+    """
+    if processes is not None:
+        _end_survivors(processes)
     _start_ray(device.concurrency * device.threads)
+    if processes is not None and not os.environ.get("RAY_ADDRESS"):
+        family = [[child.pid, child.create_time()] for child in psutil.Process().children(recursive=True)]
+        write_json(processes, {"machine": platform.node(), "processes": family})
     try:
         yield
     finally:
         ray.shutdown()
 
 
+def _end_survivors(processes: Path) -> None:
+    """By process id, where that is still of the process that began then."""
+    if not processes.exists():
+        return
+    content = json.loads(processes.read_text())
+    if content["machine"] != platform.node():
+        return
+    for pid, began in content["processes"]:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process = psutil.Process(pid)
+            if abs(process.create_time() - began) < 1.0:
+                process.kill()
+
+
 def _start_ray(num_cpus: int) -> None:
-    logging.getLogger("ray").setLevel(logging.CRITICAL)  # the ledger says what failed, and why
+    for name in ("ray", "ray.tune", "ray.train"):  # the ledger says what failed, and why
+        logging.getLogger(name).setLevel(logging.CRITICAL)
     if os.environ.get("RAY_ADDRESS"):
         ray.init(log_to_driver=False, logging_level="error")
         return
@@ -297,7 +324,7 @@ def _train(config: dict[str, Any], settings: dict[str, Any]) -> None:
     except MemoryError:
         tune.report({"event": "failed", "reason": "out of memory"})
     except (OSError, DataError) as error:  # a full disk, data that are gone: not the trial's fault
-        tune.report({"event": "broken", "reason": f"{type(error).__name__}: {error}"})
+        tune.report({"event": "broken", "reason": str(error)})
     except Exception as error:
         reason = f"{type(error).__name__}: {error}"
         logging.getLogger(__name__).exception("trial %d", config["number"])

@@ -16,12 +16,19 @@ from torch import Tensor
 
 
 def save_tensors(path: Path, tensors: Mapping[str, Tensor], facts: Any = None) -> None:
-    """Write `tensors`, with JSON `facts` in the header; the file is there whole or not at all."""
+    """Write `tensors`, with JSON `facts` in the header; the file is there whole or not at all.
+
+    Raises OSError, also for a full disk, for which safetensors has an error of its own.
+    """
+    from safetensors import SafetensorError
     from safetensors.torch import save_file
 
     aside = path.with_name(f"{path.name}.{os.getpid()}.tmp")
     content = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    save_file(content, aside, metadata={"facts": json.dumps(facts)})
+    try:
+        save_file(content, aside, metadata={"facts": json.dumps(facts)})
+    except SafetensorError as error:
+        raise OSError(f"{aside} cannot be written: {error}") from error
     with aside.open("rb+") as file:
         os.fsync(file.fileno())
     aside.replace(path)
