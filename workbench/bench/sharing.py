@@ -1,0 +1,158 @@
+"""What sharing stages saves: `python -m workbench.bench.sharing [studies/label_fraction.yaml]`.
+
+Runs a study twice on this machine, as many trials at once: as the workbench runs it, and as opaque trials, as
+a tuner has them that knows nothing of stages: each with a store of its own, no machinery around it. Results
+must be the same to the last bit. Compute is the seconds that the stages themselves took.
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import multiprocessing
+import statistics
+import sys
+import tempfile
+import time
+from collections import defaultdict
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from pathlib import Path
+
+import torch
+from rich.console import Console
+
+from workbench.config import TrialConfig
+from workbench.data.corpus import die_with_parent
+from workbench.settings import from_dict, to_dict
+from workbench.stages import read_result, run_trial
+from workbench.store import Store
+from workbench.study.calibration import Device
+from workbench.study.commands import DEFAULT_ROOT
+from workbench.study.cost import CostModel, cost_of, duration
+from workbench.study.definition import Study, load_study
+from workbench.study.places import Places
+from workbench.study.plan import PlannedTrial, Planner
+from workbench.study.run import run_study
+from workbench.training.tracker import SilentTracker
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """0; 1 when results differ, or a stage was computed twice."""
+    parser = argparse.ArgumentParser(description="A study with shared stages, and as opaque trials.")
+    parser.add_argument("study", type=Path, nargs="?", default=Path("studies/label_fraction.yaml"))
+    parser.add_argument("--preset")
+    parser.add_argument("--set", dest="assignments", action="append", default=[], metavar="PATH=VALUE")
+    parser.add_argument("--data", type=Path, default=DEFAULT_ROOT / "data", help="audio made before")
+    options = parser.parse_args(arguments)
+    console = Console(highlight=False, soft_wrap=True)
+    study = load_study(options.study, preset=options.preset, assignments=tuple(options.assignments))
+    planned = Planner().plan_study(study)
+    device = Device.of(study.resources)
+    console.print(f"{study.id}: {len(planned)} trials, {device.concurrency} at once, on {device.name}")
+    with tempfile.TemporaryDirectory() as folder:
+        places = _places(Path(folder), options.data)
+        expected, shared_wall = _run_shared(study, planned, places, device, console)
+        began = time.perf_counter()
+        stores = _run_opaquely(planned, Path(folder) / "opaque", places.data, device, console)
+        opaque_wall = time.perf_counter() - began
+        return _report(planned, places.store(), stores, expected, (shared_wall, opaque_wall), console)
+
+
+def _places(folder: Path, data: Path) -> Places:
+    root = folder / "shared"
+    root.mkdir()
+    data.mkdir(parents=True, exist_ok=True)
+    (root / "places.yaml").write_text(f"data: {data.resolve()}\n")
+    return Places.read(root)
+
+
+def _run_shared(
+    study: Study, planned: list[PlannedTrial], places: Places, device: Device, console: Console
+) -> tuple[float, float]:
+    """As the workbench runs it: the seconds that the plan counts as repeated, and those that it took."""
+    model = CostModel(places, device, Planner())
+    model.prepare(planned, console.print)
+    cost = cost_of(planned, lambda stage: False, model)
+    quiet = Console(file=io.StringIO())
+    console.print(f"with the store: about {duration(cost.wall_seconds)}")
+    began = time.perf_counter()
+    run_study(study, places, command="", console=quiet, model=model, expected=cost)
+    return cost.alone_seconds - cost.once_seconds, time.perf_counter() - began
+
+
+def _run_opaquely(
+    planned: list[PlannedTrial], folder: Path, data: Path, device: Device, console: Console
+) -> list[Store]:
+    """Every trial by itself, the longest first; their stores."""
+    stores = [Store(folder / str(number)) for number in range(len(planned))]
+    context = multiprocessing.get_context("spawn")
+    order = sorted(range(len(planned)), key=lambda i: -planned[i].trial.config.finetuning.steps)
+    with ProcessPoolExecutor(device.concurrency, context, initializer=die_with_parent) as pool:
+        waiting = [
+            pool.submit(
+                _train,
+                to_dict(planned[i].trial.config),
+                planned[i].data_fingerprint,
+                stores[i],
+                data,
+                device,
+            )
+            for i in order
+        ]
+        for done, future in enumerate(as_completed(waiting), start=1):
+            future.result()
+            if done % 5 == 0:
+                console.print(f"as opaque trials: {done} of {len(planned)} done")
+    return stores
+
+
+def _train(raw: object, fingerprint: str, store: Store, data: Path, device: Device) -> None:
+    torch.set_num_threads(device.threads)
+    run_trial(
+        from_dict(TrialConfig, raw),
+        fingerprint,
+        store=store,
+        data_root=data,
+        device=torch.device(device.kind),
+        tracker=SilentTracker(),
+        report=lambda line: None,
+    )
+
+
+def _report(
+    planned: list[PlannedTrial],
+    shared: Store,
+    stores: list[Store],
+    expected: float,
+    walls: tuple[float, float],
+    console: Console,
+) -> int:
+    took: dict[str, list[float]] = defaultdict(list)  # stage key -> seconds, each time it was computed
+    differing = 0
+    for item, store in zip(planned, stores, strict=True):
+        for stage in item.stages.all():
+            took[stage.key].append(store.facts(stage)["seconds"])
+        differing += read_result(item.stages, store).metrics != read_result(item.stages, shared).metrics
+    entries = [entry for entry in shared.entries() if entry.finished]
+    once = sum(entry.facts["seconds"] for entry in entries if entry.facts)
+    opaque = sum(map(sum, took.values()))
+    repeated = sum(statistics.fmean(times) * (len(times) - 1) for times in took.values())
+    saved, twice = opaque - once, len(entries) - len(took)
+    computed = sum(map(len, took.values()))
+    console.print(f"{'':24s}{'stages':>8s}{'compute':>12s}{'wall':>10s}")
+    console.print(f"{'with the store':24s}{len(entries):8d}{once:10.0f} s{walls[0]:8.0f} s")
+    console.print(f"{'as opaque trials':24s}{computed:8d}{opaque:10.0f} s{walls[1]:8.0f} s")
+    console.print(f"ratio of compute {opaque / once:.2f}, of wall time {walls[1] / walls[0]:.2f}")
+    console.print(f"saved: {saved:.0f} s of computing, {saved / opaque:.0%} of the whole")
+    console.print(
+        f"repeated by opaque trials: {repeated:.0f} s; saved of it {saved / repeated:.0%} were saved"
+    )
+    console.print(f"repeated in the plan: {expected:.0f} s; saved of it {saved / expected:.0%}")
+    console.print(
+        f"trials whose metrics differ: {differing} of {len(planned)}; stages computed twice: {twice}"
+    )
+    return 1 if differing or twice else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
