@@ -284,3 +284,33 @@ def test_on_a_terminal_the_lines_are_drawn_in_place(root, command, project):
     assert b"of 8 done, 2 running, 0 failed" in seen
     assert seen.count(b"complete    ") >= 8
     assert b"Traceback" not in seen
+
+
+HALF = """
+question: Does a study wait for what another one is at?
+preset: smoke
+settings: {{pretraining.steps: 300}}
+regimes: [{regime}]
+seeds: [0, 1]
+"""
+
+
+def test_two_studies_at_once_share_what_they_pretrain(root, command, project, tmp_path):
+    """The second finds the pre-trainings that the first is at, and is given their results."""
+    drivers = []
+    for regime in ("full", "balanced"):
+        path = tmp_path / f"{regime}.yaml"
+        path.write_text(HALF.format(regime=regime))
+        drivers.append(
+            subprocess.Popen(
+                command(root, path), cwd=project, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+            )
+        )
+    for driver in drivers:
+        printed, _ = driver.communicate(timeout=200)
+        assert driver.returncode == 0, printed.decode()
+        assert b"0 of 2 trials failed" in printed
+    assert len(list((root / "store" / "pretrain").iterdir())) == 2
+    assert len(list((root / "store" / "finetune").iterdir())) == 4
+    for name in ("full", "balanced"):
+        assert [run.info.status for run in mlflow_runs(root, name)[1]] == ["FINISHED"] * 2

@@ -144,9 +144,7 @@ def _report(
     console.print(f"{'as opaque trials':24s}{computed:8d}{opaque:10.0f} s{walls[1]:8.0f} s")
     console.print(f"ratio of compute {opaque / once:.2f}, of wall time {walls[1] / walls[0]:.2f}")
     console.print(f"saved: {saved:.0f} s of computing, {saved / opaque:.0%} of the whole")
-    console.print(
-        f"repeated by opaque trials: {repeated:.0f} s; saved of it {saved / repeated:.0%} were saved"
-    )
+    console.print(f"repeated by opaque trials: {repeated:.0f} s; saved of it {saved / repeated:.0%}")
     console.print(f"repeated in the plan: {expected:.0f} s; saved of it {saved / expected:.0%}")
     console.print(
         f"trials whose metrics differ: {differing} of {len(planned)}; stages computed twice: {twice}"

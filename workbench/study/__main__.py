@@ -121,6 +121,8 @@ def _show_plan(
 
     print_stages(planned, store.has, write)
     model = CostModel(places, Device.of(study.resources), planner)
+    if not any(item.stages.missing(store.has) for item in planned):
+        return model, cost_of([], store.has, model)  # nothing to measure for
     model.prepare(planned, write)
     cost = cost_of(planned, store.has, model)
     print_cost(cost, model, write)
@@ -132,7 +134,7 @@ def _show_plan(
 
 def _run(study: Study, path: Path, places: Places, options: argparse.Namespace, console: Console) -> int:
     # Ray and MLflow take seconds to import; a wrong file or a dry run should not wait for them.
-    from workbench.study.run import StudyBusy, StudyInterrupted, run_study
+    from workbench.study.run import StudyBusy, StudyInterrupted, run_study, stopped_message
     from workbench.study.tune import StudyStopped
 
     command = study_command([path], options.preset, options.assignments, options.root)
@@ -154,7 +156,7 @@ def _run(study: Study, path: Path, places: Places, options: argparse.Namespace, 
         print(error, file=sys.stderr)
         return 2
     except StudyStopped as error:
-        print(f"{error}. What is finished is kept; to go on:\n  {command}", file=sys.stderr)
+        print(stopped_message(str(error), command), file=sys.stderr)
         return 1
     except StudyInterrupted:
         raise KeyboardInterrupt from None

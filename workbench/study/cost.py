@@ -129,6 +129,7 @@ class Cost:
     computing_seconds: float  # of the stages that are missing
     once_seconds: float  # of every stage, once, had none been found
     alone_seconds: float  # of every trial by itself: each with its own pre-training
+    trial_bytes: float  # memory of the largest trial
     memory_bytes: float  # at most, of everything at once
     disk_bytes: float  # added
     extrapolated: bool  # from batches smaller than the trials'
@@ -137,7 +138,7 @@ class Cost:
 def cost_of(planned: Sequence[PlannedTrial], has: Callable[[Stage], bool], model: CostModel) -> Cost:
     """What these trials cost, in the order in which they would be run."""
     if not planned:
-        return Cost(0, 0, 0, 0, 0, 0, False)
+        return Cost(0, 0, 0, 0, 0, 0, 0, False)
     missing = work_to_do(planned, has, model.seconds)
     once = work_to_do(planned, lambda stage: False, model.seconds)
     alone = sum(
@@ -161,6 +162,7 @@ def cost_of(planned: Sequence[PlannedTrial], has: Callable[[Stage], bool], model
         computing_seconds=sum(missing.values()),
         once_seconds=sum(once.values()),
         alone_seconds=alone,
+        trial_bytes=heaviest[0],
         memory_bytes=sum(heaviest) + (SHARED_BYTES if model.device.kind == "cpu" else 0.0),
         disk_bytes=sum(on_disk.values())
         + sum(extent.unprepared_bytes for extent in unprepared.values())
@@ -221,11 +223,10 @@ def refuse_what_cannot_fit(cost: Cost, model: CostModel, places: Places) -> None
     device = model.device
     free = free_memory(device.kind) * (device.num_gpus or 1)
     if cost.memory_bytes > free:
-        each = (cost.memory_bytes - (SHARED_BYTES if device.kind == "cpu" else 0)) / device.concurrency
         raise ConfigError(
             "resources.concurrency",
             f"{device.concurrency} trials at once would take {gigabytes(cost.memory_bytes)} of memory, "
-            f"{gigabytes(each)} each, and {gigabytes(free)} are free; run fewer at once "
+            f"{gigabytes(cost.trial_bytes)} each, and {gigabytes(free)} are free; run fewer at once "
             "(--set resources.concurrency=1), or cut the batch by pretraining.accumulation and "
             "finetuning.accumulation, or take a smaller preset",
         )
@@ -259,7 +260,11 @@ def print_cost(cost: Cost, model: CostModel, write: Callable[[str], None]) -> No
             f"sharing: every stage once is {duration(cost.once_seconds)} of computing, every trial by "
             f"itself {duration(cost.alone_seconds)}, {times:.1f} times as much"
         )
-    write(f"memory: {gigabytes(cost.memory_bytes)} at most; disk: {gigabytes(cost.disk_bytes)} more")
+    if cost.computing_seconds:
+        write(
+            f"memory: {gigabytes(cost.trial_bytes)} a trial, {gigabytes(cost.memory_bytes)} in all; "
+            f"disk: {gigabytes(cost.disk_bytes)}"
+        )
     if cost.extrapolated:
         write("some batches are too large to be measured here; their cost is extrapolated from smaller ones")
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import json
+import sys
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -131,6 +132,10 @@ def run_study(
     return not failed
 
 
+def stopped_message(reason: str, command: str) -> str:
+    return f"{reason}. What is finished is kept; to go on:\n  {command}"
+
+
 def first_line(error: BaseException) -> str:
     """What an error of a database says, without its statement."""
     cause = error.__cause__ or error.__context__
@@ -160,7 +165,14 @@ def _run_trials(
         flag = f"{store_url}/stop-{study.id}" if store_url else str(folder.resolve() / "stop")
         interruption = Interruption(flag)
         progress = Progress(ledger, console, books.record, interruption)
-        with ray_started(model.device, folder / "processes.json"), progress, interruption:
+
+        def last_words(reason: str) -> None:
+            progress.__exit__()  # gives the terminal back
+            with contextlib.suppress(Exception):
+                books.tracking.finish("KILLED")
+            print(stopped_message(reason, command), file=sys.stderr, flush=True)
+
+        with ray_started(model.device, folder / "processes.json", last_words), progress, interruption:
             run_trials(ledger, places, progress, model.device, interruption)
         if interruption.requested and ledger.num_left:
             raise StudyInterrupted

@@ -12,6 +12,7 @@ import logging
 import os
 import platform
 import shutil
+import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -52,6 +53,7 @@ from workbench.training.loop import Diverged, Stopped
 
 WORKER_DEATHS = 3  # survived by a trial; each time it is handed out again, and goes on from its checkpoint
 REPORT_SECONDS = 1.0  # between a worker's reports of progress
+WATCH_SECONDS = 0.5  # between looks at whether Ray's servers live
 
 
 class StudyStopped(RuntimeError):
@@ -131,22 +133,58 @@ def run_trials(
 
 
 @contextlib.contextmanager
-def ray_started(device: Device, processes: Path | None = None) -> Iterator[None]:
-    """A Ray of the study's own, ended with it; or the one that RAY_ADDRESS names.
+def ray_started(
+    device: Device, processes: Path | None = None, last_words: Callable[[str], None] = print
+) -> Iterator[None]:
+    """A Ray of the study's own, ended with it; or the one that RAY_ADDRESS names. Raises StudyStopped.
 
-    `processes` is a file that keeps its processes. Should all of this be killed, some of Ray's helpers go
-    on for a minute; the next start ends them.
+    `processes` is a file that keeps its processes: should all of this be killed, some of Ray's helpers go
+    on for a minute, and the next start ends them. Ray ends its driver when one of its servers dies, without
+    a word; before it does, `last_words` is called with what has happened, in another thread.
     """
     if processes is not None:
         _end_survivors(processes)
-    _start_ray(device.concurrency * device.threads)
-    if processes is not None and not os.environ.get("RAY_ADDRESS"):
-        family = [[child.pid, child.create_time()] for child in psutil.Process().children(recursive=True)]
-        write_json(processes, {"machine": platform.node(), "processes": family})
+    try:
+        _start_ray(device.concurrency * device.threads)
+    except Exception as error:  # Ray raises bare ones here
+        with contextlib.suppress(Exception):
+            ray.shutdown()
+        raise StudyStopped(f"Ray could not be started ({str(error).strip().splitlines()[0]})") from error
+    done = threading.Event()
+    if not os.environ.get("RAY_ADDRESS"):
+        family = psutil.Process().children(recursive=True)
+        if processes is not None:
+            pids = [[child.pid, child.create_time()] for child in family]
+            write_json(processes, {"machine": platform.node(), "processes": pids})
+        threading.Thread(target=_watch_ray, args=(family, done, last_words), daemon=True).start()
     try:
         yield
     finally:
+        done.set()
         ray.shutdown()
+
+
+def _watch_ray(
+    family: list[psutil.Process], done: threading.Event, last_words: Callable[[str], None]
+) -> None:
+    """End the driver, with last words, when a server of its Ray has died: nothing can go on then."""
+    servers = {child.pid: child for child in family if child.name() in ("raylet", "gcs_server")}
+    names = {pid: child.name() for pid, child in servers.items()}
+    while not done.wait(WATCH_SECONDS):
+        dead = [names[pid] for pid, child in servers.items() if not _is_alive(child)]
+        if dead and not done.is_set():
+            last_words(f"Ray's {dead[0]} has died")
+            for child in family:
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    child.kill()
+            os._exit(1)
+
+
+def _is_alive(process: psutil.Process) -> bool:
+    try:
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
 
 
 def _end_survivors(processes: Path) -> None:
@@ -167,14 +205,14 @@ def _start_ray(num_cpus: int) -> None:
     for name in ("ray", "ray.tune", "ray.train"):  # the ledger says what failed, and why
         logging.getLogger(name).setLevel(logging.CRITICAL)
     if os.environ.get("RAY_ADDRESS"):
-        ray.init(log_to_driver=False, logging_level="error")
+        ray.init(log_to_driver=False, logging_level=logging.CRITICAL)
         return
     ray.init(
         address="local",  # else it would follow the file of an earlier cluster, even a dead one
         num_cpus=num_cpus,
         include_dashboard=False,
         log_to_driver=False,
-        logging_level="error",
+        logging_level=logging.CRITICAL,
         object_store_memory=100 * 1024**2,  # nothing large travels; the default takes a third of memory
         _node_ip_address="127.0.0.1",
     )
@@ -241,7 +279,8 @@ class _Handout(Searcher):
                 if self._deaths[number] <= WORKER_DEATHS:
                     self._ledger.put_back(number)
                 else:
-                    self._ledger.fail(number, f"its worker died {self._deaths[number]} times")
+                    times = self._deaths[number]
+                    self._ledger.fail(number, f"its worker died {times} times; memory may be short")
         self._watcher.ended(number)
 
     def __reduce__(self) -> Any:
