@@ -20,7 +20,7 @@ from .books import (
     workers_of,
 )
 
-LONGER = ("--set", "pretraining.steps=400")  # so that there is something to interrupt
+LONGER = ("--set", "pretraining.steps=200")  # so that there is something to interrupt
 
 
 def _assert_as_undisturbed(root, finished):
@@ -57,7 +57,7 @@ def _read_until(driver, *beginnings, count=1):
 # --- kill -9 ------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("after", [0, 2])
+@pytest.mark.parametrize("after", [pytest.param(0, marks=pytest.mark.slow), 2])
 def test_a_killed_driver_goes_on_and_loses_nothing(finished, root, start, run, after):
     """After so many finished trials."""
     with start(root) as driver:
@@ -98,6 +98,7 @@ def test_everything_killed_at_once(finished, root, start, run):
     assert_all_gone(family)
 
 
+@pytest.mark.slow
 def test_rays_own_end_is_told_and_the_study_goes_on(finished, root, start, run):
     with start(root) as driver:
         _read_until(driver, "complete")
@@ -117,14 +118,24 @@ def test_rays_own_end_is_told_and_the_study_goes_on(finished, root, start, run):
 # --- Ctrl-C -------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("signals", [[signal.SIGINT], [signal.SIGINT] * 2, [signal.SIGTERM]], ids=str)
+@pytest.mark.parametrize(
+    "signals",
+    [
+        pytest.param([signal.SIGINT], id="once"),
+        pytest.param([signal.SIGINT] * 2, id="twice"),
+        pytest.param([signal.SIGTERM], id="SIGTERM", marks=pytest.mark.slow),
+    ],
+)
 def test_ctrl_c_once_stops_cleanly_and_twice_now(root, start, run, signals):
     with start(root, *LONGER) as driver:
         _read_until(driver, "8 of 8 trials to run")
         wait_for(lambda: list((root / "store").glob("pretrain/*.work")))
         family = family_of(driver.pid)
         for number in signals:
-            os.killpg(driver.pid, number)  # as a terminal does
+            if number is signal.SIGINT:
+                os.killpg(driver.pid, number)  # as a terminal does
+            else:
+                driver.send_signal(number)  # as `kill` does
             if number is not signals[-1]:
                 _read_until(driver, "stopping")
         said, printed = driver.communicate(timeout=60)
@@ -162,8 +173,7 @@ SCRIPT = """
 mount -t tmpfs -o size=40m none {root} && cp -r {data} {root}/data && cp -r {calibration} {root}/calibration
 {command} > {root}.first 2>&1 &
 driver=$!
-until grep -q "trials to run" {root}.first; do sleep 0.1; done
-until ls -d {root}/store/pretrain/*.work; do sleep 0.1; done
+until ls {root}/store/pretrain || ! kill -0 $driver; do sleep 0.1; done
 {fault}
 wait $driver
 echo $? > {root}.status
@@ -182,6 +192,7 @@ FAULTS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fault", FAULTS)
 def test_a_disk_that_fills_up_or_turns_read_only(
     finished, tmp_path, command, project, own_mounts, data_root, calibration, fault

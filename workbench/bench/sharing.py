@@ -28,7 +28,7 @@ from workbench.stages import read_result, run_trial
 from workbench.store import Store
 from workbench.study.calibration import Device
 from workbench.study.commands import DEFAULT_ROOT
-from workbench.study.cost import CostModel, cost_of, duration
+from workbench.study.cost import CostModel, Plan, cost_of, duration
 from workbench.study.definition import Study, load_study
 from workbench.study.places import Places
 from workbench.study.plan import PlannedTrial, Planner
@@ -76,7 +76,7 @@ def _run_shared(
     quiet = Console(file=io.StringIO())
     console.print(f"with the store: about {duration(cost.wall_seconds)}")
     began = time.perf_counter()
-    run_study(study, places, command="", console=quiet, model=model, expected=cost)
+    run_study(study, places, Plan(planned, model, cost), command="", console=quiet)
     return cost.alone_seconds - cost.once_seconds, time.perf_counter() - began
 
 

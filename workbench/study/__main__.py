@@ -11,14 +11,13 @@ from rich.console import Console
 
 from workbench.data.clips import DataError
 from workbench.settings import ConfigError
-from workbench.store import Store
 from workbench.study.commands import DEFAULT_ROOT, study_command
-from workbench.study.definition import Study, load_study
+from workbench.study.definition import Resources, Study, load_study
 from workbench.study.places import Places
 from workbench.study.plan import PlannedTrial, Planner, print_stages, print_trials
 
 if TYPE_CHECKING:
-    from workbench.study.cost import Cost, CostModel
+    from workbench.study.cost import Plan
 
 INTERRUPTED = 130  # the exit status that a shell gives it
 
@@ -85,51 +84,51 @@ def _dry_run(studies: list[Study], places: Places, console: Console) -> int:
     planner = Planner()
     together: list[PlannedTrial] = []
     for study in studies:
-        print_question(study, console)
+        _print_question(study, console)
         planned = planner.plan_study(study)
         if study.search is None:
             print_trials(planned, store.has, lambda line: console.print(line, markup=False))
         else:
             count = study.search.num_trials
             console.print(f"a search of {count} trials by {study.search.sampler}; reckoned at random points:")
-        _show_plan(study, planned, store, places, planner, console)
+        _make_plan(study, planned, places, planner, console, resources=study.resources)
         together += planned
     if len(studies) > 1:
         console.print(f"\nall {len(studies)} studies together")
-        _show_plan(studies[0], together, store, places, planner, console, of_seeds=False)
+        _make_plan(None, together, places, planner, console, resources=studies[0].resources)
     return 0
 
 
-def _show_plan(
-    study: Study,
+def _make_plan(
+    study: Study | None,
     planned: list[PlannedTrial],
-    store: Store,
     places: Places,
     planner: Planner,
     console: Console,
     *,
-    of_seeds: bool = True,
-) -> tuple[CostModel, Cost]:
-    """Print stages and cost; refuse what cannot fit."""
+    resources: Resources,
+) -> Plan:
+    """Show stages and cost, and refuse what cannot fit; `study` is None for several together."""
     # Measuring needs torch, and takes a while; a wrong file should not wait for it.
     from workbench.study.calibration import Device
-    from workbench.study.cost import CostModel, cost_of, print_cost, refuse_what_cannot_fit
+    from workbench.study.cost import CostModel, Plan, cost_of, print_cost, refuse_what_cannot_fit
     from workbench.study.power import print_power
 
     def write(line: str) -> None:
         console.print(line, markup=False)
 
-    print_stages(planned, store.has, write)
-    model = CostModel(places, Device.of(study.resources), planner)
-    if not any(item.stages.missing(store.has) for item in planned):
-        return model, cost_of([], store.has, model)  # nothing to measure for
+    has = places.store().has
+    print_stages(planned, has, write)
+    model = CostModel(places, Device.of(resources), planner)
+    if not any(item.stages.missing(has) for item in planned):
+        return Plan(planned, model, cost_of([], has, model))  # nothing to measure for
     model.prepare(planned, write)
-    cost = cost_of(planned, store.has, model)
+    cost = cost_of(planned, has, model)
     print_cost(cost, model, write)
-    if of_seeds:
+    if study is not None:
         print_power(study, places.root / "studies", write)
     refuse_what_cannot_fit(cost, model, places)
-    return model, cost
+    return Plan(planned, model, cost)
 
 
 def _run(study: Study, path: Path, places: Places, options: argparse.Namespace, console: Console) -> int:
@@ -138,19 +137,14 @@ def _run(study: Study, path: Path, places: Places, options: argparse.Namespace, 
     from workbench.study.tune import StudyStopped
 
     command = study_command([path], options.preset, options.assignments, options.root)
-    print_question(study, console)
+    _print_question(study, console)
     places.root.mkdir(parents=True, exist_ok=True)
     planner = Planner()
-    model, cost = _show_plan(study, planner.plan_study(study), places.store(), places, planner, console)
+    left = _left(study, planner.plan_study(study), places, retry_failed=options.retry_failed)
+    plan = _make_plan(study, left, places, planner, console, resources=study.resources)
     try:
         well = run_study(
-            study,
-            places,
-            command=command,
-            console=console,
-            model=model,
-            expected=cost,
-            retry_failed=options.retry_failed,
+            study, places, plan, command=command, console=console, retry_failed=options.retry_failed
         )
     except StudyBusy as error:
         print(error, file=sys.stderr)
@@ -163,7 +157,20 @@ def _run(study: Study, path: Path, places: Places, options: argparse.Namespace, 
     return 0 if well else 1
 
 
-def print_question(study: Study, console: Console) -> None:
+def _left(
+    study: Study, planned: list[PlannedTrial], places: Places, *, retry_failed: bool
+) -> list[PlannedTrial]:
+    """Without the trials that have failed and are not tried again; of a search, as many as are left."""
+    from workbench.study.ledger import ended_trials
+
+    ended = ended_trials(study, places.optuna_url)
+    if study.search is not None:
+        return planned[len(ended) :]
+    failed = {trial.key for trial in ended if trial.state == "failed" and not retry_failed}
+    return [item for item in planned if item.key not in failed]
+
+
+def _print_question(study: Study, console: Console) -> None:
     console.print(f"{study.id}: {study.question}", markup=False)
 
 

@@ -135,6 +135,15 @@ class Cost:
     extrapolated: bool  # from batches smaller than the trials'
 
 
+@dataclass(frozen=True)
+class Plan:
+    """What there is to run, and what it takes."""
+
+    planned: Sequence[PlannedTrial]
+    model: CostModel
+    cost: Cost
+
+
 def cost_of(planned: Sequence[PlannedTrial], has: Callable[[Stage], bool], model: CostModel) -> Cost:
     """What these trials cost, in the order in which they would be run."""
     if not planned:

@@ -11,6 +11,7 @@ import datetime
 import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Protocol
 
 import optuna
@@ -371,6 +372,19 @@ def open_ledger(
     if study.search is not None:
         return SearchLedger(study, planner, url, store=store, work=work)
     return GridLedger(study, planner, url, store=store, work=work, retry_failed=retry_failed)
+
+
+def ended_trials(study: Study, url: str) -> list[Ended]:
+    """Those of a study that may never have been run; nothing is created to find out."""
+    if url.startswith("sqlite:///") and not Path(url.removeprefix("sqlite:///")).exists():
+        return []
+    try:
+        known = optuna.load_study(study_name=study.id, storage=url)
+    except KeyError:
+        return []
+    forgotten = known.user_attrs.get(FORGOTTEN, ())
+    ended = map(_ended, known.get_trials(deepcopy=False, states=ENDED))
+    return [trial for trial in ended if trial.number not in forgotten and not trial.repeats]
 
 
 def _ended(frozen: FrozenTrial) -> Ended:

@@ -21,7 +21,7 @@ from workbench.settings import digest, identity
 from workbench.stages import read_result
 from workbench.store import Store
 from workbench.study import results
-from workbench.study.cost import Cost, CostModel, duration
+from workbench.study.cost import Cost, Plan, duration
 from workbench.study.definition import Study, Trial
 from workbench.study.interruption import Interruption
 from workbench.study.ledger import Ended, GridLedger, Work, open_ledger
@@ -97,25 +97,24 @@ class Books:
 def run_study(
     study: Study,
     places: Places,
+    plan: Plan,
     *,
     command: str,
     console: Console,
-    model: CostModel,
-    expected: Cost,
     retry_failed: bool = False,
 ) -> bool:
     """Run what is left of `study`; whether every trial ended well.
 
-    `command` is what a reader types to run it again, `expected` what the plan says that it costs. Raises
-    DataError, StudyBusy, StudyInterrupted, StudyStopped.
+    `command` is what a reader types to run it again. Raises DataError, StudyBusy, StudyInterrupted,
+    StudyStopped.
     """
     folder = places.study(study.id)
     store = places.store(lambda line: console.print(line, markup=False))
     try:
         with _only_driver(folder):
-            books = Books(study, places, store, work=model.seconds, retry_failed=retry_failed)
+            books = Books(study, places, store, work=plan.model.seconds, retry_failed=retry_failed)
             try:
-                record = _run_trials(study, books, places, command, console, model, expected)
+                record = _run_trials(study, books, places, plan, command, console)
                 table = results.trial_table(record, places.root)
                 table.to_csv(folder / results.TABLE, index=False)
                 for path in (folder / results.DEFINITION, folder / results.TABLE):
@@ -144,26 +143,18 @@ def first_line(error: BaseException) -> str:
 
 
 def _run_trials(
-    study: Study,
-    books: Books,
-    places: Places,
-    command: str,
-    console: Console,
-    model: CostModel,
-    expected: Cost,
+    study: Study, books: Books, places: Places, plan: Plan, command: str, console: Console
 ) -> results.StudyRecord:
-    ledger = books.ledger
-    planned = ledger.planned if isinstance(ledger, GridLedger) else []
+    ledger, store, model = books.ledger, books.store, plan.model
     folder = places.study(study.id)
+    planned = ledger.planned if isinstance(ledger, GridLedger) else []
     definition = results.write_definition(study, planned, command, folder)
     if ledger.num_left:
         began = time.monotonic()
-        there = {stage for item in planned for stage in item.stages.all() if books.store.has(stage)}
+        missing = {stage for item in plan.planned for stage in item.stages.missing(store.has)}
         _prepare_data(study, places, console)
         console.print(f"{ledger.num_left} of {ledger.num_trials} trials to run", markup=False)
-        store_url = places.store_location if "://" in places.store_location else ""
-        flag = f"{store_url}/stop-{study.id}" if store_url else str(folder.resolve() / "stop")
-        interruption = Interruption(flag)
+        interruption = Interruption(_flag(study, places))
         progress = Progress(ledger, console, books.record, interruption)
 
         def last_words(reason: str) -> None:
@@ -176,11 +167,17 @@ def _run_trials(
             run_trials(ledger, places, progress, model.device, interruption)
         if interruption.requested and ledger.num_left:
             raise StudyInterrupted
-        _judge_estimate(expected, time.monotonic() - began, folder, console)
-        ended = [item for item in map(ledger.planned_of, ledger.ended()) if item is not None]
-        new = {s for item in ended for s in item.stages.all() if s not in there and books.store.has(s)}
-        model.learn(ended, {stage: books.store.facts(stage)["seconds"] for stage in new})
+        _judge_estimate(plan.cost, time.monotonic() - began, folder, console)
+        new = [stage for stage in missing if store.has(stage)]
+        model.learn(plan.planned, {stage: store.facts(stage)["seconds"] for stage in new})
     return results.StudyRecord.read(definition)
+
+
+def _flag(study: Study, places: Places) -> str:
+    """Where workers on any machine look whether they are to stop."""
+    if "://" in places.store_location:
+        return f"{places.store_location}/stop-{study.id}"
+    return str(places.study(study.id).resolve() / "stop")
 
 
 def _judge_estimate(expected: Cost, seconds: float, folder: Path, console: Console) -> None:
