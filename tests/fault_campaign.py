@@ -384,6 +384,8 @@ class Campaign:
                 launch.kill_all()
                 self._count("hangs", 1, launch.output.read_text(errors="replace"))
                 return True
+        if fault and not launch.struck:  # the machine is less busy than it was for the reference
+            self._undisturbed_seconds *= 0.8
         return False
 
     def _seconds_to(self, moment):
