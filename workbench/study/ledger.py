@@ -15,8 +15,10 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import optuna
+from optuna.exceptions import StorageInternalError
 from optuna.samplers import BaseSampler
 from optuna.trial import FrozenTrial, TrialState
+from sqlalchemy.exc import SQLAlchemyError
 
 from workbench.config import TrialConfig
 from workbench.random_streams import derive
@@ -26,6 +28,7 @@ from workbench.study.plan import PlannedTrial, Planner, place, work_of, work_to_
 
 optuna.logging.set_verbosity(optuna.logging.CRITICAL)  # what is wrong is raised, and told once
 
+LEDGER_ERRORS = (StorageInternalError, SQLAlchemyError)  # a storage that cannot be read or written
 FORGOTTEN = "forgotten"  # numbers of ended trials that count no longer
 DUPLICATE = "duplicate_of"  # of a search's trial that repeats another: that one's number
 LOOK_AHEAD = 4  # trials that a search may propose while those before them wait for a stage

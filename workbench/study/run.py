@@ -11,10 +11,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import torch
-from mlflow.exceptions import MlflowException
-from optuna.exceptions import StorageInternalError
 from rich.console import Console
-from sqlalchemy.exc import SQLAlchemyError
 
 from workbench.data import load_splits
 from workbench.settings import digest, identity
@@ -24,12 +21,12 @@ from workbench.study import results
 from workbench.study.cost import Cost, Plan, duration
 from workbench.study.definition import Study, Trial
 from workbench.study.interruption import Interruption
-from workbench.study.ledger import Ended, GridLedger, Work, open_ledger
+from workbench.study.ledger import LEDGER_ERRORS, Ended, GridLedger, Work, open_ledger
 from workbench.study.places import Places
 from workbench.study.plan import PlannedTrial, Planner, work_of
 from workbench.study.progress import Progress
 from workbench.study.summary import print_summary
-from workbench.study.tracking import Tracking
+from workbench.study.tracking import TRACKING_ERRORS, Tracking
 from workbench.study.tune import StudyStopped, ray_started, run_trials
 
 
@@ -120,12 +117,12 @@ def run_study(
                 for path in (folder / results.DEFINITION, folder / results.TABLE):
                     books.tracking.attach(path)
             except BaseException:
-                with contextlib.suppress(MlflowException):  # the first error is the one to hear of
+                with contextlib.suppress(*TRACKING_ERRORS):  # the first error is the one to hear of
                     books.tracking.finish("KILLED")
                 raise
             failed = any(ended.state == "failed" for ended in books.ledger.ended())
             books.tracking.finish("FAILED" if failed else "FINISHED")
-    except (OSError, SQLAlchemyError, StorageInternalError, MlflowException) as error:
+    except (OSError, *LEDGER_ERRORS, *TRACKING_ERRORS) as error:
         raise StudyStopped(f"what is kept of the study could not be written: {first_line(error)}") from error
     print_summary(record, table, places.root, console)
     return not failed
@@ -136,10 +133,10 @@ def stopped_message(reason: str, command: str) -> str:
 
 
 def first_line(error: BaseException) -> str:
-    """What an error of a database says, without its statement."""
-    cause = error.__cause__ or error.__context__
-    inner = cause if isinstance(error, StorageInternalError) and cause is not None else error
-    return str(inner).strip().splitlines()[0] if str(inner).strip() else type(inner).__name__
+    """What an error of a database says, without its statement; Optuna hides it behind one of its own."""
+    if isinstance(error, LEDGER_ERRORS) and error.__cause__ is not None:
+        return first_line(error.__cause__)
+    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
 
 
 def _run_trials(

@@ -16,6 +16,7 @@ os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 
 from mlflow import MlflowClient
 from mlflow.entities import Metric, Param, RunStatus, ViewType
+from mlflow.exceptions import MlflowException
 
 from workbench.settings import identity
 from workbench.stages import TrialResult
@@ -27,6 +28,7 @@ from workbench.study.plan import PlannedTrial, place
 logging.getLogger("mlflow").setLevel(logging.CRITICAL)  # what is wrong is raised, and told once
 logging.getLogger("alembic").setLevel(logging.CRITICAL)
 
+TRACKING_ERRORS = (MlflowException,)  # a database or server that cannot be read or written
 PARAMS_BATCH, METRICS_BATCH = 100, 1000  # a request may hold so many
 PARENT, CHILD = "study", "trial"  # values of the tag workbench.kind
 CURVES = (
