@@ -142,42 +142,42 @@ def ray_started(
     on for a minute, and the next start ends them. Ray ends its driver when one of its servers dies, without
     a word; before it does, `last_words` is called with what has happened, in another thread.
     """
+    own = not os.environ.get("RAY_ADDRESS")
     if processes is not None:
         _end_survivors(processes)
+    done = threading.Event()
+    if own:  # from before the start: a server may die while Ray starts
+        threading.Thread(target=_watch_ray, args=(psutil.Process(), done, last_words), daemon=True).start()
     try:
         _start_ray(device.concurrency * device.threads)
-    except Exception as error:  # Ray raises bare ones here
-        with contextlib.suppress(Exception):
-            ray.shutdown()
-        raise StudyStopped(f"Ray could not be started ({str(error).strip().splitlines()[0]})") from error
-    done = threading.Event()
-    if not os.environ.get("RAY_ADDRESS"):
-        family = psutil.Process().children(recursive=True)
-        if processes is not None:
-            pids = [[child.pid, child.create_time()] for child in family]
-            write_json(processes, {"machine": platform.node(), "processes": pids})
-        threading.Thread(target=_watch_ray, args=(family, done, last_words), daemon=True).start()
-    try:
+        if own and processes is not None:
+            _note_processes(processes)
         yield
     finally:
         done.set()
         ray.shutdown()
 
 
-def _watch_ray(
-    family: list[psutil.Process], done: threading.Event, last_words: Callable[[str], None]
-) -> None:
+def _watch_ray(driver: psutil.Process, done: threading.Event, last_words: Callable[[str], None]) -> None:
     """End the driver, with last words, when a server of its Ray has died: nothing can go on then."""
-    servers = {child.pid: child for child in family if child.name() in ("raylet", "gcs_server")}
-    names = {pid: child.name() for pid, child in servers.items()}
+    servers: dict[psutil.Process, str] = {}
     while not done.wait(WATCH_SECONDS):
-        dead = [names[pid] for pid, child in servers.items() if not _is_alive(child)]
+        for child in driver.children():
+            with contextlib.suppress(psutil.NoSuchProcess):
+                if child.name() in ("raylet", "gcs_server"):
+                    servers[child] = child.name()
+        dead = [name for server, name in servers.items() if not _is_alive(server)]
         if dead and not done.is_set():
             last_words(f"Ray's {dead[0]} has died")
-            for child in family:
+            for child in driver.children(recursive=True):
                 with contextlib.suppress(psutil.NoSuchProcess):
                     child.kill()
             os._exit(1)
+
+
+def _note_processes(path: Path) -> None:
+    pids = [[child.pid, child.create_time()] for child in psutil.Process().children(recursive=True)]
+    write_json(path, {"machine": platform.node(), "processes": pids})
 
 
 def _is_alive(process: psutil.Process) -> bool:
@@ -202,6 +202,13 @@ def _end_survivors(processes: Path) -> None:
 
 
 def _start_ray(num_cpus: int) -> None:
+    try:
+        _init_ray(num_cpus)
+    except Exception as error:  # Ray raises bare ones here
+        raise StudyStopped(f"Ray could not be started ({str(error).strip().splitlines()[0]})") from error
+
+
+def _init_ray(num_cpus: int) -> None:
     for name in ("ray", "ray.tune", "ray.train"):  # the ledger says what failed, and why
         logging.getLogger(name).setLevel(logging.CRITICAL)
     if os.environ.get("RAY_ADDRESS"):
