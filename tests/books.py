@@ -1,6 +1,7 @@
 """What tests of whole studies read back: Optuna's trials, MLflow's runs, the table, the processes."""
 
 import contextlib
+import ipaddress
 import time
 
 import optuna
@@ -71,6 +72,18 @@ def workers_of(driver):
             if any("ImplicitFunc" in word for word in child.cmdline()):
                 found.append(child.pid)
     return found
+
+
+def listening(driver):
+    """Addresses on which `driver` and the processes below it listen."""
+    family = {driver, *(child.pid for child in family_of(driver))}
+    sockets = psutil.net_connections(kind="inet")
+    return {s.laddr for s in sockets if s.status == psutil.CONN_LISTEN and s.pid in family}
+
+
+def is_loopback(text):
+    address = ipaddress.ip_address(text)
+    return (getattr(address, "ipv4_mapped", None) or address).is_loopback
 
 
 def assert_all_gone(family, seconds=30):

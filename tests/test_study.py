@@ -1,14 +1,12 @@
 """Whole studies, through the command line: they run, go on after a kill, and say what failed."""
 
 import contextlib
-import ipaddress
 import os
 import re
 import shutil
 import subprocess
 
 import pandas as pd
-import psutil
 import pytest
 from mlflow import MlflowClient
 
@@ -17,7 +15,8 @@ from workbench.study.places import Places
 
 from .books import (
     assert_each_ended_once,
-    family_of,
+    is_loopback,
+    listening,
     mlflow_runs,
     optuna_trials,
     trials_of,
@@ -83,27 +82,15 @@ def test_an_unknown_study_is_named(finished, tmp_path, capsys):
     assert "smoke-smoke" in capsys.readouterr().err
 
 
-def _is_loopback(text):
-    address = ipaddress.ip_address(text)
-    return (getattr(address, "ipv4_mapped", None) or address).is_loopback
-
-
-def _listening(driver):
-    """Addresses on which `driver` and the processes below it listen."""
-    family = [driver, *(child.pid for child in family_of(driver))]
-    sockets = psutil.net_connections(kind="inet")
-    return {s.laddr for s in sockets if s.status == psutil.CONN_LISTEN and s.pid in family}
-
-
 def test_a_study_listens_to_loopback_alone_and_runs_in_one_process_only(root, command, run, project):
     with subprocess.Popen(command(root), cwd=project, stdout=subprocess.PIPE, text=True) as driver:
         for line in driver.stdout:
             if "trials to run" in line:
                 break
         wait_for(lambda: workers_of(driver.pid))
-        listening = _listening(driver.pid)
-        assert listening
-        assert all(_is_loopback(address.ip) for address in listening), listening
+        addresses = listening(driver.pid)
+        assert addresses
+        assert all(is_loopback(address.ip) for address in addresses), addresses
         second = run(root)
         assert second.returncode == 2
         assert "another process" in second.stderr

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -11,6 +12,7 @@ from rich.console import Console
 
 from workbench.data.clips import DataError
 from workbench.settings import ConfigError
+from workbench.study import cluster
 from workbench.study.commands import DEFAULT_ROOT, study_command
 from workbench.study.definition import Resources, Study, load_study
 from workbench.study.places import Places
@@ -26,6 +28,8 @@ def main(arguments: list[str] | None = None) -> int:
     """0 when every trial has ended well, 1 when some failed, 2 when nothing could be run."""
     options = _parser().parse_args(arguments)
     console = Console(highlight=False, soft_wrap=True)
+    if options.address is not None:
+        os.environ[cluster.VARIABLE] = options.address  # before Ray is imported
     try:
         studies = [
             load_study(path, preset=options.preset, assignments=tuple(options.assignments))
@@ -34,6 +38,8 @@ def main(arguments: list[str] | None = None) -> int:
         if options.retry_failed and any(study.search is not None for study in studies):
             raise ConfigError("--retry-failed", "a search does not retry; raise search.num_trials instead")
         places = Places.read(options.root)
+        if (address := cluster.cluster_address()) is not None:
+            cluster.look(address)  # before anything takes time
         if options.dry_run:
             return _dry_run(studies, places, console)
         status = 0
@@ -75,6 +81,10 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--root", type=Path, default=DEFAULT_ROOT, help="where results are kept (default: mlruns)"
     )
+    parser.add_argument(
+        "--address",
+        help="HOST:PORT of a running Ray cluster (default: RAY_ADDRESS, else this machine; docs/cluster.md)",
+    )
     return parser
 
 
@@ -110,7 +120,6 @@ def _make_plan(
 ) -> Plan:
     """Show stages and cost, and refuse what cannot fit; `study` is None for several together."""
     # Measuring needs torch, and takes a while; a wrong file should not wait for it.
-    from workbench.study.calibration import Device
     from workbench.study.cost import CostModel, Plan, cost_of, print_cost, refuse_what_cannot_fit
     from workbench.study.power import print_power
 
@@ -119,7 +128,7 @@ def _make_plan(
 
     has = places.store().has
     print_stages(planned, has, write)
-    model = CostModel(places, Device.of(resources), planner)
+    model = CostModel(places, cluster.device_of(resources), planner)
     if not any(item.stages.missing(has) for item in planned):
         return Plan(planned, model, cost_of([], has, model))  # nothing to measure for
     model.prepare(planned, write)
@@ -136,13 +145,13 @@ def _run(study: Study, path: Path, places: Places, options: argparse.Namespace, 
     from workbench.study.run import StudyBusy, StudyInterrupted, run_study, stopped_message
     from workbench.study.tune import StudyStopped
 
-    command = study_command([path], options.preset, options.assignments, options.root)
+    command = study_command([path], options.preset, options.assignments, options.root, options.address)
     _print_question(study, console)
     places.root.mkdir(parents=True, exist_ok=True)
     planner = Planner()
-    left = _left(study, planner.plan_study(study), places, retry_failed=options.retry_failed)
-    plan = _make_plan(study, left, places, planner, console, resources=study.resources)
     try:
+        left = _left(study, planner.plan_study(study), places, retry_failed=options.retry_failed)
+        plan = _make_plan(study, left, places, planner, console, resources=study.resources)
         well = run_study(
             study, places, plan, command=command, console=console, retry_failed=options.retry_failed
         )
@@ -161,9 +170,14 @@ def _left(
     study: Study, planned: list[PlannedTrial], places: Places, *, retry_failed: bool
 ) -> list[PlannedTrial]:
     """Without the trials that have failed and are not tried again; of a search, as many as are left."""
-    from workbench.study.ledger import ended_trials
+    from workbench.study.ledger import LEDGER_ERRORS, ended_trials
+    from workbench.study.run import first_line
+    from workbench.study.tune import StudyStopped
 
-    ended = ended_trials(study, places.optuna_url)
+    try:
+        ended = ended_trials(study, places.optuna_url)
+    except LEDGER_ERRORS as error:
+        raise StudyStopped(f"what is kept of the study could not be read: {first_line(error)}") from error
     if study.search is not None:
         return planned[len(ended) :]
     failed = {trial.key for trial in ended if trial.state == "failed" and not retry_failed}
@@ -175,7 +189,9 @@ def _print_question(study: Study, console: Console) -> None:
 
 
 def _interrupted(options: argparse.Namespace) -> int:
-    command = study_command(options.studies, options.preset, options.assignments, options.root)
+    command = study_command(
+        options.studies, options.preset, options.assignments, options.root, options.address
+    )
     print(f"\nInterrupted. What is finished is kept; to go on:\n  {command}", file=sys.stderr)
     return INTERRUPTED
 

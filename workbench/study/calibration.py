@@ -10,6 +10,7 @@ import contextlib
 import dataclasses
 import fcntl
 import json
+import math
 import multiprocessing
 import os
 import platform
@@ -100,6 +101,7 @@ class Device:
     threads: int  # of torch, a trial
     concurrency: int
     num_gpus: int
+    num_machines: int = 1  # of a cluster; they are taken to be like this one
 
     @classmethod
     def of(cls, resources: Resources) -> Device:
@@ -117,8 +119,13 @@ class Device:
         return f"{_processor()}, {self.threads} thread{'s' if self.threads > 1 else ''}"
 
     @property
+    def at_once_here(self) -> int:
+        """Trials at once on this machine: its share."""
+        return math.ceil(self.concurrency / self.num_machines)
+
+    @property
     def key(self) -> str:
-        return digest([self.name, self.kind, self.threads, self.concurrency, torch.__version__])[:16]
+        return digest([self.name, self.kind, self.threads, self.at_once_here, torch.__version__])[:16]
 
 
 def _processor() -> str:
@@ -181,11 +188,12 @@ class Calibration:
 
 def _measure_together(jobs: list[Job], device: Device) -> list[Rates]:
     """In as many processes as there will be trials at once: they share caches and memory."""
-    free = free_memory(device.kind) / device.concurrency
+    at_once = device.at_once_here
+    free = free_memory(device.kind) / at_once
     work = [(to_dict(job.config), job.kind, dataclasses.asdict(job.extent)) for job in jobs]
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(device.concurrency, context, initializer=die_with_parent) as pool:
-        futures = [pool.submit(_measure, work, device, free) for _ in range(device.concurrency)]
+    with ProcessPoolExecutor(at_once, context, initializer=die_with_parent) as pool:
+        futures = [pool.submit(_measure, work, device, free) for _ in range(at_once)]
         columns = zip(*(future.result() for future in futures), strict=True)
         return [_combined(column) for column in columns]
 

@@ -15,12 +15,19 @@ def python_command() -> str:
     return str(python.relative_to(here)) if python.is_relative_to(here) else "python"
 
 
-def study_command(studies: list[Path], preset: str | None, assignments: list[str], root: Path) -> str:
+def study_command(
+    studies: list[Path],
+    preset: str | None,
+    assignments: list[str],
+    root: Path,
+    address: str | None = None,
+) -> str:
     """Runs studies, or goes on with them."""
     words = [python_command(), "-m", "workbench.study", *map(str, studies)]
     words += ["--preset", preset] if preset else []
     words += [word for text in assignments for word in ("--set", text)]
     words += ["--root", str(root)] if root != DEFAULT_ROOT else []
+    words += ["--address", address] if address else []
     return shlex.join(words)
 
 

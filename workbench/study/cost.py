@@ -230,7 +230,7 @@ def makespan(
 def refuse_what_cannot_fit(cost: Cost, model: CostModel, places: Places) -> None:
     """Raises ConfigError, saying what to change."""
     device = model.device
-    free = free_memory(device.kind) * (device.num_gpus or 1)
+    free = free_memory(device.kind) * (device.num_gpus or device.num_machines)
     if cost.memory_bytes > free:
         raise ConfigError(
             "resources.concurrency",

@@ -9,16 +9,19 @@ from __future__ import annotations
 
 import datetime
 import math
+import os
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
 import optuna
+import sqlalchemy
 from optuna.exceptions import StorageInternalError
 from optuna.samplers import BaseSampler
 from optuna.trial import FrozenTrial, TrialState
 from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.pool import NullPool
 
 from workbench.config import TrialConfig
 from workbench.random_streams import derive
@@ -27,6 +30,7 @@ from workbench.study.definition import Choice, Integer, Search, Study
 from workbench.study.plan import PlannedTrial, Planner, place, work_of, work_to_do
 
 optuna.logging.set_verbosity(optuna.logging.CRITICAL)  # what is wrong is raised, and told once
+os.environ.setdefault("PGCONNECT_TIMEOUT", "10")  # seconds; for a host that does not answer, else minutes
 
 LEDGER_ERRORS = (StorageInternalError, SQLAlchemyError)  # a storage that cannot be read or written
 FORGOTTEN = "forgotten"  # numbers of ended trials that count no longer
@@ -86,7 +90,7 @@ class Ledger:
         self._planner = planner
         self._optuna = optuna.create_study(
             study_name=study.id,
-            storage=optuna.storages.RDBStorage(url),
+            storage=_storage(url),
             direction="maximize",
             load_if_exists=True,
             sampler=optuna.samplers.RandomSampler(),  # replaced before every use
@@ -381,13 +385,21 @@ def ended_trials(study: Study, url: str) -> list[Ended]:
     """Those of a study that may never have been run; nothing is created to find out."""
     if url.startswith("sqlite:///") and not Path(url.removeprefix("sqlite:///")).exists():
         return []
+    if not sqlalchemy.inspect(sqlalchemy.create_engine(url, poolclass=NullPool)).has_table("studies"):
+        return []
     try:
-        known = optuna.load_study(study_name=study.id, storage=url)
+        known = optuna.load_study(study_name=study.id, storage=_storage(url))
     except KeyError:
         return []
     forgotten = known.user_attrs.get(FORGOTTEN, ())
     ended = map(_ended, known.get_trials(deepcopy=False, states=ENDED))
     return [trial for trial in ended if trial.number not in forgotten and not trial.repeats]
+
+
+def _storage(url: str) -> optuna.storages.RDBStorage:
+    # Hours may lie between two trials: a server's connection that was cut meanwhile is replaced.
+    options = {} if url.startswith("sqlite:") else {"pool_pre_ping": True}
+    return optuna.storages.RDBStorage(url, engine_kwargs=options)
 
 
 def _ended(frozen: FrozenTrial) -> Ended:

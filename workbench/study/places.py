@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
+from urllib.parse import parse_qs, urlsplit
 
 from workbench.settings import ConfigError, from_dict
 from workbench.store import Store, open_store
@@ -21,6 +23,24 @@ class PlacesFile:
     data: str | None = None  # a folder, on every node
     optuna: str | None = None  # an SQLAlchemy URL, such as postgresql+psycopg://host/optuna
     mlflow: str | None = None  # a tracking URI, such as http://127.0.0.1:5000
+
+    def __post_init__(self) -> None:
+        for name, remedy in (
+            ("store", "by the file system's own configuration"),
+            ("optuna", "in ~/.pgpass or PGPASSWORD"),
+            ("mlflow", "in MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD"),
+        ):
+            if _holds_a_password(getattr(self, name) or ""):
+                raise ConfigError(
+                    name, f"holds a password, which results may be copied with; give it {remedy}"
+                )
+        if (self.optuna or "").startswith("postgresql") and find_spec("psycopg") is None:
+            raise ConfigError("optuna", "PostgreSQL needs psycopg: python -m pip install 'psycopg[binary]'")
+
+
+def _holds_a_password(url: str) -> bool:
+    parts = urlsplit(url)
+    return parts.password is not None or "password" in parse_qs(parts.query)
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.table import Table
 
 from workbench.study.commands import figure_command, ui_command
+from workbench.study.places import Places
 from workbench.study.results import StudyRecord
 
 
@@ -26,7 +27,9 @@ def print_summary(record: StudyRecord, table: pd.DataFrame, root: Path, console:
         console.print(f"{len(failed)} of {len(table)} trials failed", markup=False)
         for row in failed.itertuples():
             console.print(f"  {row.number}: {row.reason}", markup=False)
-    console.print(f"\ncompare the runs:  {ui_command(root)}", markup=False)
+    server = Places.read(root).mlflow_uri
+    where = server if server.startswith("http") else ui_command(root)
+    console.print(f"\ncompare the runs:  {where}", markup=False)
     console.print(f"draw the figure:   {figure_command(record.id, root)}", markup=False)
 
 

@@ -1,4 +1,4 @@
-"""Ray Tune schedules the trials that the ledger hands out. The only importer of ray.
+"""Ray Tune schedules the trials that the ledger hands out. Ray is imported here, and in `cluster`.
 
 A fresh Tuner at every launch, never a restored one: what has happened is in the ledger and the store. A
 worker trains, and reports small dictionaries; only the driver writes to Optuna and MLflow.
@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
+import math
 import os
 import platform
 import shutil
@@ -19,13 +20,13 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-if not os.environ.get("RAY_ADDRESS"):
-    # The one switch by which Ray's own processes listen to 127.0.0.1 alone; it must be set before the import.
-    os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
-os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+from workbench.study.cluster import check_listening, cluster_address, environment
+
+os.environ.update(environment())
 os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
 os.environ.setdefault("TUNE_DISABLE_SIGINT_HANDLER", "1")
 os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
+os.environ.setdefault("RAY_DEDUP_LOGS_SKIP_REGEX", "Raylet is terminated")  # with its whole log behind it
 os.environ.setdefault("RAY_CHDIR_TO_TRIAL_DIR", "0")  # data.root may be relative to where the study starts
 os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
 os.environ.setdefault("TUNE_DISABLE_STRICT_METRIC_CHECKING", "1")  # most reports are of progress
@@ -41,6 +42,7 @@ from ray.tune.search import Searcher
 
 from workbench.config import TrialConfig
 from workbench.data.clips import DataError
+from workbench.data.corpus import die_with_parent
 from workbench.settings import from_dict, to_dict
 from workbench.stages import run_trial
 from workbench.store import StageBusy, open_store
@@ -91,7 +93,8 @@ def run_trials(
     """
     folder = places.study(ledger.study.id) / "tune"
     shutil.rmtree(folder, ignore_errors=True)  # of an earlier launch; nothing in it is read
-    per_trial = {"cpu": device.threads, "gpu": device.num_gpus / device.concurrency}
+    sharing = math.ceil(device.concurrency / (device.num_gpus or 1))  # of a GPU; no trial uses more than one
+    per_trial = {"cpu": device.threads, "gpu": 1 / sharing if device.num_gpus else 0}
     settings = {
         "store": places.store_location,
         "data": str(places.data.resolve()),
@@ -99,6 +102,7 @@ def run_trials(
         "threads": device.threads,
         "device": device.kind,
         "select": f"validation/{ledger.study.metric}",
+        "folder": str(Path.cwd()),
     }
     handout = _Handout(ledger, watcher, interruption)
     trainable = tune.with_parameters(worker or _train, settings=settings)
@@ -142,7 +146,7 @@ def ray_started(
     on for a minute, and the next start ends them. Ray ends its driver when one of its servers dies, without
     a word; before it does, `last_words` is called with what has happened, in another thread.
     """
-    own = not os.environ.get("RAY_ADDRESS")
+    own = cluster_address() is None
     if processes is not None:
         _end_survivors(processes)
     done = threading.Event()
@@ -211,7 +215,9 @@ def _start_ray(num_cpus: int) -> None:
 def _init_ray(num_cpus: int) -> None:
     for name in ("ray", "ray.tune", "ray.train"):  # the ledger says what failed, and why
         logging.getLogger(name).setLevel(logging.CRITICAL)
-    if os.environ.get("RAY_ADDRESS"):
+    address = cluster_address()
+    if address is not None:
+        check_listening(address)  # it was there for the plan; were it gone, Ray would wait for it
         ray.init(log_to_driver=False, logging_level=logging.CRITICAL)
         return
     ray.init(
@@ -285,6 +291,7 @@ class _Handout(Searcher):
                 self._deaths[number] += 1
                 if self._deaths[number] <= WORKER_DEATHS:
                     self._ledger.put_back(number)
+                    self._watcher.note(f"trial {number}: its worker died; another will go on with it")
                 else:
                     times = self._deaths[number]
                     self._ledger.fail(number, f"its worker died {times} times; memory may be short")
@@ -339,7 +346,12 @@ class _Tick(tune.Callback):
 
 def _train(config: dict[str, Any], settings: dict[str, Any]) -> None:
     """One trial. Its own failures are results; only a worker that dies is tried again."""
+    # Ray takes a dead raylet that nobody has reaped for alive: this worker would wait to report, and hold its
+    # stage's lock, for ever.
+    die_with_parent()
     torch.set_num_threads(settings["threads"])
+    with contextlib.suppress(OSError):  # on another machine it may not be there
+        os.chdir(settings["folder"])  # a cluster's worker starts elsewhere; data.root may be relative
     trial = from_dict(TrialConfig, json.loads(config["trial"]))
     select = settings["select"]
 
