@@ -6,7 +6,20 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from analysis.estimators import Interval, bootstrap_interval, mean_interval, paired_difference
+from analysis.estimators import (
+    Interval,
+    bootstrap_interval,
+    equivalence,
+    hierarchical_comparison,
+    holm,
+    mean_interval,
+    monotonic_trend,
+    paired_comparison,
+    paired_difference,
+    pairs_to_decide,
+    per_clip_difference,
+)
+from workbench.study.power import detectable_difference
 
 
 @pytest.mark.parametrize("n", [2, 3, 5, 40])
@@ -143,3 +156,227 @@ def test_a_confidence_outside_0_to_1_is_refused(confidence: float) -> None:
 def test_bootstrap_refuses_no_resamples() -> None:
     with pytest.raises(ValueError, match="resamples"):
         bootstrap_interval([1.0, 2.0], np.mean, np.random.default_rng(0), resamples=0)
+
+
+def _simulated(studies: int, n: int, effect: float = 0.0, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    """Two arms (studies, n) that share their seeds' noise of 0.05, and differ by 0.01 and `effect`."""
+    generator = np.random.default_rng(seed)
+    shared = generator.normal(scale=0.05, size=(studies, n))
+    a, b = generator.normal(scale=0.01, size=(2, studies, n))
+    return shared + a, shared + b + effect
+
+
+@pytest.mark.parametrize("n", [2, 3, 10])
+def test_a_comparison_agrees_with_scipys_paired_t_test(n: int) -> None:
+    a, b = (arm[0] for arm in _simulated(1, n, effect=0.01))
+    ours = paired_comparison(a, b)
+    reference = stats.ttest_rel(b, a)
+    assert ours.p_value == pytest.approx(reference.pvalue)
+    interval = reference.confidence_interval(0.95)
+    assert (ours.low, ours.high) == pytest.approx((interval.low, interval.high))
+    assert ours.deviation == pytest.approx(np.std(b - a, ddof=1))
+
+
+def test_swapping_the_arms_turns_the_sign_and_nothing_else() -> None:
+    a, b = (arm[0] for arm in _simulated(1, 4, effect=0.01))
+    one, other = paired_comparison(a, b), paired_comparison(b, a)
+    assert (other.mean, other.low, other.high) == pytest.approx((-one.mean, -one.high, -one.low))
+    assert other.p_value == pytest.approx(one.p_value)
+
+
+def test_three_seeds_cover_as_claimed_where_a_percentile_bootstrap_does_not() -> None:
+    # 400 studies: the standard error of a coverage of 0.95 is 0.011.
+    generator = np.random.default_rng(0)
+    ours = bootstrap = 0
+    for difference in generator.normal(loc=0.02, scale=0.01, size=(400, 3)):
+        found = paired_comparison(np.zeros(3), difference)
+        ours += found.low <= 0.02 <= found.high
+        found = bootstrap_interval(difference, np.mean, generator, resamples=100)
+        bootstrap += found.low <= 0.02 <= found.high
+    assert ours / 400 == pytest.approx(0.95, abs=0.033)
+    assert bootstrap / 400 < 0.85
+
+
+def test_no_effect_is_rarely_significant() -> None:
+    a, b = _simulated(1000, 3)
+    wrong = np.mean([paired_comparison(x, y).p_value < 0.05 for x, y in zip(a, b, strict=True)])
+    assert wrong == pytest.approx(0.05, abs=0.021)  # three standard errors
+
+
+def test_differences_without_spread_are_certain() -> None:
+    assert paired_comparison([0.25, 0.5], [0.5, 0.75]).p_value == 0.0
+    assert paired_comparison([0.25, 0.5], [0.25, 0.5]).p_value == 1.0
+    assert math.isnan(paired_comparison([0.25], [0.5]).p_value)
+
+
+def _clips(generator: np.random.Generator, n: int, clip_noise: float, effect: float = 0.02) -> np.ndarray:
+    """Gains (n, 100) of a replicate's noise of 0.01, what clips do to all replicates, and the rest."""
+    gain = effect + generator.normal(scale=0.01, size=(n, 1)) + 0.1 * generator.normal(size=(n, 100))
+    return gain + clip_noise * generator.normal(size=(1, 100))
+
+
+@pytest.mark.parametrize("clip_noise", [0.0, 0.2])
+def test_intervals_over_replicates_and_clips_cover_the_truth(clip_noise: float) -> None:
+    generator = np.random.default_rng(0)
+    covered = 0
+    for _ in range(200):
+        gain = _clips(generator, 3, clip_noise)
+        difference = per_clip_difference(np.zeros_like(gain), gain)
+        found = hierarchical_comparison(difference, 3, 100, generator, resamples=100)
+        covered += found.low <= 0.02 <= found.high
+    assert covered / 200 == pytest.approx(0.95, abs=0.046)  # three standard errors
+
+
+def test_clips_that_differ_widen_the_interval_of_replicates_that_agree() -> None:
+    gain = np.tile(_clips(np.random.default_rng(0), 1, clip_noise=0.2), (3, 1))
+    gain += np.array([[0.0], [0.001], [-0.001]])
+    over_replicates = paired_comparison(np.zeros(3), gain.mean(axis=1))
+    over_both = hierarchical_comparison(
+        per_clip_difference(0 * gain, gain), 3, 100, np.random.default_rng(0), resamples=400
+    )
+    assert over_both.mean == pytest.approx(over_replicates.mean)
+    assert over_both.high - over_both.low > 5 * (over_replicates.high - over_replicates.low)
+    # With so little from the replicates it is the interval of a mean over 100 clips.
+    assert (over_both.high - over_both.low) / 2 == pytest.approx(
+        1.98 * gain[0].std(ddof=1) / math.sqrt(100), rel=0.15
+    )
+    assert over_both.p_value > over_replicates.p_value
+
+
+def test_any_score_of_a_set_of_clips_will_do() -> None:
+    gain = _clips(np.random.default_rng(0), 4, clip_noise=0.1)
+    by_mean = per_clip_difference(np.zeros_like(gain), gain)
+
+    def found(difference):
+        return hierarchical_comparison(difference, 4, 100, np.random.default_rng(3), resamples=50)
+
+    assert found(lambda replicate, clips: float(np.mean(gain[replicate][clips]))) == found(by_mean)
+    assert found(lambda replicate, clips: float(np.median(gain[replicate][clips]))) != found(by_mean)
+
+
+def test_clips_repeat_with_their_generator_and_the_order_of_replicates_is_nothing() -> None:
+    gain = _clips(np.random.default_rng(0), 4, clip_noise=0.1)
+
+    def found(rows: np.ndarray, seed: int):
+        difference = per_clip_difference(np.zeros_like(rows), rows)
+        result = hierarchical_comparison(difference, 4, 100, np.random.default_rng(seed), resamples=50)
+        return result.mean, result.low, result.high, result.p_value
+
+    assert found(gain, 1) == found(gain, 1)
+    assert found(gain, 1) != found(gain, 2)
+    assert found(gain[::-1], 1) == pytest.approx(found(gain, 1))
+
+
+def test_holm_agrees_with_the_worked_example() -> None:
+    # 4 x 0.005, 3 x 0.01, then 2 x 0.03 and 1 x 0.04, which may not be less than the one before.
+    assert holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
+    assert holm([0.9, 0.8]) == pytest.approx([1.0, 1.0])
+    assert holm([0.02]) == pytest.approx([0.02])
+    for wrong in ([1.5], [-0.1], [math.nan], []):
+        with pytest.raises(ValueError, match=r"p values|finite|no value"):
+            holm(wrong)
+
+
+def test_holm_keeps_the_chance_of_any_wrong_finding_in_a_study() -> None:
+    # Five arms against one base, so that the tests depend on each other.
+    arms = np.random.default_rng(0).normal(size=(500, 6, 4))
+    any_raw = any_holm = 0
+    for base, *others in arms:
+        p_values = [paired_comparison(base, other).p_value for other in others]
+        any_raw += min(p_values) < 0.05
+        any_holm += holm(p_values).min() < 0.05
+    assert any_holm / 500 <= 0.05 + 0.03
+    assert any_raw > 2 * any_holm
+
+
+def test_equivalence_agrees_with_two_one_sided_tests() -> None:
+    a, b = (arm[0] for arm in _simulated(1, 5, effect=0.003))
+    ours = equivalence(a, b, margin=0.02)
+    above = stats.ttest_1samp(b - a, -0.02, alternative="greater").pvalue
+    below = stats.ttest_1samp(b - a, 0.02, alternative="less").pvalue
+    assert ours.p_value == pytest.approx(max(above, below))
+
+
+def test_equivalent_is_an_interval_within_the_margin() -> None:
+    a, b = _simulated(200, 3, effect=0.005)
+    verdicts = [equivalence(x, y, margin=0.04) for x, y in zip(a, b, strict=True)]
+    for verdict in verdicts:
+        assert verdict.equivalent == (verdict.low > -0.04 and verdict.high < 0.04)
+    assert 0 < sum(v.equivalent for v in verdicts) < 200
+
+
+def test_arms_at_the_margin_are_rarely_equivalent_and_equal_ones_mostly() -> None:
+    a, b = _simulated(400, 8)
+    at_margin = np.mean([equivalence(x, y + 0.02, 0.02).equivalent for x, y in zip(a, b, strict=True)])
+    equal = np.mean([equivalence(x, y, 0.02).equivalent for x, y in zip(a, b, strict=True)])
+    assert at_margin <= 0.05 + 0.033
+    assert equal > 0.8
+    noisy = equivalence([0.1, 0.5, 0.3], [0.5, 0.1, 0.4], 0.02)  # not significant, and not equal either
+    assert not noisy.equivalent
+
+
+def test_one_pair_is_never_equivalent_and_a_margin_must_be_one() -> None:
+    assert not equivalence([0.5], [0.5], 0.1).equivalent
+    assert equivalence([0.5, 0.6], [0.5, 0.6], 0.1).equivalent
+    for margin in (0.0, -0.1, math.nan):
+        with pytest.raises(ValueError, match="margin"):
+            equivalence([0.5, 0.6], [0.5, 0.6], margin)
+
+
+def test_a_trend_is_found_with_its_direction_and_slope() -> None:
+    generator = np.random.default_rng(0)
+    seed = generator.normal(scale=0.05, size=(3, 1))  # hides it from anyone who ignores the pairing
+    rising = 0.01 * np.arange(5) + seed + generator.normal(scale=0.002, size=(3, 5))
+    up, down = monotonic_trend(rising), monotonic_trend(rising[:, ::-1])
+    assert (up.direction, down.direction) == (1, -1)
+    assert up.p_value == pytest.approx(down.p_value)
+    assert up.p_value < 0.001
+    assert up.slope.low < 0.01 < up.slope.high
+    assert up.slope.mean == pytest.approx(-down.slope.mean)
+    assert up.reversals == ()
+    assert monotonic_trend(rising[[2, 0, 1]]).p_value == up.p_value
+
+
+def test_a_trends_p_value_is_that_of_all_orders() -> None:
+    # Three levels, two replicates: 36 orders, of which one is as extreme on each side.
+    assert monotonic_trend([[1, 2, 3], [4, 5, 6]]).p_value == pytest.approx(2 / 36)
+
+
+def test_a_trend_says_where_it_turns() -> None:
+    scores = np.array([[0.1, 0.2, 0.3, 0.5, 0.4]]) + np.arange(4)[:, None]
+    found = monotonic_trend(scores)
+    assert found.direction == 1
+    assert found.p_value < 0.05
+    assert found.reversals == (3,)
+    with pytest.raises(ValueError, match="levels >= 3"):
+        monotonic_trend(scores[:, :2])
+
+
+@pytest.mark.parametrize("n", [2, 3, 6])
+def test_no_trend_is_rarely_significant(n: int) -> None:
+    generator = np.random.default_rng(n)
+    scores = generator.normal(size=(300, n, 1)) + generator.normal(size=(300, n, 4))
+    wrong = np.mean([monotonic_trend(study).p_value < 0.05 for study in scores])
+    assert wrong <= 0.05 + 0.038  # three standard errors
+
+
+def test_pairs_to_decide_are_the_fewest_that_detect_the_effect() -> None:
+    pairs = pairs_to_decide(0.01, 0.012)
+    assert pairs is not None
+    assert detectable_difference(pairs, 0.012) <= 0.01 < detectable_difference(pairs - 1, 0.012)
+    assert pairs_to_decide(-0.01, 0.012) == pairs
+    # They do decide: 80 % of studies of that size find it.
+    generator = np.random.default_rng(0)
+    studies = generator.normal(0.01, 0.012, size=(400, pairs))
+    power = np.mean([paired_comparison(np.zeros(pairs), study).p_value < 0.05 for study in studies])
+    assert power == pytest.approx(0.8, abs=0.06)
+
+
+def test_pairs_to_decide_ends() -> None:
+    assert pairs_to_decide(0.0, 0.01) is None
+    assert pairs_to_decide(1e-6, 0.01) is None
+    assert pairs_to_decide(0.01, 0.0) == 2
+    # An effect that is nearly none is decided by equivalence, which it has a whole margin for.
+    assert pairs_to_decide(0.001, 0.01, margin=0.021) == pairs_to_decide(0.02, 0.01)
+    with pytest.raises(ValueError, match="deviation"):
+        pairs_to_decide(0.1, -0.1)
