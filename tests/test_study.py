@@ -282,6 +282,7 @@ seeds: [0, 1]
 """
 
 
+@pytest.mark.slow
 def test_two_studies_at_once_share_what_they_pretrain(root, command, project, tmp_path):
     """The second finds the pre-trainings that the first is at, and is given their results."""
     drivers = []

@@ -77,6 +77,7 @@ def test_a_killed_driver_goes_on_and_loses_nothing(finished, root, start, run, a
     assert_all_gone(family)
 
 
+@pytest.mark.slow
 def test_a_killed_worker_is_replaced(finished, root, start):
     with start(root) as driver:
         _read_until(driver, "complete")
@@ -122,7 +123,7 @@ def test_rays_own_end_is_told_and_the_study_goes_on(finished, root, start, run):
     "signals",
     [
         pytest.param([signal.SIGINT], id="once"),
-        pytest.param([signal.SIGINT] * 2, id="twice"),
+        pytest.param([signal.SIGINT] * 2, id="twice", marks=pytest.mark.slow),
         pytest.param([signal.SIGTERM], id="SIGTERM", marks=pytest.mark.slow),
     ],
 )
