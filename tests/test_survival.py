@@ -171,7 +171,7 @@ def own_mounts():
 
 # The study, on a small disk of its own; what happens to the disk; the same command once more.
 SCRIPT = """
-mount -t tmpfs -o size=40m none {root} && cp -r {data} {root}/data && cp -r {calibration} {root}/calibration
+mount -t tmpfs -o size=100m none {root} && cp -r {data} {root}/data && cp -r {calibration} {root}/calibration
 {command} > {root}.first 2>&1 &
 driver=$!
 until ls {root}/store/pretrain || ! kill -0 $driver; do sleep 0.1; done
