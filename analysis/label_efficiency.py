@@ -32,7 +32,7 @@ from scipy.interpolate import PchipInterpolator
 
 from analysis.estimators import FloatArray, holm, mean_interval, paired_comparison
 from analysis.plot_ablation import COLOURS, MARKERS, METRIC_NAMES
-from workbench.study.results import StudyRecord, studies, trial_table
+from workbench.study.results import StudyRecord, best_tuned, studies, trial_table
 
 AXIS = "data.label_fraction"
 SCRATCH, PRETRAINED = "scratch", "pretrained"
@@ -385,7 +385,7 @@ def study_curves(record: StudyRecord, table: pd.DataFrame) -> Curves:
     metric = f"test/{record.metric}"
     if not len(table) or not (table["state"] == "complete").any():
         raise NoCurves(f"{record.id}: no finished trial")
-    done = table[table["state"] == "complete"]
+    done = best_tuned(record, table[table["state"] == "complete"])
     done = done.assign(fold=pd.to_numeric(done["fold"]).fillna(-1).astype(int))
     place = ["regime", "seed", "fold", AXIS]
     if done.duplicated(place).any():

@@ -23,7 +23,7 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import FixedLocator, NullLocator
 
 from analysis.estimators import mean_interval
-from workbench.study.results import StudyRecord, studies, trial_table
+from workbench.study.results import StudyRecord, arms, best_tuned, studies, trial_table
 
 # Okabe and Ito's palette, told apart by the colour-blind; the markers tell them apart in black and white.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
@@ -107,12 +107,13 @@ def draw_study(record: StudyRecord, table: pd.DataFrame, output: Path) -> list[P
 
 
 def level_summary(record: StudyRecord, done: pd.DataFrame) -> pd.DataFrame:
-    """Mean of the test metric with its 95 % interval, and n, for each level and line."""
+    """Mean of the test metric, its 95 % interval and n of each arm, from one trial a replicate."""
     metric = f"test/{record.metric}"
     rows = []
-    for group, values in done.groupby(_lines(record) + _axis(record), dropna=False, sort=False):
+    for group, values in done.groupby(arms(record), dropna=False, sort=False):
         interval = mean_interval(_replicates(values, metric))
-        names = dict(zip(_lines(record) + _axis(record), group, strict=True))
+        names = dict(zip(arms(record), group, strict=True))
+        names |= {path: values[path].iloc[0] for path in record.tuned}
         clips = values["labelled_clips"].mean()
         rows.append(
             names
@@ -137,35 +138,37 @@ def _replicates(values: pd.DataFrame, metric: str) -> np.ndarray:
     return values.groupby(["seed", "fold"], dropna=False)[metric].mean().to_numpy()
 
 
-def _axis(record: StudyRecord) -> list[str]:
-    return record.axes[:1]
+def _axis(record: StudyRecord) -> str:
+    """What goes along the figure: the first axis, or the regimes where nothing else varies."""
+    return record.axes[0] if record.axes else "regime"
 
 
 def _lines(record: StudyRecord) -> list[str]:
-    """What tells lines apart: the regime, and every axis but the first."""
-    return ["regime", *record.axes[1:]]
+    """What tells lines apart."""
+    return [column for column in arms(record) if column != _axis(record)]
 
 
 def draw_levels(ax: Axes, record: StudyRecord, done: pd.DataFrame) -> pd.DataFrame:
-    """Draw metric against level into `ax`; returns what it shows."""
+    """Draw metric against level into `ax`, each arm at its best tuned setting; returns what it shows."""
+    done = best_tuned(record, done)
     summary = level_summary(record, done)
     metric = f"test/{record.metric}"
-    axis = record.axes[0] if record.axes else None
+    axis = _axis(record)
     by_clips = axis == "data.label_fraction"
-    numeric = axis is not None and all(_is_number(value) for value in done[axis])
+    numeric = all(_is_number(value) for value in done[axis])
     if by_clips:
         positions = {row[axis]: row["labelled_clips"] for _, row in summary.iterrows()}
-    elif axis is not None and numeric:
+    elif numeric:
         positions = {value: value for value in done[axis]}
     else:
-        values = list(dict.fromkeys(done[axis])) if axis else [None]
-        positions = {value: place for place, value in enumerate(values)}
+        positions = {value: place for place, value in enumerate(dict.fromkeys(summary[axis]))}
     logarithmic = by_clips or (numeric and _spans_decades(positions.values()))
-    lines = summary.groupby(_lines(record), dropna=False, sort=False)
+    columns = _lines(record)
+    lines = list(summary.groupby(columns, dropna=False, sort=False)) if columns else [((), summary)]
     for i, (name, rows) in enumerate(lines):
         colour, marker = COLOURS[i % len(COLOURS)], MARKERS[i % len(MARKERS)]
         shift = _shift(i, len(lines), list(positions.values()), logarithmic)
-        x = shift(np.array([positions[row[axis] if axis else None] for _, row in rows.iterrows()]))
+        x = shift(np.array([positions[value] for value in rows[axis]]))
         order = np.argsort(x)
         mean, low, high = (rows[c].to_numpy()[order] for c in ("mean", "low", "high"))
         ax.errorbar(
@@ -177,14 +180,15 @@ def draw_levels(ax: Axes, record: StudyRecord, done: pd.DataFrame) -> pd.DataFra
             markersize=6,
             capsize=3,
             linewidth=1.5,
-            label=_line_name(record, name),
+            linestyle="-" if record.axes else "none",
+            label=_line_name(record, name) or "mean",
             zorder=3,
         )
         chosen = done
-        for column, value in zip(_lines(record), name, strict=True):
+        for column, value in zip(columns, name, strict=True):
             chosen = chosen[chosen[column] == value]
         beside = _shift(i, len(lines), list(positions.values()), logarithmic, aside=0.6)
-        points = beside(np.array([positions[v] for v in chosen[axis]] if axis else [0.0] * len(chosen)))
+        points = beside(np.array([positions[value] for value in chosen[axis]]))
         ax.scatter(points, chosen[metric], edgecolors=colour, facecolors="none", marker=marker, s=12)
     _dress(ax, record, positions, summary, logarithmic, by_clips)
     return summary
@@ -198,7 +202,7 @@ def _dress(
     logarithmic: bool,
     by_clips: bool,
 ) -> None:
-    axis = record.axes[0] if record.axes else None
+    axis = _axis(record)
     if logarithmic:
         ax.set_xscale("log")
     places = sorted(set(positions.values()))
@@ -206,12 +210,17 @@ def _dress(
     ax.xaxis.set_minor_locator(NullLocator())
     names = {place: value for value, place in positions.items()}
     ax.set_xticklabels([f"{p:,.0f}" if by_clips else f"{_short(names[p])}" for p in places])
-    ax.set_xlabel(AXIS_NAMES.get(axis, axis) if axis else "")
+    ax.set_xlabel(AXIS_NAMES.get(axis, axis))
     ax.set_ylabel(METRIC_NAMES[record.metric])
     smallest, largest = int(summary["n"].min()), int(summary["n"].max())
     count = str(smallest) if smallest == largest else f"{smallest} to {largest}"
     interval = "bars: 95 % interval of the mean" if largest > 1 else "one replicate, no interval"
-    _legend_below(ax, f"n = {count} replicates, each a small mark; {interval}")
+    tuned = ", ".join(AXIS_NAMES.get(path, path) for path in record.tuned)
+    _legend_below(
+        ax,
+        f"n = {count} replicates, each a small mark; {interval}"
+        + (f"\neach arm at its best {tuned}, by validation" if tuned else ""),
+    )
 
 
 def draw_search(ax: Axes, record: StudyRecord, done: pd.DataFrame) -> pd.DataFrame:
@@ -262,9 +271,12 @@ def _shift(  # type: ignore[no-untyped-def]
 
 
 def _line_name(record: StudyRecord, name: tuple) -> str:
-    regime, *others = name
-    extra = [f"{a.rsplit('.', 1)[-1]} {_short(v)}" for a, v in zip(record.axes[1:], others, strict=True)]
-    return ", ".join([str(regime), *extra])
+    """The regime, and the value of every other axis with its name."""
+    values = zip(_lines(record), name, strict=True)
+    return ", ".join(
+        str(value) if column == "regime" else f"{column.rsplit('.', 1)[-1]} {_short(value)}"
+        for column, value in values
+    )
 
 
 def _short(value: object) -> str:

@@ -50,6 +50,26 @@ def test_every_study_opens_with_the_claim_it_tests(path):
     assert load_study(path).claims or path.stem == "smoke"
 
 
+def test_every_arm_gets_the_same_settings_to_choose_from(write):
+    tune = {"finetuning.optimiser.peak_lr": [1e-3, 2e-3], "model.dropout": [0.0, 0.1]}
+    study = load_study(write(GOOD | {"tune": tune}))
+    assert (study.axes, study.tuned) == (("model.num_heads",), tuple(tune))
+    choices = {}
+    for trial in study.trials():
+        arm = (trial.regime, trial.config.model.num_heads, trial.seed)
+        point = (trial.config.finetuning.optimiser.peak_lr, trial.config.model.dropout)
+        choices.setdefault(arm, []).append(point)
+    assert len(choices) == 8
+    assert all(points == [(1e-3, 0.0), (1e-3, 0.1), (2e-3, 0.0), (2e-3, 0.1)] for points in choices.values())
+
+
+def test_a_study_may_tune_without_varying_anything(write):
+    study = load_study(
+        write({k: v for k, v in GOOD.items() if k != "vary"} | {"tune": {"model.dropout": [0.0]}})
+    )
+    assert (study.axes, len(study.trials())) == ((), 4)
+
+
 def test_the_paper_presets_hold_the_papers_numbers():
     for name, width, heads in (("cf_small", 256, 8), ("cf_large", 768, 12)):
         trial = from_dict(TrialConfig, read_preset(name)[0])
@@ -139,6 +159,10 @@ def test_a_schedule_is_replaced_whole(write):
         ({"vary": {"model.num_heads": [True]}}, "model.num_heads", ["whole number", "True"]),
         ({"vary": {"model.num_heads.x": [1]}}, "model.num_heads.x", ["no parts"]),
         ({"vary": 3}, "vary", ["[values]"]),
+        ({"tune": [1]}, "tune", ["[values]"]),
+        ({"tune": {"model.dropout": 0.1}}, "tune.model.dropout", ["list"]),
+        ({"tune": {"model.dropout": [0.1, 0.1]}}, "tune.model.dropout", ["repeat"]),
+        ({"tune": {"model.num_heads": [1, 2]}}, "tune.model.num_heads", ["varied", "either"]),
         ({"vary": [{"a": 1}, {"b": 2}]}, "vary[1]", ["begin with a"]),
         (
             {"settings": {"pretraining.lrr": 1e-3}},

@@ -245,9 +245,11 @@ def test_levels_that_are_mappings_have_a_table_and_a_figure(root, run, write, tm
     study = write(
         "question: Which schedule?\npreset: smoke\n"
         "vary: {finetuning.schedule: [{kind: cosine}, {kind: step, factor: 0.5}]}\n"
+        "tune: {finetuning.optimiser.peak_lr: [1e-3, 2e-3]}\n"
     )
     done = run(root, study)
     assert done.returncode == 0, done.stderr
+    assert "each at its best finetuning.optimiser.peak_lr by validation/mAP" in done.stdout
     assert "cosine" in done.stdout
     assert "{factor: 0.5, kind: step}" in done.stdout
     assert plot_ablation.main(["--root", str(root), "--output", str(tmp_path / "figures")]) == 0

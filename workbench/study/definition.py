@@ -137,6 +137,7 @@ class StudyFile:
     preset: str = "quick"
     settings: dict[str, Any] = None  # type: ignore[assignment]  # dotted path -> value, for every trial
     vary: Any = None  # {dotted path: [values]} is a grid; [{dotted path: value, ...}, ...] are points
+    tune: Any = None  # {dotted path: [values]}: what each arm chooses for itself, on validation data
     search: Search | None = None
     regimes: Any = None  # names from the preset, or {name: {dotted path: value}}
     seeds: tuple[int, ...] = (0,)
@@ -150,7 +151,7 @@ class StudyFile:
 class Trial:
     """One point of a study."""
 
-    level: dict[str, Any]  # dotted path -> value; the first is the axis of the figure
+    level: dict[str, Any]  # dotted path -> value, what is tuned included; the first is the axis of the figure
     regime: str
     seed: int
     fold: int | None
@@ -174,7 +175,8 @@ class Study:
     overrides: dict[str, Any]  # from the command line
     base: dict[str, Any]  # a whole trial, before regime, level, seed and fold
     levels: tuple[dict[str, Any], ...]
-    axes: tuple[str, ...]  # the dotted paths that tell levels apart
+    axes: tuple[str, ...]  # the dotted paths that the study is about
+    tuned: tuple[str, ...]  # those that each arm chooses for itself, on validation data
     search: Search | None
     regimes: dict[str, dict[str, Any]]
     seeds: tuple[int, ...]
@@ -202,7 +204,7 @@ class Study:
         if fold is not None:
             set_path(raw, "data.test_fold", fold)
         config = from_dict(TrialConfig, raw)
-        shown = {path: _shown(level[path]) for path in self.axes if path in level}
+        shown = {path: _shown(level[path]) for path in (*self.axes, *self.tuned) if path in level}
         return Trial(level=shown, regime=regime, seed=seed, fold=fold, config=config)
 
     def trials(self) -> list[Trial]:
@@ -281,7 +283,7 @@ def _resolve(path: Path, raw: dict[str, Any], preset: str | None, overrides: dic
     base, preset_regimes = read_preset(chosen)
     for dotted, value in (file.settings or {}).items():
         set_path(base, dotted, value)
-    levels, axes = _levels(file)
+    levels, axes, tuned = _levels(file)
     regimes = _regimes(file, preset_regimes)
     for dotted, value in overrides.items():
         if dotted.split(".")[0] in TRIAL_KEYS:
@@ -296,6 +298,7 @@ def _resolve(path: Path, raw: dict[str, Any], preset: str | None, overrides: dic
         base=base,
         levels=levels,
         axes=axes,
+        tuned=tuned,
         search=file.search,
         regimes=regimes,
         seeds=file.seeds,
@@ -343,8 +346,9 @@ def _check(study: Study, file: StudyFile) -> None:
                 "goes over one regime, one seed and one fold (run what it finds on others); here are "
                 f"{len(study.regimes)} regimes, {len(study.seeds)} seeds, {len(study.folds)} folds",
             )
-        if file.vary is not None:
-            raise ConfigError("vary", "cannot stand beside search; put its paths into search.space")
+        for name in ("vary", "tune"):
+            if getattr(file, name) is not None:
+                raise ConfigError(name, "cannot stand beside search; put its paths into search.space")
         trials = study.corners()
     if study.metric == "accuracy" and not all(t.config.data.single_label for t in trials):
         raise ConfigError("metric", "accuracy needs single-label data; the corpus has several a clip")
@@ -370,21 +374,27 @@ def _refuse_same(trials: list[Trial]) -> None:
         labels[key] = trial.label
 
 
-def _levels(file: StudyFile) -> tuple[tuple[dict[str, Any], ...], tuple[str, ...]]:
-    """The levels, and the paths that tell them apart."""
+def _levels(file: StudyFile) -> tuple[tuple[dict[str, Any], ...], tuple[str, ...], tuple[str, ...]]:
+    """The levels, the paths that the study is about, and those that each of its arms tunes."""
     if file.search is not None:
-        return ({},), tuple(file.search.space)
-    vary = file.vary
+        return ({},), tuple(file.search.space), ()
+    points, axes = _points(file.vary)
+    if file.tune is None:
+        return points, axes, ()
+    if not isinstance(file.tune, Mapping):
+        raise ConfigError("tune", f"must be {{path: [values]}}, is {file.tune!r}")
+    choices = _grid("tune", file.tune)
+    for path in file.tune:
+        if any(path in point for point in points):
+            raise ConfigError(f"tune.{path}", "is varied, too; a study either compares a setting or tunes it")
+    return tuple({**p, **c} for p in points for c in choices), axes, tuple(file.tune)
+
+
+def _points(vary: Any) -> tuple[tuple[dict[str, Any], ...], tuple[str, ...]]:
     if vary is None:
         return ({},), ()
     if isinstance(vary, Mapping):
-        for path, values in vary.items():
-            if not isinstance(values, list) or not values:
-                raise ConfigError(f"vary.{path}", f"must be a list of values, is {values!r}")
-            if len(values) != len({digest(value) for value in values}):
-                raise ConfigError(f"vary.{path}", f"must not repeat a value, is {values}")
-        product = itertools.product(*vary.values())
-        return tuple(dict(zip(vary, values, strict=True)) for values in product), tuple(vary)
+        return _grid("vary", vary), tuple(vary)
     if not isinstance(vary, list) or not vary or not all(isinstance(p, Mapping) for p in vary):
         raise ConfigError("vary", "must be {path: [values]} or [{path: value, ...}, ...]")
     first = next(iter(vary[0]), None)
@@ -394,6 +404,15 @@ def _levels(file: StudyFile) -> tuple[tuple[dict[str, Any], ...], tuple[str, ...
     if first is None or len({digest(point[first]) for point in vary}) != len(vary):
         raise ConfigError("vary", f"points must differ in their first path, {first}")
     return tuple(dict(point) for point in vary), (first,)
+
+
+def _grid(key: str, values: Mapping[str, Any]) -> tuple[dict[str, Any], ...]:
+    for path, choices in values.items():
+        if not isinstance(choices, list) or not choices:
+            raise ConfigError(f"{key}.{path}", f"must be a list of values, is {choices!r}")
+        if len(choices) != len({digest(value) for value in choices}):
+            raise ConfigError(f"{key}.{path}", f"must not repeat a value, is {choices}")
+    return tuple(dict(zip(values, point, strict=True)) for point in itertools.product(*values.values()))
 
 
 def _regimes(file: StudyFile, of_preset: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:

@@ -1,4 +1,4 @@
-"""mlruns/ -> one tidy table: a row a trial."""
+"""mlruns/ -> one tidy table: a row a trial; and of what each arm tuned, its best."""
 
 from __future__ import annotations
 
@@ -30,6 +30,7 @@ class StudyRecord:
     question: str
     claims: list[str]
     axes: list[str]  # dotted paths; the first is the figure's
+    tuned: list[str]  # dotted paths that each arm chooses for itself, on validation data
     regimes: list[str]
     metric: str
     search: bool
@@ -54,6 +55,7 @@ def write_definition(study: Study, planned: list[PlannedTrial], command: str, fo
         "question": study.question,
         "claims": list(study.claims),
         "axes": list(study.axes),
+        "tuned": list(study.tuned),
         "regimes": list(study.regimes),
         "metric": study.metric,
         "search": study.search is not None,
@@ -77,7 +79,8 @@ def studies(root: Path) -> list[StudyRecord]:
 def trial_table(record: StudyRecord, root: Path) -> pd.DataFrame:
     """One row a trial of the study as last defined, from MLflow.
 
-    Columns: number, state, reason, regime, seed, fold, one for each axis (its dotted path), `parameters`,
+    Columns: number, state, reason, one for each axis and tuned setting (its dotted path), regime, seed, fold,
+    `parameters`,
     `labelled_clips`, and every final metric (`validation/mAP`, `test/mAP`, ...).
     """
     client = MlflowClient(Places.read(root).mlflow_uri)
@@ -105,6 +108,27 @@ def trial_table(record: StudyRecord, root: Path) -> pd.DataFrame:
     return table.sort_values("number", ignore_index=True) if len(table) else table
 
 
+def arms(record: StudyRecord) -> list[str]:
+    """The columns whose values make an arm: what the study compares."""
+    return ["regime", *record.axes]
+
+
+def best_tuned(record: StudyRecord, done: pd.DataFrame) -> pd.DataFrame:
+    """Of the finished trials those of each arm's best tuned setting, by its mean validation score.
+
+    One setting an arm, the same for all its replicates, among those that most of them have. Where nothing
+    is tuned, all trials. Test scores take no part.
+    """
+    if not record.tuned or not len(done):
+        return done
+    metric = f"validation/{record.metric}"
+    points = done.groupby([*arms(record), *record.tuned], dropna=False, sort=False)[metric]
+    found = points.agg(["size", "mean"]).reset_index()
+    found = found.sort_values(["size", "mean"], ascending=False, kind="stable")
+    best = found.drop_duplicates(arms(record))[[*arms(record), *record.tuned]]
+    return done.merge(best, on=[*arms(record), *record.tuned], how="inner")
+
+
 def _row(run: Any, record: StudyRecord, place: dict[str, Any] | None) -> dict[str, Any]:
     """`place` is where the study now has the trial; without one, where it was when it ran."""
     tags = run.data.tags
@@ -116,7 +140,7 @@ def _row(run: Any, record: StudyRecord, place: dict[str, Any] | None) -> dict[st
         "number": int(tags["workbench.number"]),
         "state": tags["workbench.state"],
         "reason": tags.get("workbench.reason", ""),
-        **{axis: place["level"].get(axis) for axis in record.axes},
+        **{axis: place["level"].get(axis) for axis in (*record.axes, *record.tuned)},
         "regime": place["regime"],
         "seed": place["seed"],
         "fold": place["fold"],

@@ -11,7 +11,7 @@ from rich.table import Table
 
 from workbench.study.commands import figure_command, ui_command
 from workbench.study.places import Places
-from workbench.study.results import StudyRecord
+from workbench.study.results import StudyRecord, best_tuned
 
 
 def print_summary(record: StudyRecord, table: pd.DataFrame, root: Path, console: Console) -> None:
@@ -34,6 +34,7 @@ def print_summary(record: StudyRecord, table: pd.DataFrame, root: Path, console:
 
 
 def _print_grid(record: StudyRecord, done: pd.DataFrame, console: Console) -> None:
+    done = best_tuned(record, done)
     shown = Table(
         title=f"{record.id}: test {record.metric}, mean ± standard deviation (replicates)",
         title_justify="left",
@@ -47,6 +48,10 @@ def _print_grid(record: StudyRecord, done: pd.DataFrame, console: Console) -> No
     for level, by_regime in cells.items():
         shown.add_row(*map(_text, level), *(by_regime.get(regime, "-") for regime in record.regimes))
     console.print(shown)
+    if record.tuned:
+        console.print(
+            f"each at its best {', '.join(record.tuned)} by validation/{record.metric}", markup=False
+        )
 
 
 def _print_search(record: StudyRecord, done: pd.DataFrame, console: Console) -> None:

@@ -111,11 +111,6 @@ def restore_optimiser(
     named: Mapping[str, torch.nn.Parameter],
     state: Mapping[str, dict[str, Tensor]],
 ) -> None:
-    # A fused AdamW counts its updates on the device, any other on the CPU; the moments lie with the weights.
-    fused = bool(optimiser.param_groups[0].get("fused"))
     for name, tensors in state.items():
         parameter = named[name]
-        optimiser.state[parameter] = {
-            key: tensor.to(parameter.device) if key != "step" or fused else tensor
-            for key, tensor in tensors.items()
-        }
+        optimiser.state[parameter] = {key: tensor.to(parameter.device) for key, tensor in tensors.items()}
