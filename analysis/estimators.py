@@ -43,11 +43,28 @@ class Comparison(Interval):
 
     p_value: NaN where one replicate gives none.
     deviation: standard deviation of a pair's difference, in the unit of the values; NaN likewise.
+    standard_error, freedom: of the mean, and its degrees of freedom; NaN likewise.
     n: replicates.
     """
 
     p_value: float
     deviation: float
+    standard_error: float
+    freedom: float
+
+    def p_against(self, value: float) -> float:
+        """Two-sided p value of a true mean of `value`."""
+        return _two_sided(self.mean - value, self.standard_error, self.freedom)
+
+    def p_outside(self, margin: float) -> float:
+        """Of a true mean that lies outside of -margin..margin: the larger of two one-sided p values.
+
+        Below 0.05 the two arms are equivalent (Schuirmann 1987).
+        """
+        distance = margin - abs(self.mean)  # to the nearer end, whose p value is the larger
+        if self.standard_error == 0:
+            return 0.0 if distance > 0 else 1.0
+        return float(stats.t.sf(distance / self.standard_error, self.freedom))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -124,12 +141,12 @@ def paired_comparison(a: ArrayLike, b: ArrayLike, *, confidence: float = 0.95) -
     95 % interval covers 72 %.
     """
     interval = paired_difference(a, b, confidence)
-    differences = _checked_values(b) - _checked_values(a)
     if interval.n == 1:
-        return Comparison(**vars(interval), p_value=math.nan, deviation=math.nan)
-    deviation = float(differences.std(ddof=1))
-    p_value = _two_sided(interval.mean, deviation / math.sqrt(interval.n), interval.n - 1)
-    return Comparison(**vars(interval), p_value=p_value, deviation=deviation)
+        return _alone(interval.mean)
+    deviation = float((_checked_values(b) - _checked_values(a)).std(ddof=1))
+    return _comparison(
+        interval.mean, deviation, deviation / math.sqrt(interval.n), interval.n, None, confidence
+    )
 
 
 def hierarchical_comparison(
@@ -156,38 +173,66 @@ def hierarchical_comparison(
     Raises:
         ValueError: no replicate, no clip, fewer than two resamples, or a difference that is not finite.
     """
-    _check_confidence(confidence)
     if num_replicates < 1 or num_clips < 1 or resamples < 2:
         raise ValueError(
             "needs one replicate, one clip and two resamples at least, got "
             f"{num_replicates}, {num_clips} and {resamples}"
         )
     every_clip = np.arange(num_clips)
-    differences = _checked_values([difference(r, every_clip) for r in range(num_replicates)])
-    mean = float(differences.mean())
-    if num_replicates == 1:
-        return Comparison(mean=mean, low=math.nan, high=math.nan, n=1, p_value=math.nan, deviation=math.nan)
     redrawn = np.empty((resamples, num_replicates))
-    for row in redrawn:
+    for row in redrawn if num_replicates > 1 else ():
         clips = generator.integers(num_clips, size=num_clips)
         row[:] = [difference(r, clips) for r in range(num_replicates)]
-    covariance = np.cov(_checked_values(redrawn), rowvar=False)
-    shared = covariance[~np.eye(num_replicates, dtype=bool)].mean()
-    deviation = float(differences.std(ddof=1))
-    by_replicates, by_clips = deviation**2 / num_replicates, max(0.0, float(shared))
+    differences = [difference(r, every_clip) for r in range(num_replicates)]
+    if num_replicates == 1:
+        return _alone(float(_checked_values(differences)[0]))
+    return crossed_comparison(differences, redrawn, num_clips, confidence=confidence)
+
+
+def crossed_comparison(
+    differences: ArrayLike, redrawn: ArrayLike, num_clips: int, *, confidence: float = 0.95
+) -> Comparison:
+    """`hierarchical_comparison` from what it computes first.
+
+    differences: (n,) of each replicate, n > 1. redrawn: (resamples, n), of the same draw of clips in a row.
+    """
+    _check_confidence(confidence)
+    values, resampled = _checked_values(differences), _checked_values(redrawn)
+    n = len(values)
+    if n < 2 or resampled.ndim != 2 or resampled.shape[0] < 2 or resampled.shape[1] != n:
+        raise ValueError(f"needs (n > 1,) and (resamples > 1, n), got {values.shape} and {resampled.shape}")
+    covariance = np.cov(resampled, rowvar=False)
+    shared = covariance[~np.eye(n, dtype=bool)].mean()
+    deviation = float(values.std(ddof=1))
+    by_replicates, by_clips = deviation**2 / n, max(0.0, float(shared))
     standard_error = math.sqrt(by_replicates + by_clips)
-    freedom = float(num_replicates - 1)
+    freedom = None
     if by_clips > 0 and num_clips > 1:
-        freedom = standard_error**4 / (by_replicates**2 / freedom + by_clips**2 / (num_clips - 1))
+        freedom = standard_error**4 / (by_replicates**2 / (n - 1) + by_clips**2 / (num_clips - 1))
+    return _comparison(float(values.mean()), deviation, standard_error, n, freedom, confidence)
+
+
+def _comparison(
+    mean: float, deviation: float, standard_error: float, n: int, freedom: float | None, confidence: float
+) -> Comparison:
+    freedom = float(n - 1) if freedom is None else freedom
     half_width = float(stats.t.ppf((1 + confidence) / 2, freedom)) * standard_error
     return Comparison(
         mean=mean,
         low=mean - half_width,
         high=mean + half_width,
-        n=num_replicates,
+        n=n,
         p_value=_two_sided(mean, standard_error, freedom),
         deviation=deviation,
+        standard_error=standard_error,
+        freedom=freedom,
     )
+
+
+def _alone(mean: float) -> Comparison:
+    """Of one replicate, which says nothing of its own spread."""
+    unknown = dict.fromkeys(("low", "high", "p_value", "deviation", "standard_error", "freedom"), math.nan)
+    return Comparison(mean=mean, n=1, **unknown)
 
 
 def per_clip_difference(a: ArrayLike, b: ArrayLike) -> Callable[[int, IntArray], float]:
@@ -236,13 +281,7 @@ def equivalence(a: ArrayLike, b: ArrayLike, margin: float, *, error_rate: float 
     interval = paired_difference(a, b, confidence=1 - 2 * error_rate)
     if interval.n == 1:
         return Equivalence(**vars(interval), margin=margin, p_value=math.nan, equivalent=False)
-    differences = _checked_values(b) - _checked_values(a)
-    standard_error = float(differences.std(ddof=1)) / math.sqrt(interval.n)
-    distance = margin - abs(interval.mean)  # to the nearer end, whose p value is the larger
-    if standard_error > 0:
-        p_value = float(stats.t.sf(distance / standard_error, interval.n - 1))
-    else:
-        p_value = 0.0 if distance > 0 else 1.0
+    p_value = paired_comparison(a, b).p_outside(margin)
     return Equivalence(**vars(interval), margin=margin, p_value=p_value, equivalent=p_value < error_rate)
 
 

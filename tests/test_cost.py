@@ -149,6 +149,14 @@ def test_a_study_that_cannot_fit_is_refused_before_it_starts(root, capsys, setti
     assert not (root / "optuna.db").exists()
 
 
+def test_a_dry_run_plans_what_cannot_fit_and_says_so(root, capsys):
+    arguments = ["--root", str(root), "--set", "data.pool_clips=500000000", "--dry-run"]
+    assert main(["studies/smoke.yaml", *arguments]) == 2
+    printed = capsys.readouterr()
+    assert "sharing: every stage once" in printed.out
+    assert "the study would write" in printed.err
+
+
 def test_a_dry_run_of_several_studies_counts_what_they_share(root, tmp_path, capsys):
     """A study whose every stage is another's costs nothing more."""
     same = tmp_path / "same.yaml"

@@ -260,6 +260,8 @@ def _record(**changes: object) -> StudyRecord:
         "preset": "quick",
         "question": "",
         "claims": [],
+        "entered": {},
+        "base": {},
         "axes": ["data.label_fraction"],
         "tuned": [],
         "regimes": ["pretrained", "scratch"],

@@ -19,6 +19,8 @@ def record():
         preset="quick",
         question="",
         claims=[],
+        entered={},
+        base={},
         axes=["schedule"],
         tuned=[RATE],
         regimes=["all"],

@@ -13,6 +13,7 @@ from rich.console import Console
 from workbench.data.clips import DataError
 from workbench.settings import ConfigError
 from workbench.study import cluster
+from workbench.study.claims import is_claims_file
 from workbench.study.commands import DEFAULT_ROOT, study_command
 from workbench.study.definition import Resources, Study, load_study
 from workbench.study.places import Places
@@ -31,6 +32,7 @@ def main(arguments: list[str] | None = None) -> int:
     if options.address is not None:
         os.environ[cluster.VARIABLE] = options.address  # before Ray is imported
     try:
+        options.studies = _without_claims(options.studies)
         studies = [
             load_study(path, preset=options.preset, assignments=tuple(options.assignments))
             for path in options.studies
@@ -88,10 +90,22 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _without_claims(paths: list[Path]) -> list[Path]:
+    """studies/*.yaml names the claims, too."""
+    studies = [path for path in paths if not is_claims_file(path)]
+    if not studies:
+        raise ConfigError(str(paths[0]), "holds claims; give a study that tests them")
+    return studies
+
+
 def _dry_run(studies: list[Study], places: Places, console: Console) -> int:
-    """Print what would be run, and what it costs; of several studies, what they share too."""
+    """Print what would be run, and what it costs; of several studies, what they share too.
+
+    What cannot fit here is said at the end: it may be planned here for another machine.
+    """
     store = places.store()
     planner = Planner()
+    refused: list[ConfigError] = []
     together: list[PlannedTrial] = []
     for study in studies:
         _print_question(study, console)
@@ -101,12 +115,25 @@ def _dry_run(studies: list[Study], places: Places, console: Console) -> int:
         else:
             count = study.search.num_trials
             console.print(f"a search of {count} trials by {study.search.sampler}; reckoned at random points:")
-        _make_plan(study, planned, places, planner, console, resources=study.resources)
+        plan = _make_plan(study, planned, places, planner, console, resources=study.resources)
+        refused += _refusal(plan, places)
         together += planned
     if len(studies) > 1:
         console.print(f"\nall {len(studies)} studies together")
         _make_plan(None, together, places, planner, console, resources=studies[0].resources)
-    return 0
+    for message in dict.fromkeys(map(str, refused)):
+        print(message, file=sys.stderr)
+    return 2 if refused else 0
+
+
+def _refusal(plan: Plan, places: Places) -> list[ConfigError]:
+    from workbench.study.cost import refuse_what_cannot_fit
+
+    try:
+        refuse_what_cannot_fit(plan.cost, plan.model, places)
+    except ConfigError as error:
+        return [error]
+    return []
 
 
 def _make_plan(
@@ -118,9 +145,9 @@ def _make_plan(
     *,
     resources: Resources,
 ) -> Plan:
-    """Show stages and cost, and refuse what cannot fit; `study` is None for several together."""
+    """Show stages and cost; `study` is None for several together."""
     # Measuring needs torch, and takes a while; a wrong file should not wait for it.
-    from workbench.study.cost import CostModel, Plan, cost_of, print_cost, refuse_what_cannot_fit
+    from workbench.study.cost import CostModel, Plan, cost_of, print_cost
     from workbench.study.power import print_power
 
     def write(line: str) -> None:
@@ -136,12 +163,12 @@ def _make_plan(
     print_cost(cost, model, write)
     if study is not None:
         print_power(study, places.root / "studies", write)
-    refuse_what_cannot_fit(cost, model, places)
     return Plan(planned, model, cost)
 
 
 def _run(study: Study, path: Path, places: Places, options: argparse.Namespace, console: Console) -> int:
     # Ray and MLflow take seconds to import; a wrong file or a dry run should not wait for them.
+    from workbench.study.cost import refuse_what_cannot_fit
     from workbench.study.run import StudyBusy, StudyInterrupted, run_study, stopped_message
     from workbench.study.tune import StudyStopped
 
@@ -152,6 +179,7 @@ def _run(study: Study, path: Path, places: Places, options: argparse.Namespace, 
     try:
         left = _left(study, planner.plan_study(study), places, retry_failed=options.retry_failed)
         plan = _make_plan(study, left, places, planner, console, resources=study.resources)
+        refuse_what_cannot_fit(plan.cost, plan.model, places)
         well = run_study(
             study, places, plan, command=command, console=console, retry_failed=options.retry_failed
         )

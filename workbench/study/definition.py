@@ -22,6 +22,8 @@ import yaml
 from workbench.config import TrialConfig
 from workbench.random_streams import numpy_stream
 from workbench.settings import ConfigError, digest, from_dict, identity, to_dict
+from workbench.study.claims import FILE as CLAIMS_FILE
+from workbench.study.claims import Claim, claims_beside
 from workbench.study.strict_yaml import read_value, read_yaml
 
 PRESETS = Path(__file__).parent.parent / "presets"
@@ -133,7 +135,7 @@ class StudyFile:
 
     question: str
     name: str | None = None  # the file's name, without its ending, if not given
-    claims: tuple[str, ...] = ()  # of the paper, by their ids
+    claims: tuple[str, ...] = ()  # that it tests, by their ids in claims.yaml
     preset: str = "quick"
     settings: dict[str, Any] = None  # type: ignore[assignment]  # dotted path -> value, for every trial
     vary: Any = None  # {dotted path: [values]} is a grid; [{dotted path: value, ...}, ...] are points
@@ -170,7 +172,7 @@ class Study:
 
     name: str
     question: str
-    claims: tuple[str, ...]
+    claims: dict[str, Claim | None]  # by their ids; None where no claims.yaml lies beside the study
     preset: str
     overrides: dict[str, Any]  # from the command line
     base: dict[str, Any]  # a whole trial, before regime, level, seed and fold
@@ -292,7 +294,7 @@ def _resolve(path: Path, raw: dict[str, Any], preset: str | None, overrides: dic
     study = Study(
         name=file.name or path.stem,
         question=" ".join(file.question.split()),
-        claims=file.claims,
+        claims=_claims(path, file),
         preset=chosen,
         overrides=overrides,
         base=base,
@@ -308,6 +310,16 @@ def _resolve(path: Path, raw: dict[str, Any], preset: str | None, overrides: dic
     )
     _check(study, file)
     return study
+
+
+def _claims(path: Path, file: StudyFile) -> dict[str, Claim | None]:
+    known = claims_beside(path)
+    for name in file.claims:
+        if known is not None and name not in known:
+            raise ConfigError(
+                "claims", f"{path.with_name(CLAIMS_FILE)} has no claim {name!r}; it has {', '.join(known)}"
+            )
+    return {name: known[name] if known is not None else None for name in file.claims}
 
 
 def _variant(variants: Any, chosen: Any) -> Mapping[str, Any]:

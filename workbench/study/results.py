@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,7 @@ import pandas as pd
 from mlflow import MlflowClient
 
 from workbench.settings import to_dict
+from workbench.study.claims import enter
 from workbench.study.definition import Study
 from workbench.study.places import Places
 from workbench.study.plan import PlannedTrial, place
@@ -20,7 +21,7 @@ DEFINITION = "study.json"
 TABLE = "trials.csv"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class StudyRecord:
     """A study as it was last run: what its table needs to be read."""
 
@@ -29,31 +30,36 @@ class StudyRecord:
     preset: str
     question: str
     claims: list[str]
+    base: dict[str, Any]  # a whole trial, before regime, level, seed and fold
     axes: list[str]  # dotted paths; the first is the figure's
-    tuned: list[str]  # dotted paths that each arm chooses for itself, on validation data
     regimes: list[str]
     metric: str
     search: bool
     command: str
     folder: Path
+    tuned: list[str] = field(default_factory=list)  # dotted paths that each arm chooses on validation data
+    entered: dict[str, Any] = field(default_factory=dict)  # each claim as it was last run, and since when
 
     @classmethod
     def read(cls, path: Path) -> StudyRecord:
         """From its `study.json`."""
         content = json.loads(path.read_text())
-        wanted = {f.name: content[f.name] for f in fields(cls) if f.name != "folder"}
+        wanted = {f.name: content[f.name] for f in fields(cls) if f.name in content}
         return cls(folder=path.parent, **wanted)
 
 
 def write_definition(study: Study, planned: list[PlannedTrial], command: str, folder: Path) -> Path:
     """Keep what the study is, for the table and the figures: `studies/<id>/study.json`."""
     folder.mkdir(parents=True, exist_ok=True)
+    path = folder / DEFINITION
+    before = json.loads(path.read_text()).get("entered", {}) if path.exists() else {}
     content = {
         "id": study.id,
         "name": study.name,
         "preset": study.preset,
         "question": study.question,
         "claims": list(study.claims),
+        "entered": enter({name: claim for name, claim in study.claims.items() if claim}, before),
         "axes": list(study.axes),
         "tuned": list(study.tuned),
         "regimes": list(study.regimes),
@@ -67,8 +73,8 @@ def write_definition(study: Study, planned: list[PlannedTrial], command: str, fo
     }
     aside = folder / f"{DEFINITION}.tmp"
     aside.write_text(json.dumps(content, indent=1))
-    aside.replace(folder / DEFINITION)
-    return folder / DEFINITION
+    aside.replace(path)
+    return path
 
 
 def studies(root: Path) -> list[StudyRecord]:
@@ -79,9 +85,8 @@ def studies(root: Path) -> list[StudyRecord]:
 def trial_table(record: StudyRecord, root: Path) -> pd.DataFrame:
     """One row a trial of the study as last defined, from MLflow.
 
-    Columns: number, state, reason, one for each axis and tuned setting (its dotted path), regime, seed, fold,
-    `parameters`,
-    `labelled_clips`, and every final metric (`validation/mAP`, `test/mAP`, ...).
+    Columns: number, state, key, reason, one for each axis and tuned setting (its dotted path), regime, seed,
+    fold, `parameters`, `labelled_clips`, and every final metric (`validation/mAP`, `test/mAP`, ...).
     """
     client = MlflowClient(Places.read(root).mlflow_uri)
     experiment = client.get_experiment_by_name(record.name)
@@ -139,6 +144,7 @@ def _row(run: Any, record: StudyRecord, place: dict[str, Any] | None) -> dict[st
     return {
         "number": int(tags["workbench.number"]),
         "state": tags["workbench.state"],
+        "key": tags["workbench.key"],
         "reason": tags.get("workbench.reason", ""),
         **{axis: place["level"].get(axis) for axis in (*record.axes, *record.tuned)},
         "regime": place["regime"],

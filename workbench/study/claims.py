@@ -1,0 +1,158 @@
+"""The paper's claims as statements that a study can test: `claims.yaml`, beside the study files.
+
+A claim holds where all of its parts hold. Arms are named `regime/level`, or `regime` alone where a study
+varies nothing else; a level by `first`, `second`, `third`, `fourth` or `last` of the study's own, `base` (the
+preset's), `best` (by validation, of those that the part does not name otherwise), or its value.
+
+Margins are in the unit of the study's metric, and set before the runs: a study keeps the digest of each of
+its claims with the date when it was first run with it.
+"""
+
+from __future__ import annotations
+
+import datetime
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any, Literal
+
+from workbench.settings import ConfigError, digest, from_dict, to_dict
+from workbench.study.strict_yaml import read_yaml
+
+FILE = "claims.yaml"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Greater:
+    """The scores of `of`, summed, exceed those of `than`, and not by less than `margin` for certain.
+
+    Two arms a side make a difference of differences. On the logarithmic scale differences are of ratios.
+    """
+
+    kind: Literal["greater"] = "greater"
+    of: tuple[str, ...]
+    than: tuple[str, ...]
+    margin: float
+    scale: Literal["score", "log"] = "score"
+
+    def __post_init__(self) -> None:
+        _check_sides(self.of, self.than)
+        if self.margin < 0:
+            raise ConfigError("margin", f"must not be negative, is {self.margin}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Equivalent:
+    """The scores of `of` and `than` differ by less than `margin`."""
+
+    kind: Literal["equivalent"] = "equivalent"
+    of: tuple[str, ...]
+    than: tuple[str, ...]
+    margin: float
+
+    def __post_init__(self) -> None:
+        _check_sides(self.of, self.than)
+        if self.margin <= 0:
+            raise ConfigError("margin", f"must be greater than 0, is {self.margin}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rising:
+    """The score rises over the levels without a step back, and by `margin` a level or more."""
+
+    kind: Literal["rising"] = "rising"
+    regime: str
+    margin: float
+
+    def __post_init__(self) -> None:
+        if self.margin < 0:
+            raise ConfigError("margin", f"must not be negative, is {self.margin}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class FewerLabels:
+    """After pre-training `share` of scratch's score takes fewer labels, by `at_least` of them."""
+
+    kind: Literal["fewer_labels"] = "fewer_labels"
+    share: float
+    at_least: float
+
+    def __post_init__(self) -> None:
+        for name in ("share", "at_least"):
+            if not 0 < getattr(self, name) <= 1:
+                raise ConfigError(name, f"must lie above 0 and not above 1, is {getattr(self, name)}")
+
+
+Part = Greater | Equivalent | Rising | FewerLabels
+
+
+@dataclass(frozen=True, kw_only=True)
+class Claim:
+    """What the paper says, and when data support it."""
+
+    says: str
+    where: str  # in the paper
+    parts: tuple[Part, ...]
+
+    def __post_init__(self) -> None:
+        if not self.parts:
+            raise ConfigError("parts", "must name at least one")
+
+    @property
+    def digest(self) -> str:
+        """Of all that decides a verdict."""
+        return digest(to_dict(self.parts))
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClaimsFile:
+    """`claims.yaml`."""
+
+    claims: dict[str, Claim]
+
+
+def _check_sides(of: tuple[str, ...], than: tuple[str, ...]) -> None:
+    if not of or len(of) != len(than):
+        raise ConfigError("of", f"must name as many arms as than, one or more; got {len(of)} and {len(than)}")
+
+
+def read_claims(path: Path) -> dict[str, Claim]:
+    """Those of a file, by id. Raises ConfigError."""
+    try:
+        return from_dict(ClaimsFile, read_yaml(path)).claims
+    except ConfigError as error:
+        raise ConfigError(f"{path}: {error.path}" if error.path else str(path), error.message) from None
+
+
+def is_claims_file(path: Path) -> bool:
+    return path.name == FILE
+
+
+def claims_beside(study_file: Path) -> dict[str, Claim] | None:
+    """The claims of the study's folder; None if it has no such file."""
+    path = study_file.parent / FILE
+    return read_claims(path) if path.exists() else None
+
+
+def enter(claims: dict[str, Claim], before: dict[str, Any]) -> dict[str, Any]:
+    """What a study keeps of its claims: each as it stands, and since when; `before` is what it kept."""
+    kept = {}
+    for name, claim in claims.items():
+        known = before.get(name, {})
+        same = known.get("digest") == claim.digest
+        today = datetime.datetime.now(datetime.UTC).date().isoformat()
+        earlier = known.get("earlier", [])
+        if known and not same:
+            earlier = [*earlier, {"digest": known["digest"], "since": known["since"]}]
+        kept[name] = {
+            "digest": claim.digest,
+            "since": known["since"] if same else today,
+            "earlier": earlier,
+            "claim": to_dict(claim),
+        }
+    return kept
+
+
+def read_entered(entry: dict[str, Any]) -> Claim:
+    """The claim of an entry, as it was when the study was last run."""
+    names = {f.name for f in fields(Claim)}
+    return from_dict(Claim, {k: v for k, v in entry["claim"].items() if k in names})
