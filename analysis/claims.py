@@ -36,6 +36,7 @@ from analysis.estimators import (
 )
 from analysis.label_efficiency import NoCurves, label_reduction, study_curves
 from analysis.predictions import Predictions
+from analysis.stored import StoredStages
 from workbench.study.claims import Claim, Equivalent, FewerLabels, Greater, Part, Rising, read_entered
 from workbench.study.places import Places
 from workbench.study.results import StudyRecord, best_tuned, studies, trial_table
@@ -409,12 +410,12 @@ def scale_of(record: StudyRecord, done: pd.DataFrame) -> str:
 
 def all_verdicts(root: Path, chosen: Sequence[str] = ()) -> list[Verdict]:
     """Of the studies below `root`, or of those named."""
-    store = Places.read(root).store()
+    stages = StoredStages(Places.read(root).store())
     found = []
     for record in studies(root):
         if not chosen or {record.id, record.name} & set(chosen):
             table = trial_table(record, root)
-            found += study_verdicts(record, table, Predictions(store, record.metric))
+            found += study_verdicts(record, table, Predictions(stages, record.metric))
     return found
 
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy import stats
+from scipy import special, stats
 
 from workbench.study.power import detectable_difference
 
@@ -311,6 +311,20 @@ def monotonic_trend(scores: ArrayLike, *, confidence: float = 0.95) -> Trend:
         slope=slope,
         reversals=tuple(int(i) for i in np.flatnonzero(steps * direction < 0)),
     )
+
+
+def expected_best(scores: ArrayLike) -> FloatArray:
+    """The best of k of these `scores` (n,), on average over all choices of k: (n,) for k = 1..n.
+
+    What a budget of k settings can be expected to reach on validation data. Drawn without replacement, so that
+    it is not biased as the version with replacement is (Dodge et al. 2019; Tang et al. 2020).
+    """
+    values = np.sort(_checked_values(scores))
+    n = len(values)
+    place = np.arange(1, n + 1)
+    # The i-th smallest is the best of k in C(i - 1, k - 1) of C(n, k) choices.
+    weights = [special.comb(place - 1, k - 1) / special.comb(n, k) for k in place]
+    return np.asarray(np.stack(weights) @ values)
 
 
 def pairs_to_decide(

@@ -93,6 +93,14 @@ def draw_study(record: StudyRecord, table: pd.DataFrame, output: Path) -> list[P
     sns.set_theme(style="whitegrid", context="paper", font_scale=1.1)
     figure, ax = plt.subplots(figsize=(5.4, 4.0), layout="constrained")
     summary = draw_search(ax, record, done) if record.search else draw_levels(ax, record, done)
+    figure.legend(
+        *ax.get_legend_handles_labels(),
+        loc="outside lower center",  # where it hides no data
+        ncols=3,
+        title=legend_title(record, summary),
+        title_fontsize="small",
+        frameon=False,
+    )
     failed = int((table.state == "failed").sum())
     note = f", {failed} trials failed" if failed else ""
     ax.set_title(f"{record.id}{note}", loc="left", fontsize="medium")
@@ -212,15 +220,18 @@ def _dress(
     ax.set_xticklabels([f"{p:,.0f}" if by_clips else f"{_short(names[p])}" for p in places])
     ax.set_xlabel(AXIS_NAMES.get(axis, axis))
     ax.set_ylabel(METRIC_NAMES[record.metric])
+
+
+def legend_title(record: StudyRecord, summary: pd.DataFrame) -> str:
+    """What the marks of a figure are, and how many trials are behind each."""
+    if record.search:
+        return f"n = {len(summary)}; chosen adaptively, so no evidence for one level over another"
     smallest, largest = int(summary["n"].min()), int(summary["n"].max())
     count = str(smallest) if smallest == largest else f"{smallest} to {largest}"
     interval = "bars: 95 % interval of the mean" if largest > 1 else "one replicate, no interval"
     tuned = ", ".join(AXIS_NAMES.get(path, path) for path in record.tuned)
-    _legend_below(
-        ax,
-        f"n = {count} replicates, each a small mark; {interval}"
-        + (f"\neach arm at its best {tuned}, by validation" if tuned else ""),
-    )
+    choice = f"\neach arm at its best {tuned}, by validation" if tuned else ""
+    return f"n = {count} replicates, each a small mark; {interval}{choice}"
 
 
 def draw_search(ax: Axes, record: StudyRecord, done: pd.DataFrame) -> pd.DataFrame:
@@ -232,22 +243,7 @@ def draw_search(ax: Axes, record: StudyRecord, done: pd.DataFrame) -> pd.DataFra
     ax.step(ordered["number"], best, where="post", color=COLOURS[1], label="best so far")
     ax.set_xlabel("trial")
     ax.set_ylabel(METRIC_NAMES[record.metric].replace("test", "validation"))
-    _legend_below(ax, f"n = {len(ordered)}; chosen adaptively, so no evidence for one level over another")
     return ordered[["number", *record.axes, metric]].assign(best=best)
-
-
-def _legend_below(ax: Axes, title: str) -> None:
-    """Outside of the axes, where it hides no data."""
-    figure = ax.get_figure()
-    assert figure is not None
-    figure.legend(
-        *ax.get_legend_handles_labels(),
-        loc="outside lower center",
-        ncols=3,
-        title=title,
-        title_fontsize="small",
-        frameon=False,
-    )
 
 
 def _is_number(value: object) -> bool:

@@ -10,10 +10,8 @@ from collections.abc import Iterable
 import numpy as np
 from numpy.typing import NDArray
 
+from analysis.stored import StoredStages
 from workbench.random_streams import numpy_stream
-from workbench.stages import PREDICTIONS
-from workbench.store import Stage, Store
-from workbench.training.checkpoint import load_tensors
 from workbench.training.metrics import summarise
 
 FloatArray = NDArray[np.float64]
@@ -22,15 +20,14 @@ RESAMPLES = 300  # enough for a variance
 
 
 class Predictions:
-    """Of a store's evaluations, by their keys; each is read, and resampled, once."""
+    """Of evaluations, by their keys; each is read, and resampled, once."""
 
-    def __init__(self, store: Store, metric: str, *, seed: int = 0) -> None:
+    def __init__(self, stages: StoredStages, metric: str, *, seed: int = 0) -> None:
         """`metric` as in `summarise`; `seed` is of the draws of clips."""
-        self._store = store
+        self._stages = stages
         self._metric = metric
         self._seed = seed
-        self._stages: dict[str, Stage] | None = None
-        self._read: dict[str, tuple[FloatArray, FloatArray]] = {}
+        self._read: dict[str, tuple[FloatArray, FloatArray] | None] = {}
         self._resampled: dict[str, FloatArray] = {}
 
     def shared_clips(self, keys: Iterable[str]) -> int:
@@ -56,21 +53,8 @@ class Predictions:
 
     def _scores(self, key: str) -> tuple[FloatArray, FloatArray] | None:
         if key not in self._read:
-            stage = self._known().get(key)
-            if stage is None:
-                return None
-            tensors = load_tensors(self._store.fetch(stage) / PREDICTIONS)[0]
-            self._read[key] = (tensors["scores"].double().numpy(), tensors["targets"].double().numpy())
+            self._read[key] = self._stages.predictions(key)
         return self._read[key]
-
-    def _known(self) -> dict[str, Stage]:
-        if self._stages is None:
-            facts = [
-                e.facts for e in self._store.entries() if e.finished and e.kind == "evaluate" and e.facts
-            ]
-            stages = [Stage(f["kind"], f["version"], f["settings"], tuple(f["parents"])) for f in facts]
-            self._stages = {stage.key: stage for stage in stages}
-        return self._stages
 
 
 def resampled_metric(

@@ -1,5 +1,6 @@
 """Intervals agree with the textbook, cover what they claim, and repeat with their generator."""
 
+import itertools
 import math
 
 import numpy as np
@@ -10,6 +11,7 @@ from analysis.estimators import (
     Interval,
     bootstrap_interval,
     equivalence,
+    expected_best,
     hierarchical_comparison,
     holm,
     mean_interval,
@@ -380,3 +382,12 @@ def test_pairs_to_decide_ends() -> None:
     assert pairs_to_decide(0.001, 0.01, margin=0.021) == pairs_to_decide(0.02, 0.01)
     with pytest.raises(ValueError, match="deviation"):
         pairs_to_decide(0.1, -0.1)
+
+
+def test_the_expected_best_is_the_mean_over_all_choices():
+    scores = [0.3, 0.9, 0.5, 0.5]
+    expected = [
+        np.mean([max(chosen) for chosen in itertools.combinations(scores, k)])
+        for k in range(1, len(scores) + 1)
+    ]
+    assert expected_best(scores) == pytest.approx(expected)
