@@ -39,7 +39,14 @@ from analysis.predictions import Predictions
 from analysis.stored import StoredStages
 from workbench.study.claims import Claim, Equivalent, FewerLabels, Greater, Part, Rising, read_entered
 from workbench.study.places import Places
-from workbench.study.results import StudyRecord, best_tuned, studies, trial_table
+from workbench.study.results import (
+    StudyRecord,
+    UnknownStudy,
+    best_tuned,
+    select_studies,
+    studies,
+    trial_table,
+)
 
 FloatArray = NDArray[np.float64]
 
@@ -408,14 +415,13 @@ def scale_of(record: StudyRecord, done: pd.DataFrame) -> str:
     return ", ".join(parts)
 
 
-def all_verdicts(root: Path, chosen: Sequence[str] = ()) -> list[Verdict]:
-    """Of the studies below `root`, or of those named."""
+def all_verdicts(records: Sequence[StudyRecord], root: Path) -> list[Verdict]:
+    """On every claim that these studies below `root` test."""
     stages = StoredStages(Places.read(root).store())
     found = []
-    for record in studies(root):
-        if not chosen or {record.id, record.name} & set(chosen):
-            table = trial_table(record, root)
-            found += study_verdicts(record, table, Predictions(stages, record.metric))
+    for record in records:
+        table = trial_table(record, root)
+        found += study_verdicts(record, table, Predictions(stages, record.metric))
     return found
 
 
@@ -450,16 +456,16 @@ def describe_effect(evidence: Evidence) -> str:
 
 
 def describe_need(verdict: Verdict) -> str:
-    """How many replicates would decide what is open."""
+    """How many replicates would decide what is open; empty where that cannot be said."""
     if verdict.ruling is not Ruling.INCONCLUSIVE:
         return ""
     needed = verdict.replicates_to_decide
     have = max((e.effect.n for e in verdict.evidence if e.effect is not None), default=0)
     if needed is None:
-        return "how many replicates would decide cannot be said"
+        return ""
     if needed <= have:
-        return f"{have} replicates should decide it, by their noise; corrected for all tests they do not"
-    return f"about {needed - have} more replicates would decide it, if effects and noise stay as they are"
+        return f"By their noise {have} replicates would decide it, were it the study's only test"
+    return f"About {needed - have} more replicates would decide it, if effects and noise stay as they are"
 
 
 def describe(verdict: Verdict) -> str:
@@ -512,13 +518,12 @@ def verdict_table(verdicts: Sequence[Verdict]) -> pd.DataFrame:
 def main(arguments: list[str] | None = None) -> int:
     """0 when there was a verdict, of whatever kind; 2 when there was nothing to judge."""
     options = _parser().parse_args(arguments)
-    records = studies(options.root)
-    unknown = set(options.studies) - {name for r in records for name in (r.id, r.name)}
-    if unknown:
-        known = ", ".join(r.id for r in records) or "none yet"
-        print(f"no study {', '.join(sorted(unknown))} below {options.root}; there: {known}", file=sys.stderr)
+    try:
+        records = select_studies(studies(options.root), options.studies, options.root)
+    except UnknownStudy as error:
+        print(error, file=sys.stderr)
         return 2
-    verdicts = all_verdicts(options.root, options.studies)
+    verdicts = all_verdicts(records, options.root)
     if not verdicts:
         print(
             f"no finished study below {options.root} tests a claim; run one first: make study",

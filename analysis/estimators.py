@@ -316,8 +316,8 @@ def monotonic_trend(scores: ArrayLike, *, confidence: float = 0.95) -> Trend:
 def expected_best(scores: ArrayLike) -> FloatArray:
     """The best of k of these `scores` (n,), on average over all choices of k: (n,) for k = 1..n.
 
-    What a budget of k settings can be expected to reach on validation data. Drawn without replacement, so that
-    it is not biased as the version with replacement is (Dodge et al. 2019; Tang et al. 2020).
+    What a budget of k settings can be expected to reach on validation data. Drawn without replacement, so
+    that it is not biased as the version with replacement is (Dodge et al. 2019; Tang et al. 2020).
     """
     values = np.sort(_checked_values(scores))
     n = len(values)

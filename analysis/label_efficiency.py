@@ -32,7 +32,14 @@ from scipy.interpolate import PchipInterpolator
 
 from analysis.estimators import FloatArray, holm, mean_interval, paired_comparison
 from analysis.plot_ablation import COLOURS, MARKERS, METRIC_NAMES
-from workbench.study.results import StudyRecord, best_tuned, studies, trial_table
+from workbench.study.results import (
+    StudyRecord,
+    UnknownStudy,
+    best_tuned,
+    select_studies,
+    studies,
+    trial_table,
+)
 
 AXIS = "data.label_fraction"
 SCRATCH, PRETRAINED = "scratch", "pretrained"
@@ -671,16 +678,12 @@ def write_study(
 def main(arguments: list[str] | None = None) -> int:
     """0 when a reduction was estimated, or found not to be reached; 2 when there was nothing to estimate."""
     options = _parser().parse_args(arguments)
-    records = studies(options.root)
-    names = {name for r in records for name in (r.id, r.name)}
-    unknown = sorted(set(options.studies) - names)
-    if unknown:
-        known = ", ".join(r.id for r in records) or "none yet"
-        print(f"no study {', '.join(unknown)} below {options.root}; there: {known}", file=sys.stderr)
+    try:
+        records = select_studies(studies(options.root), options.studies, options.root)
+    except UnknownStudy as error:
+        print(error, file=sys.stderr)
         return 2
-    if options.studies:
-        records = [r for r in records if {r.id, r.name} & set(options.studies)]
-    else:
+    if not options.studies:
         records = [r for r in records if is_suitable(r)]
     estimated = 0
     for record in records:

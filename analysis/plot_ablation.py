@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import math
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 
 import matplotlib
@@ -23,7 +24,15 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import FixedLocator, NullLocator
 
 from analysis.estimators import mean_interval
-from workbench.study.results import StudyRecord, arms, best_tuned, studies, trial_table
+from workbench.study.results import (
+    StudyRecord,
+    UnknownStudy,
+    arms,
+    best_tuned,
+    select_studies,
+    studies,
+    trial_table,
+)
 
 # Okabe and Ito's palette, told apart by the colour-blind; the markers tell them apart in black and white.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
@@ -38,6 +47,7 @@ AXIS_NAMES = {
     "finetuning.optimiser.peak_lr": "peak learning rate",
     "finetuning.output_dropout": "dropout on the encoder's output",
 }
+LONG_NAMES = 50  # characters along an axis, before they run into each other
 METRIC_NAMES = {
     "mAP": "test mAP",
     "macro_auc": "test macro AUC",
@@ -50,19 +60,11 @@ METRIC_NAMES = {
 def main(arguments: list[str] | None = None) -> int:
     """0 when figures were drawn, 2 when there was nothing to draw."""
     options = _parser().parse_args(arguments)
-    records = studies(options.root)
-    if options.studies:
-        wanted = set(options.studies)
-        chosen = [r for r in records if r.id in wanted or r.name in wanted]
-        unknown = wanted - {r.id for r in chosen} - {r.name for r in chosen}
-        if unknown:
-            known = ", ".join(r.id for r in records) or "none yet"
-            print(
-                f"no study {', '.join(sorted(unknown))} below {options.root}; there: {known}",
-                file=sys.stderr,
-            )
-            return 2
-        records = chosen
+    try:
+        records = select_studies(studies(options.root), options.studies, options.root)
+    except UnknownStudy as error:
+        print(error, file=sys.stderr)
+        return 2
     drawn = 0
     for record in records:
         table = trial_table(record, options.root)
@@ -189,7 +191,7 @@ def draw_levels(ax: Axes, record: StudyRecord, done: pd.DataFrame) -> pd.DataFra
             capsize=3,
             linewidth=1.5,
             linestyle="-" if record.axes else "none",
-            label=_line_name(record, name) or "mean",
+            label=_name(columns, name) or "mean",
             zorder=3,
         )
         chosen = done
@@ -217,7 +219,10 @@ def _dress(
     ax.xaxis.set_major_locator(FixedLocator(places))
     ax.xaxis.set_minor_locator(NullLocator())
     names = {place: value for value, place in positions.items()}
+    numbered = all(map(_is_number, names.values()))
     ax.set_xticklabels([f"{p:,.0f}" if by_clips else f"{_short(names[p])}" for p in places])
+    if not numbered and max(len(str(name)) for name in names.values()) * len(places) > LONG_NAMES:
+        ax.tick_params("x", labelrotation=20)
     ax.set_xlabel(AXIS_NAMES.get(axis, axis))
     ax.set_ylabel(METRIC_NAMES[record.metric])
 
@@ -266,12 +271,16 @@ def _shift(  # type: ignore[no-untyped-def]
     return lambda x: x + 0.024 * width * offset
 
 
-def _line_name(record: StudyRecord, name: tuple) -> str:
-    """The regime, and the value of every other axis with its name."""
-    values = zip(_lines(record), name, strict=True)
+def arm_name(record: StudyRecord, values: Iterable[object]) -> str:
+    """Of an arm, by the values of `arms(record)`."""
+    return _name(arms(record), values)
+
+
+def _name(columns: Iterable[str], values: Iterable[object]) -> str:
+    """The regime, and every other value with its setting's name."""
     return ", ".join(
         str(value) if column == "regime" else f"{column.rsplit('.', 1)[-1]} {_short(value)}"
-        for column, value in values
+        for column, value in zip(columns, values, strict=True)
     )
 
 

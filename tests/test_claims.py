@@ -273,7 +273,7 @@ def _trials_of(path, preset):
     return study, study.trials()
 
 
-def _simulated(path, preset, score):
+def simulated(path, preset, score):
     """A study's record and table with `score(trial)` as its validation and test metric."""
     study, trials = _trials_of(path, preset)
     rows = []
@@ -308,7 +308,7 @@ def _is_grid(path):
 @pytest.mark.parametrize("preset", ["quick", "cf_large"])
 def test_every_part_of_a_claim_finds_its_arms(path, preset):
     generator = np.random.default_rng(0)
-    record, table = _simulated(path, preset, lambda trial: generator.uniform(0.4, 0.6))
+    record, table = simulated(path, preset, lambda trial: generator.uniform(0.4, 0.6))
     for verdict in study_verdicts(record, table, NoPredictions()):
         for evidence in verdict.evidence:
             assert "not tested" not in evidence.note, (verdict.claim_id, evidence)
@@ -365,7 +365,7 @@ SUPPORTED_BY = {
 @pytest.mark.parametrize("name", SUPPORTED_BY)
 def test_data_made_as_the_paper_says_support_it(name):
     generator = np.random.default_rng(1)
-    record, table = _simulated(FOLDER / f"{name}.yaml", "quick", _score_with(True, 1e-3, generator))
+    record, table = simulated(FOLDER / f"{name}.yaml", "quick", _score_with(True, 1e-3, generator))
     verdicts = study_verdicts(record, table, NoPredictions())
     assert {v.claim_id for v in verdicts if v.ruling is Ruling.SUPPORTED} == SUPPORTED_BY[name]
 
@@ -376,7 +376,7 @@ def test_data_without_any_effect_support_nothing_but_equality(name):
     generator = np.random.default_rng(2)
     wrong = dict.fromkeys(load_study(FOLDER / f"{name}.yaml").claims, 0)
     for _ in range(40):
-        record, table = _simulated(FOLDER / f"{name}.yaml", "quick", _score_with(False, 0.01, generator))
+        record, table = simulated(FOLDER / f"{name}.yaml", "quick", _score_with(False, 0.01, generator))
         for verdict in study_verdicts(record, table, NoPredictions()):
             is_equality = all(isinstance(part, Equivalent) for part in verdict.claim.parts)
             wrong[verdict.claim_id] += verdict.ruling is Ruling.SUPPORTED and not is_equality
@@ -386,7 +386,7 @@ def test_data_without_any_effect_support_nothing_but_equality(name):
 def test_the_two_claims_on_heads_are_told_apart():
     rulings = {}
     for peak in (0.0, 0.1):
-        record, table = _simulated(
+        record, table = simulated(
             FOLDER / "heads.yaml",
             "quick",
             lambda t, peak=peak: 0.5 + peak * (t.config.model.num_heads == 4) + 1e-3 * (t.seed % 2),
@@ -410,13 +410,13 @@ def test_two_thirds_is_judged_by_the_interval_of_the_reduction(shift, ruling):
         value = 0.8 + 0.1 * np.log2(trial.config.data.label_fraction)
         return value + shift * (trial.config.pretraining is not None) + generator.normal(0, deviation)
 
-    record, table = _simulated(FOLDER / "label_fraction.yaml", "quick", score)
+    record, table = simulated(FOLDER / "label_fraction.yaml", "quick", score)
     verdict = study_verdicts(record, table, NoPredictions())[0]
     assert verdict.ruling is ruling, describe(verdict)
 
 
 def test_a_search_is_no_evidence():
-    record, table = _simulated(FOLDER / "heads.yaml", "quick", lambda trial: 0.5)
+    record, table = simulated(FOLDER / "heads.yaml", "quick", lambda trial: 0.5)
     assert study_verdicts(dataclasses.replace(record, search=True), table, NoPredictions()) == []
 
 
@@ -474,7 +474,7 @@ def test_a_study_names_claims_that_there_are(tmp_path):
 
 def test_the_command_prints_verdicts_and_writes_them(tmp_path, monkeypatch, capsys):
     generator = np.random.default_rng(1)
-    record, table = _simulated(FOLDER / "update_all.yaml", "quick", _score_with(True, 1e-3, generator))
+    record, table = simulated(FOLDER / "update_all.yaml", "quick", _score_with(True, 1e-3, generator))
     monkeypatch.setattr(claims_command, "studies", lambda root: [record])
     monkeypatch.setattr(claims_command, "trial_table", lambda record, root: table)
     assert claims_command.main(["--root", str(tmp_path), "--output", str(tmp_path)]) == 0
@@ -494,7 +494,7 @@ def test_nothing_to_judge_is_said(tmp_path, capsys):
 
 
 def test_a_table_of_verdicts_has_a_row_a_part():
-    record, table = _simulated(FOLDER / "depth.yaml", "quick", lambda trial: 0.5 + 0.01 * trial.seed)
+    record, table = simulated(FOLDER / "depth.yaml", "quick", lambda trial: 0.5 + 0.01 * trial.seed)
     found = verdict_table(study_verdicts(record, table, NoPredictions()))
     assert found.groupby("claim").size().to_dict() == {
         name: len(CLAIMS[name].parts) for name in ("depth-gain", "depth-tail", "low-labels")

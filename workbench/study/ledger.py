@@ -396,6 +396,19 @@ def ended_trials(study: Study, url: str) -> list[Ended]:
     return [trial for trial in ended if trial.number not in forgotten and not trial.repeats]
 
 
+def importances(study_id: str, url: str) -> dict[str, float]:
+    """Share of the validation score's variance that each setting of a search explains, by fANOVA.
+
+    Of its complete trials; empty for fewer than four, or where all scores are the same.
+    """
+    known = optuna.load_study(study_name=study_id, storage=_storage(url))
+    complete = [t for t in known.get_trials(deepcopy=False, states=(TrialState.COMPLETE,)) if _counts(t)]
+    if len(complete) < 4 or len({trial.value for trial in complete}) == 1:
+        return {}
+    evaluator = optuna.importance.FanovaImportanceEvaluator(seed=0)
+    return {name: float(share) for name, share in evaluator.evaluate(known).items()}
+
+
 def _storage(url: str) -> optuna.storages.RDBStorage:
     # Hours may lie between two trials: a server's connection that was cut meanwhile is replaced.
     options = {} if url.startswith("sqlite:") else {"pool_pre_ping": True}

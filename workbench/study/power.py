@@ -40,7 +40,7 @@ def earlier_deviation(study: Study, folder: Path) -> tuple[float, str] | None:
     tables = {name: path for name, path in tables.items() if name.split("-")[1:2] == [study.preset]}
     found = []
     for name, path in tables.items():
-        deviation, count = _paired_deviation(pd.read_csv(path), f"test/{study.metric}")
+        deviation, count = _deviation_in(pd.read_csv(path), f"test/{study.metric}")
         if count:
             found.append((name == study.id, count, name, deviation))
     if not found:
@@ -49,20 +49,29 @@ def earlier_deviation(study: Study, folder: Path) -> tuple[float, str] | None:
     return deviation, name
 
 
-def _paired_deviation(table: pd.DataFrame, metric: str) -> tuple[float, int]:
-    """Pooled over neighbouring arms; and of how many differences."""
+def _deviation_in(table: pd.DataFrame, metric: str) -> tuple[float, int]:
+    """Of a study's table as it is kept, where its axes stand between reason and regime."""
     if metric not in table or "seed" not in table:
         return 0.0, 0
     columns = list(table.columns)
     axes = columns[columns.index("reason") + 1 : columns.index("regime")]
-    done = table[table.state == "complete"].assign(fold=lambda t: t["fold"].fillna(0))
-    if not axes or not len(done):
+    return paired_deviation(table[table.state == "complete"], metric, ["regime", *axes])
+
+
+def paired_deviation(done: pd.DataFrame, metric: str, arms: list[str]) -> tuple[float, int]:
+    """Standard deviation of a pair's difference, pooled over neighbouring arms; and its degrees of freedom.
+
+    Arms are neighbours where they have the same regime, or where `arms` names nothing else.
+    """
+    if not len(done):
         return 0.0, 0
-    arms = done.pivot_table(index=["seed", "fold"], columns=["regime", *axes], values=metric, dropna=False)
+    scores = done.assign(fold=done["fold"].fillna(-1)).pivot_table(
+        index=["seed", "fold"], columns=arms, values=metric, dropna=False
+    )
     squares, freedom = 0.0, 0
-    for first, second in itertools.pairwise(arms.columns):
-        difference = (arms[first] - arms[second]).dropna()
-        if first[0] == second[0] and len(difference) > 1:
+    for first, second in itertools.pairwise(scores.columns):
+        difference = (scores[first] - scores[second]).dropna()
+        if (len(arms) == 1 or first[0] == second[0]) and len(difference) > 1:
             squares += float(((difference - difference.mean()) ** 2).sum())
             freedom += len(difference) - 1
     return (float(np.sqrt(squares / freedom)), freedom) if freedom else (0.0, 0)

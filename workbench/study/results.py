@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import subprocess
+from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -15,7 +18,7 @@ from workbench.study.claims import enter
 from workbench.study.definition import Study
 from workbench.study.places import Places
 from workbench.study.plan import PlannedTrial, place
-from workbench.study.tracking import CHILD, CURVES
+from workbench.study.tracking import CHILD, CURVES, PARENT
 
 DEFINITION = "study.json"
 TABLE = "trials.csv"
@@ -37,6 +40,7 @@ class StudyRecord:
     search: bool
     command: str
     folder: Path
+    commit: str | None = None  # of the code that ran it last
     tuned: list[str] = field(default_factory=list)  # dotted paths that each arm chooses on validation data
     entered: dict[str, Any] = field(default_factory=dict)  # each claim as it was last run, and since when
 
@@ -66,6 +70,7 @@ def write_definition(study: Study, planned: list[PlannedTrial], command: str, fo
         "metric": study.metric,
         "search": study.search is not None,
         "command": command,
+        "commit": _commit(),
         "overrides": study.overrides,
         "base": study.base,
         "space": to_dict(study.search) if study.search else None,
@@ -77,9 +82,31 @@ def write_definition(study: Study, planned: list[PlannedTrial], command: str, fo
     return path
 
 
+def _commit() -> str | None:
+    """Of this code, and whether it was changed since; None where it is no git checkout."""
+    describe = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=12"]
+    with contextlib.suppress(OSError):
+        found = subprocess.run(describe, capture_output=True, text=True, check=False)
+        return found.stdout.strip() or None
+    return None
+
+
 def studies(root: Path) -> list[StudyRecord]:
     """Every study that was run below `root`, by id."""
     return [StudyRecord.read(path) for path in sorted((root / "studies").glob(f"*/{DEFINITION}"))]
+
+
+class UnknownStudy(ValueError):
+    """No study of that name was run; the message says which were."""
+
+
+def select_studies(records: list[StudyRecord], names: Sequence[str], root: Path) -> list[StudyRecord]:
+    """Those with one of these names or ids; all if none is given. Raises UnknownStudy."""
+    unknown = sorted(set(names) - {name for r in records for name in (r.id, r.name)})
+    if unknown:
+        known = ", ".join(r.id for r in records) or "none yet"
+        raise UnknownStudy(f"no study {', '.join(unknown)} below {root}; there: {known}")
+    return [r for r in records if not names or {r.id, r.name} & set(names)]
 
 
 def trial_table(record: StudyRecord, root: Path) -> pd.DataFrame:
@@ -111,6 +138,15 @@ def trial_table(record: StudyRecord, root: Path) -> pd.DataFrame:
             break
     table = pd.DataFrame(list(rows.values()))
     return table.sort_values("number", ignore_index=True) if len(table) else table
+
+
+def attach(record: StudyRecord, root: Path, path: Path) -> None:
+    """Keep a file with the study's run in MLflow."""
+    client = MlflowClient(Places.read(root).mlflow_uri)
+    experiment = client.get_experiment_by_name(record.name)
+    query = f"tags.`workbench.kind` = '{PARENT}' and tags.`workbench.study` = '{record.id}'"
+    for run in client.search_runs([experiment.experiment_id], query) if experiment else ():
+        client.log_artifact(run.info.run_id, str(path))
 
 
 def arms(record: StudyRecord) -> list[str]:

@@ -1,0 +1,199 @@
+"""The report's own figures: panels beside each other, tuning budgets, training curves, importance."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import seaborn as sns
+from matplotlib.figure import Figure
+
+from analysis.estimators import expected_best
+from analysis.plot_ablation import (
+    AXIS_NAMES,
+    COLOURS,
+    MARKERS,
+    METRIC_NAMES,
+    arm_name,
+    draw_levels,
+    legend_title,
+)
+from analysis.stored import StoredStages
+from workbench.study.results import StudyRecord, arms, best_tuned
+
+CURVES = 8  # lines in a panel, before they hide each other
+
+
+def new_figure(columns: int = 1, height: float = 3.4) -> tuple[Figure, np.ndarray]:
+    """Panels in a row, in the report's style."""
+    sns.set_theme(style="whitegrid", context="paper", font_scale=1.0)
+    width = {1: 4.6, 2: 8.4}.get(columns, 10.8)
+    figure, axes = plt.subplots(1, columns, figsize=(width, height), layout="constrained", squeeze=False)
+    return figure, axes[0]
+
+
+def draw_panels(panels: Sequence[tuple[str, StudyRecord, pd.DataFrame]]) -> Figure:
+    """Studies side by side, as the panels of one figure; each with the letter that it has in the paper."""
+    figure, axes = new_figure(len(panels), height=4.2)
+    for ax, (letter, record, done) in zip(axes, panels, strict=True):
+        summary = draw_levels(ax, record, done)
+        ax.set_title(f"({letter}) {record.id}", loc="left", fontsize="medium")
+        title = legend_title(record, summary).replace("; ", "\n")
+        ax.legend(
+            title=title,
+            title_fontsize="small",
+            fontsize="small",
+            loc="upper center",
+            bbox_to_anchor=(0.5, -0.18),
+            ncols=2,
+            frameon=False,
+        )
+    return figure
+
+
+def budget_table(record: StudyRecord, done: pd.DataFrame) -> pd.DataFrame:
+    """A row an arm: the settings tried, the one chosen on validation data, and the expected best of k."""
+    metric = f"validation/{record.metric}"
+    chosen = best_tuned(record, done)
+    rows = []
+    for arm, trials in done.groupby(arms(record), dropna=False, sort=False):
+        points = trials.groupby(record.tuned, dropna=False)[metric].mean()
+        same = chosen
+        for column, value in zip(arms(record), arm, strict=True):
+            same = same[same[column] == value]
+        rows.append(
+            {
+                "arm": arm_name(record, arm),
+                "tried": len(points),
+                "chosen": ", ".join(f"{same[path].iloc[0]:g}" for path in record.tuned),
+                "expected": expected_best(points.to_numpy()),
+            }
+        )
+    return pd.DataFrame(rows)
+
+
+def draw_budget(record: StudyRecord, done: pd.DataFrame) -> Figure:
+    """Expected best validation score of each arm as its tuning budget grows."""
+    figure, (ax,) = new_figure()
+    table = budget_table(record, done)
+    for i, row in table.iterrows():
+        place = int(str(i))
+        ax.plot(
+            np.arange(1, row["tried"] + 1),
+            row["expected"],
+            color=COLOURS[place % len(COLOURS)],
+            marker=MARKERS[place % len(MARKERS)],
+            linestyle="-" if place < len(COLOURS) else "--",
+            label=row["arm"],
+        )
+    ax.set_xticks(range(1, int(table["tried"].max()) + 1))
+    ax.set_xlabel("settings tried")
+    ax.set_ylabel(f"expected best {METRIC_NAMES[record.metric].replace('test', 'validation')}")
+    figure.legend(loc="outside lower center", ncols=2, fontsize="small", frameon=False)
+    return figure
+
+
+def training_curves(record: StudyRecord, done: pd.DataFrame, stages: StoredStages) -> pd.DataFrame:
+    """Histories of the shown trials: `arm`, `seed`, `fold`, `stage`, `step`, `metric`, `value`."""
+    wanted = {
+        "pretrain": ["loss", "contrastive_accuracy"],
+        "finetune": [f"validation/{record.metric}"],
+    }
+    rows = []
+    for _, trial in best_tuned(record, done).iterrows():
+        history = stages.history(trial["key"])
+        for stage, metrics in wanted.items():
+            for metric in metrics:
+                if not len(history) or metric not in history:
+                    continue
+                part = history[(history["stage"] == stage) & history[metric].notna()]
+                rows.append(
+                    pd.DataFrame(
+                        {
+                            "arm": arm_name(record, [trial[column] for column in arms(record)]),
+                            "seed": trial["seed"],
+                            "fold": trial["fold"],
+                            "stage": stage,
+                            "step": part["step"],
+                            "metric": metric,
+                            "value": part[metric],
+                        }
+                    )
+                )
+    return pd.concat(rows, ignore_index=True) if rows else pd.DataFrame()
+
+
+def draw_curves(record: StudyRecord, curves: pd.DataFrame) -> Figure:
+    """Pre-training's accuracy and fine-tuning's validation score over updates: means over replicates."""
+    panels = [
+        ("contrastive_accuracy", "contrastive accuracy", "pre-training updates"),
+        (
+            f"validation/{record.metric}",
+            METRIC_NAMES[record.metric].replace("test", "validation"),
+            "fine-tuning updates",
+        ),
+    ]
+    panels = [panel for panel in panels if (curves["metric"] == panel[0]).any()]
+    figure, axes = new_figure(len(panels), height=3.8)
+    for ax, (metric, name, over) in zip(axes, panels, strict=True):
+        shown = curves[curves["metric"] == metric]
+        names = list(dict.fromkeys(shown["arm"]))
+        for i, arm in enumerate(names):
+            mean = shown[shown["arm"] == arm].groupby("step")["value"].mean()
+            ax.plot(
+                mean.index,
+                mean,
+                color=COLOURS[i % len(COLOURS)],
+                linestyle=("-", "--", ":")[i // len(COLOURS) % 3],
+                label=arm,
+            )
+        ax.set_xlabel(over)
+        ax.set_ylabel(name)
+    handles: dict[str, Any] = {}
+    for ax in axes:
+        handles |= {label: handle for handle, label in zip(*ax.get_legend_handles_labels(), strict=True)}
+    n = curves.groupby(["seed", "fold"], dropna=False).ngroups
+    figure.legend(
+        list(handles.values()),
+        list(handles),
+        loc="outside lower center",
+        ncols=3,
+        fontsize="small",
+        title=f"means over n = {n} replicates",
+        title_fontsize="small",
+        frameon=False,
+    )
+    return figure
+
+
+def late_gain(curves: pd.DataFrame, share: float = 0.25) -> pd.DataFrame:
+    """How much the best validation score still rose in the last `share` of the updates, by arm.
+
+    Far above 0: the arm was still learning when it stopped. The learning rate falls towards the end, so that
+    a small gain is no proof that longer training would give none.
+    """
+    shown = curves[curves["stage"] == "finetune"]
+    rows = []
+    for arm, of_arm in shown.groupby("arm", sort=False):
+        gains = []
+        for _, one in of_arm.groupby(["seed", "fold"], dropna=False):
+            early = one.loc[one["step"] <= (1 - share) * one["step"].max(), "value"]
+            if len(early):
+                gains.append(one["value"].max() - early.max())
+        if gains:
+            rows.append({"arm": arm, "updates": int(of_arm["step"].max()), "gain": float(np.mean(gains))})
+    return pd.DataFrame(rows)
+
+
+def draw_importance(importance: Mapping[str, float]) -> Figure:
+    """Share of the variance of the validation score that each setting of a search explains."""
+    ordered = sorted(importance.items(), key=lambda item: item[1])
+    figure, (ax,) = new_figure(height=0.4 * len(ordered) + 1.0)
+    names = [AXIS_NAMES.get(path, path) for path, _ in ordered]
+    ax.barh(names, [value for _, value in ordered], color=COLOURS[0])
+    ax.set_xlabel("share of the variance explained (fANOVA)")
+    ax.set_xlim(0, 1)
+    return figure

@@ -1,0 +1,188 @@
+"""The page: complete, self-contained, and true to the tables behind it."""
+
+import re
+from html.parser import HTMLParser
+
+import numpy as np
+import pytest
+from mlflow import MlflowClient
+
+from analysis import report
+from analysis.claims import study_verdicts
+from analysis.report import TABLE_1, render, write_tables
+from analysis.report_figures import budget_table, late_gain
+from analysis.stored import StoredStages
+from workbench.store import Store
+from workbench.study.places import Places
+from workbench.study.results import best_tuned, studies, trial_table
+
+from .test_claims import FOLDER, NoPredictions, simulated
+
+
+class _Page(HTMLParser):
+    """What a page refers to, and its ids; refuses tags that are not closed."""
+
+    VOID = ("meta", "br", "hr", "img", "link", "input")
+
+    def __init__(self, text):
+        super().__init__()
+        self.references, self.ids, self.open = [], [], []
+        self.feed(text)
+        assert not self.open, self.open
+
+    def handle_starttag(self, tag, attributes):
+        if tag not in self.VOID:
+            self.open.append(tag)
+        for name, value in attributes:
+            if name in ("src", "href", "xlink:href"):
+                self.references.append(value)
+            if name == "id":
+                self.ids.append(value)
+        assert tag != "script"
+
+    def handle_startendtag(self, tag, attributes):
+        self.handle_starttag(tag, attributes)
+        if tag not in self.VOID:
+            self.open.pop()
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+
+@pytest.fixture
+def page_of(tmp_path):
+    """`page_of(name, score)`: the page of a simulated study, and that study."""
+
+    def page_of(name, score):
+        record, table = simulated(FOLDER / f"{name}.yaml", "quick", score)
+        table["data"], table["parameters"] = "0123456789abcdef", 4e5
+        study = object.__new__(report.Study)
+        study.record, study.table, study.done = record, table, table
+        study.verdicts = study_verdicts(record, table, NoPredictions())
+        stages = StoredStages(Store(tmp_path / "store"))
+        return render([study], tmp_path, stages, "python analysis/report.py"), study
+
+    return page_of
+
+
+def _better_with_labels(generator):
+    def score(trial):
+        gain = 0.2 * (trial.config.pretraining is not None)
+        rate = trial.config.finetuning.optimiser.peak_lr
+        noise = generator.normal(0, 0.005)
+        return 0.6 + 0.1 * np.log2(trial.config.data.label_fraction) + gain - 10 * rate + noise
+
+    return score
+
+
+def test_a_page_needs_nothing_beside_it(page_of):
+    text, _ = page_of("label_fraction", _better_with_labels(np.random.default_rng(0)))
+    page = _Page(text)
+    assert len(page.ids) == len(set(page.ids))
+    assert all(reference.startswith("#") for reference in page.references)
+    assert {reference[1:] for reference in page.references} <= set(page.ids)
+    assert not re.search(r"url\((?!#)", text)
+
+
+def test_a_page_says_what_was_found_at_which_scale_and_how_to_run_it_again(page_of):
+    text, study = page_of("label_fraction", _better_with_labels(np.random.default_rng(0)))
+    verdict = study.verdicts[0]
+    assert f"✓ {verdict.ruling}" in text
+    assert "preset quick, 0.40 M parameters, 480 labelled clips" in text
+    assert "do\nnot stand for them" in text
+    # The paper's numbers, marked as such.
+    assert "paper's Table 1" in text
+    for value in TABLE_1["pretrained"]:
+        assert f'<td class="number">{value:.3f}</td>' in text
+    # Each arm's mean of what was chosen on validation data.
+    shown = best_tuned(study.record, study.done)
+    for _, trials in shown.groupby(["regime", "data.label_fraction"]):
+        assert f'<td class="number">{trials["test/mAP"].mean():.3f}</td>' in text
+    assert set(shown["finetuning.optimiser.peak_lr"]) == {2e-3}
+
+
+def test_text_from_files_is_escaped(page_of):
+    record, _ = simulated(FOLDER / "heads.yaml", "quick", lambda trial: 0.5)
+    text, study = page_of("heads", lambda trial: 0.5 + 0.01 * trial.seed)
+    assert "<script" not in text
+    object.__setattr__(study.record, "question", "<script>alert(1)</script>")
+    stages = StoredStages(Store(record.folder / "nowhere"))
+    assert "<script" not in render([study], record.folder, stages, "&")
+
+
+def test_tables_are_written_for_paper_and_spreadsheet(page_of, tmp_path):
+    _, study = page_of("label_fraction", _better_with_labels(np.random.default_rng(0)))
+    paths = {path.name: path.read_text() for path in write_tables([study], tmp_path)}
+    assert set(paths) == {
+        f"report-{name}.{ending}" for name in ("verdicts", "levels", "table1") for ending in ("csv", "tex")
+    }
+    assert "paper,scratch,20k,0.138" in paths["report-table1.csv"]
+    for name, text in paths.items():
+        if name.endswith(".tex"):
+            assert len(re.findall(r"\\begin\{", text)) == len(re.findall(r"\\end\{", text))
+            assert not re.search(r"(?<!\\)[_%#]", text), name
+
+
+def test_the_page_of_a_real_study_is_kept_with_it(finished, tmp_path, capsys):
+    root, _ = finished
+    assert report.main(["--root", str(root), "--output", str(tmp_path)]) == 0
+    text = (tmp_path / "report.html").read_text()
+    _Page(text)
+    record = studies(root)[0]
+    assert f"<code>{record.command}</code>" in text
+    done = trial_table(record, root)
+    assert done["data"].iloc[0][:12] in text
+    assert "contrastive accuracy" in text  # the curves are found by the stages' keys
+    client = MlflowClient(Places.read(root).mlflow_uri)
+    experiment = client.get_experiment_by_name(record.name).experiment_id
+    parent = client.search_runs([experiment], "tags.`workbench.kind` = 'study'")[0]
+    assert "report.html" in [item.path for item in client.list_artifacts(parent.info.run_id)]
+
+
+def test_the_same_results_give_the_same_page(finished, tmp_path):
+    pages = []
+    for name in ("one", "two"):
+        report.main(["--root", str(finished[0]), "--output", str(tmp_path / name)])
+        pages.append((tmp_path / name / "report-levels.csv").read_text())
+    assert pages[0] == pages[1]
+
+
+def test_nothing_to_report_is_said(tmp_path, capsys):
+    assert report.main(["--root", str(tmp_path)]) == 2
+    assert "run a study first" in capsys.readouterr().err
+    assert report.main(["heads", "--root", str(tmp_path)]) == 2
+    assert "no study heads" in capsys.readouterr().err
+
+
+def test_budgets_are_equal_and_shown(page_of):
+    text, study = page_of(
+        "scratch", lambda t: 0.5 + 50 * t.config.finetuning.optimiser.peak_lr + 0.01 * t.seed
+    )
+    table = budget_table(study.record, study.done)
+    assert table["tried"].tolist() == [2] * 4
+    assert table["chosen"].tolist() == ["0.004"] * 4
+    first = table["expected"].iloc[0]
+    assert first == pytest.approx([0.01 + 0.5 + 50 * 3e-3, 0.01 + 0.5 + 50 * 4e-3])
+    assert "as it tries more settings" in text
+
+
+def test_an_arm_that_still_learns_is_seen():
+    import pandas as pd
+
+    steps = np.arange(10, 101, 10)
+    rows = [
+        {
+            "arm": arm,
+            "seed": 0,
+            "fold": None,
+            "stage": "finetune",
+            "step": step,
+            "metric": "m",
+            "value": value,
+        }
+        for arm, curve in (("still", steps / 100), ("done", np.minimum(steps / 50, 1.0)))
+        for step, value in zip(steps, curve, strict=True)
+    ]
+    gains = late_gain(pd.DataFrame(rows)).set_index("arm")["gain"]
+    assert gains["still"] == pytest.approx(0.3)
+    assert gains["done"] == 0.0
