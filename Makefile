@@ -7,11 +7,15 @@ PORT ?= 5000
 VENV := .venv
 BIN := $(VENV)/bin
 
+# Every question that needs nothing but the embedded corpus, those first whose pre-training others share.
+EVIDENCE := heads depth label_fraction scratch pretrain_data size lr_schedule batch_size dropout update_all search
+
 .DEFAULT_GOAL := help
-.PHONY: help install study test test-slow test-browser check format ui lock clean
+.PHONY: help install study evidence test test-slow test-browser check format ui lock clean
 
 help:
 	@echo "make study [STUDY=studies/heads.yaml] [ARGS='--preset smoke']   run a study, or go on with it"
+	@echo "make evidence            every study of the embedded corpus, and the report: 2.5 hours on 2 cores"
 	@echo "make ui [PORT=5000]      compare the runs in a browser, on 127.0.0.1"
 	@echo "make test                the tests (make test-slow, make test-browser: the rest)"
 	@echo "make check               lint, format, types"
@@ -31,6 +35,10 @@ $(VENV)/installed: requirements.lock pyproject.toml
 
 study: install
 	@$(BIN)/python -m workbench.study $(STUDY) --root $(MLRUNS) $(ARGS)
+
+evidence: install
+	@$(BIN)/python -m workbench.study $(EVIDENCE:%=studies/%.yaml) --root $(MLRUNS) $(ARGS)
+	@$(BIN)/python analysis/report.py --root $(MLRUNS)
 
 test: install
 	@$(BIN)/python -m pytest

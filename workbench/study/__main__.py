@@ -46,7 +46,11 @@ def main(arguments: list[str] | None = None) -> int:
             return _dry_run(studies, places, console)
         status = 0
         for study, path in zip(studies, options.studies, strict=True):
-            status = max(status, _run(study, path, places, options, console))
+            try:
+                status = max(status, _run(study, path, places, options, console))
+            except (ConfigError, DataError) as error:  # the others may do without what this one lacks
+                print(f"{study.id}: {error}", file=sys.stderr)
+                status = 2
         return status
     except (ConfigError, DataError, OSError) as error:  # the last: a folder that cannot be written
         print(error, file=sys.stderr)
