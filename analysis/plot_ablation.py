@@ -21,7 +21,7 @@ import numpy as np
 import pandas as pd
 import seaborn as sns
 from matplotlib.axes import Axes
-from matplotlib.ticker import FixedLocator, NullLocator
+from matplotlib.ticker import FixedLocator, MaxNLocator, NullLocator
 
 from analysis.estimators import mean_interval
 from workbench.study.results import (
@@ -46,6 +46,11 @@ AXIS_NAMES = {
     "finetuning.batch_size": "batch size / clips",
     "finetuning.optimiser.peak_lr": "peak learning rate",
     "finetuning.output_dropout": "dropout on the encoder's output",
+    "finetuning.freeze_encoder": "frozen encoder",
+    "finetuning.schedule.kind": "learning-rate schedule",
+    "finetuning.schedule.warmup": "share of warm-up",
+    "finetuning.schedule.hold": "share of hold",
+    "model.width": "width",
 }
 LONG_NAMES = 50  # characters along an axis, before they run into each other
 METRIC_NAMES = {
@@ -230,7 +235,7 @@ def _dress(
 def legend_title(record: StudyRecord, summary: pd.DataFrame) -> str:
     """What the marks of a figure are, and how many trials are behind each."""
     if record.search:
-        return f"n = {len(summary)}; chosen adaptively, so no evidence for one level over another"
+        return f"n = {len(summary)} that were not given up; chosen adaptively, so no evidence for one level"
     smallest, largest = int(summary["n"].min()), int(summary["n"].max())
     count = str(smallest) if smallest == largest else f"{smallest} to {largest}"
     interval = "bars: 95 % interval of the mean" if largest > 1 else "one replicate, no interval"
@@ -246,6 +251,7 @@ def draw_search(ax: Axes, record: StudyRecord, done: pd.DataFrame) -> pd.DataFra
     best = ordered[metric].cummax()
     ax.scatter(ordered["number"], ordered[metric], color=COLOURS[0], s=16, label="trial")
     ax.step(ordered["number"], best, where="post", color=COLOURS[1], label="best so far")
+    ax.xaxis.set_major_locator(MaxNLocator(integer=True))
     ax.set_xlabel("trial")
     ax.set_ylabel(METRIC_NAMES[record.metric].replace("test", "validation"))
     return ordered[["number", *record.axes, metric]].assign(best=best)

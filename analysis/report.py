@@ -50,6 +50,7 @@ from analysis.label_efficiency import (
     study_reductions,
 )
 from analysis.plot_ablation import (
+    AXIS_NAMES,
     METRIC_NAMES,
     arm_name,
     draw_levels,
@@ -261,7 +262,8 @@ def _with_intervals(levels: pd.DataFrame, name: str, form: str = ".3f") -> list[
 
 
 def _tuning_note(record: StudyRecord) -> str:
-    return f"Each arm at its best {', '.join(record.tuned)}, by validation." if record.tuned else ""
+    names = ", ".join(AXIS_NAMES.get(path, path) for path in record.tuned)
+    return f"Each arm at its best {names}, by validation." if names else ""
 
 
 def _table_1() -> dict[str, list[str]]:
@@ -296,7 +298,7 @@ def _study_part(study: Study, places: Places, stages: StoredStages) -> dict[str,
     figure, (ax,) = new_figure(height=4.0)
     summary = draw_search(ax, record, done) if record.search else draw_levels(ax, record, done)
     figure.legend(loc="outside lower center", ncols=3, fontsize="small", frameon=False)
-    part |= {"svg": svg_of(figure), "caption": legend_title(record, summary)}
+    part |= {"svg": svg_of(figure), "caption": legend_title(record, summary).replace("\n", "; ")}
     if record.search:
         shares = importances(record.id, places.optuna_url)
         return part | {"importance": svg_of(draw_importance(shares)) if shares else ""}

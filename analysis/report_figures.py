@@ -194,6 +194,6 @@ def draw_importance(importance: Mapping[str, float]) -> Figure:
     figure, (ax,) = new_figure(height=0.4 * len(ordered) + 1.0)
     names = [AXIS_NAMES.get(path, path) for path, _ in ordered]
     ax.barh(names, [value for _, value in ordered], color=COLOURS[0])
-    ax.set_xlabel("share of the variance explained (fANOVA)")
+    ax.set_xlabel("share of the variance (fANOVA)")
     ax.set_xlim(0, 1)
     return figure
