@@ -153,6 +153,21 @@ def test_ctrl_c_once_stops_cleanly_and_twice_now(root, start, run, signals):
     assert_each_ended_once(root, 8)
 
 
+@pytest.mark.slow
+def test_a_signal_to_every_process_is_an_interruption_too(root, start):
+    """As `timeout`, or a service manager, sends it: Ray's own processes end with the driver."""
+    with start(root, *LONGER) as driver:
+        _read_until(driver, "8 of 8 trials to run")
+        wait_for(lambda: list((root / "store").glob("pretrain/*.work")))
+        family = family_of(driver.pid)
+        os.killpg(driver.pid, signal.SIGTERM)
+        said, printed = driver.communicate(timeout=60)
+    assert driver.returncode == 130
+    assert "Interrupted. What is finished is kept; to go on:\n" in printed
+    assert "Traceback" not in said + printed
+    assert_all_gone(family)
+
+
 # --- disks --------------------------------------------------------------------------------------------------
 
 

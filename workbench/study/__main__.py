@@ -16,13 +16,12 @@ from workbench.study import cluster
 from workbench.study.claims import is_claims_file
 from workbench.study.commands import DEFAULT_ROOT, study_command
 from workbench.study.definition import Resources, Study, load_study
+from workbench.study.interruption import INTERRUPTED
 from workbench.study.places import Places
 from workbench.study.plan import PlannedTrial, Planner, print_stages, print_trials
 
 if TYPE_CHECKING:
     from workbench.study.cost import Plan
-
-INTERRUPTED = 130  # the exit status that a shell gives it
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -20,7 +20,7 @@ from workbench.store import Store
 from workbench.study import results
 from workbench.study.cost import Cost, Plan, duration
 from workbench.study.definition import Study, Trial
-from workbench.study.interruption import Interruption
+from workbench.study.interruption import INTERRUPTED, Interruption
 from workbench.study.ledger import LEDGER_ERRORS, Ended, GridLedger, Work, open_ledger
 from workbench.study.places import Places
 from workbench.study.plan import PlannedTrial, Planner, work_of
@@ -154,11 +154,18 @@ def _run_trials(
         interruption = Interruption(_flag(study, places))
         progress = Progress(ledger, console, books.record, interruption)
 
-        def last_words(reason: str) -> None:
+        def last_words(reason: str) -> int:
             progress.__exit__()  # gives the terminal back
             with contextlib.suppress(Exception):
                 books.tracking.finish("KILLED")
-            print(stopped_message(reason, command), file=sys.stderr, flush=True)
+            # A signal to the whole process group ends Ray, too; that is no accident.
+            interrupted = interruption.requested
+            print(
+                stopped_message("Interrupted" if interrupted else reason, command),
+                file=sys.stderr,
+                flush=True,
+            )
+            return INTERRUPTED if interrupted else 1
 
         with ray_started(model.device, folder / "processes.json", last_words), progress, interruption:
             run_trials(ledger, places, progress, model.device, interruption)

@@ -138,13 +138,14 @@ def run_trials(
 
 @contextlib.contextmanager
 def ray_started(
-    device: Device, processes: Path | None = None, last_words: Callable[[str], None] = print
+    device: Device, processes: Path | None = None, last_words: Callable[[str], int | None] = print
 ) -> Iterator[None]:
     """A Ray of the study's own, ended with it; or the one that RAY_ADDRESS names. Raises StudyStopped.
 
     `processes` is a file that keeps its processes: should all of this be killed, some of Ray's helpers go
     on for a minute, and the next start ends them. Ray ends its driver when one of its servers dies, without
-    a word; before it does, `last_words` is called with what has happened, in another thread.
+    a word; before it does, `last_words` is called with what has happened, in another thread, and may return
+    the exit status.
     """
     own = cluster_address() is None
     if processes is not None:
@@ -162,7 +163,9 @@ def ray_started(
         ray.shutdown()
 
 
-def _watch_ray(driver: psutil.Process, done: threading.Event, last_words: Callable[[str], None]) -> None:
+def _watch_ray(
+    driver: psutil.Process, done: threading.Event, last_words: Callable[[str], int | None]
+) -> None:
     """End the driver, with last words, when a server of its Ray has died: nothing can go on then."""
     servers: dict[psutil.Process, str] = {}
     while not done.wait(WATCH_SECONDS):
@@ -172,11 +175,11 @@ def _watch_ray(driver: psutil.Process, done: threading.Event, last_words: Callab
                     servers[child] = child.name()
         dead = [name for server, name in servers.items() if not _is_alive(server)]
         if dead and not done.is_set():
-            last_words(f"Ray's {dead[0]} has died")
+            status = last_words(f"Ray's {dead[0]} has died")
             for child in driver.children(recursive=True):
                 with contextlib.suppress(psutil.NoSuchProcess):
                     child.kill()
-            os._exit(1)
+            os._exit(status or 1)
 
 
 def _note_processes(path: Path) -> None:
