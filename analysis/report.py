@@ -80,6 +80,7 @@ from workbench.study.results import (
     arms,
     attach,
     best_tuned,
+    runs_link,
     select_studies,
     studies,
     trial_table,
@@ -127,7 +128,7 @@ def render(found: Sequence[Study], root: Path, stages: StoredStages, command: st
         made=f"{datetime.datetime.now(datetime.UTC):%Y-%m-%d}",
         command=command,
         scales=_scales(found),
-        verdicts=[_verdict_row(verdict) for study in found for verdict in study.verdicts],
+        verdicts=[_verdict_row(verdict, root) for study in found for verdict in study.verdicts],
         panels=_panels(found),
         efficiencies=[_efficiency(study) for study in found if _has_curves(study)],
         table1=_table_1(),
@@ -168,7 +169,7 @@ def _scales(found: Sequence[Study]) -> list[str]:
     ]
 
 
-def _verdict_row(verdict: Verdict) -> dict[str, Any]:
+def _verdict_row(verdict: Verdict, root: Path) -> dict[str, Any]:
     return {
         "id": verdict.claim_id,
         "says": verdict.claim.says,
@@ -179,6 +180,8 @@ def _verdict_row(verdict: Verdict) -> dict[str, Any]:
         "need": describe_need(verdict),
         "since": verdict.since,
         "changed": verdict.changed,
+        "runs": len(verdict.runs),
+        "link": runs_link(verdict.record, verdict.runs, root),
         "parts": [_part_row(evidence) for evidence in verdict.evidence],
     }
 

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlencode
 
 import pandas as pd
 from mlflow import MlflowClient
@@ -20,6 +21,7 @@ from workbench.study.places import Places
 from workbench.study.plan import PlannedTrial, place
 from workbench.study.tracking import CHILD, CURVES, PARENT
 
+UI = "http://127.0.0.1:5000"  # of `make ui`
 DEFINITION = "study.json"
 TABLE = "trials.csv"
 
@@ -138,6 +140,16 @@ def trial_table(record: StudyRecord, root: Path) -> pd.DataFrame:
             break
     table = pd.DataFrame(list(rows.values()))
     return table.sort_values("number", ignore_index=True) if len(table) else table
+
+
+def runs_link(record: StudyRecord, runs: Sequence[str], root: Path) -> str:
+    """Where MLflow compares these runs: on its server, or where `make ui` shows a folder's."""
+    uri = Places.read(root).mlflow_uri
+    experiment = MlflowClient(uri).get_experiment_by_name(record.name)
+    address = uri.rstrip("/") if uri.startswith("http") else UI
+    identity = experiment.experiment_id if experiment else "0"
+    query = urlencode({"runs": json.dumps(list(runs)), "experiments": json.dumps([identity])})
+    return f"{address}/#/compare-runs?{query}"
 
 
 def attach(record: StudyRecord, root: Path, path: Path) -> None:
