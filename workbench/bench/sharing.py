@@ -2,7 +2,8 @@
 
 Runs a study twice on this machine, as many trials at once: as the workbench runs it, and as opaque trials, as
 a tuner has them that knows nothing of stages: each with a store of its own, no machinery around it. Results
-must be the same to the last bit. Compute is the seconds that the stages themselves took.
+must be the same to the last bit. Compute is what the stages themselves took: seconds of the processor, which
+other work on the machine does not lengthen, or of the GPU's clock.
 """
 
 from __future__ import annotations
@@ -55,7 +56,9 @@ def main(arguments: list[str] | None = None) -> int:
         began = time.perf_counter()
         stores = _run_opaquely(planned, Path(folder) / "opaque", places.data, device, console)
         opaque_wall = time.perf_counter() - began
-        return _report(planned, places.store(), stores, expected, (shared_wall, opaque_wall), console)
+        measure = "cpu_seconds" if device.kind == "cpu" else "seconds"
+        walls = shared_wall, opaque_wall
+        return _report(planned, places.store(), stores, expected, walls, measure, console)
 
 
 def _places(folder: Path, data: Path) -> Places:
@@ -125,16 +128,17 @@ def _report(
     stores: list[Store],
     expected: float,
     walls: tuple[float, float],
+    measure: str,
     console: Console,
 ) -> int:
     took: dict[str, list[float]] = defaultdict(list)  # stage key -> seconds, each time it was computed
     differing = 0
     for item, store in zip(planned, stores, strict=True):
         for stage in item.stages.all():
-            took[stage.key].append(store.facts(stage)["seconds"])
+            took[stage.key].append(store.facts(stage)[measure])
         differing += read_result(item.stages, store).metrics != read_result(item.stages, shared).metrics
     entries = [entry for entry in shared.entries() if entry.finished]
-    once = sum(entry.facts["seconds"] for entry in entries if entry.facts)
+    once = sum(entry.facts[measure] for entry in entries if entry.facts)
     opaque = sum(map(sum, took.values()))
     repeated = sum(statistics.fmean(times) * (len(times) - 1) for times in took.values())
     saved, twice = opaque - once, len(entries) - len(took)

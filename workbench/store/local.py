@@ -130,12 +130,14 @@ class Store:
             return True
 
     def _build(self, stage: Stage, build: Build, work: Path) -> None:
-        began = time.monotonic()
+        began, processing = time.monotonic(), time.process_time()
         facts = dict(build(work))
+        earlier = facts.pop("earlier_seconds", 0.0)
+        if not earlier:  # else it was another process that spent the rest
+            facts["cpu_seconds"] = round(time.process_time() - processing, 3)
         for path in (*work.glob(CHECKPOINT), *work.glob("*.tmp")):  # the latter of a kill while writing
             path.unlink()
-        seconds = time.monotonic() - began + facts.pop("earlier_seconds", 0.0)
-        write_facts(work, stage, facts, seconds)
+        write_facts(work, stage, facts, time.monotonic() - began + earlier)
 
     def _lock_file(self, name: str) -> Path:
         return self.root / "locks" / name
