@@ -24,7 +24,7 @@ from rich.console import Console
 
 from workbench.config import TrialConfig
 from workbench.data.corpus import die_with_parent
-from workbench.settings import from_dict, to_dict
+from workbench.settings import ConfigError, from_dict, to_dict
 from workbench.stages import read_result, run_trial
 from workbench.store import Store
 from workbench.study.calibration import Device
@@ -38,7 +38,7 @@ from workbench.training.tracker import SilentTracker
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """0; 1 when results differ, or a stage was computed twice."""
+    """0; 1 when results differ, or a stage was computed twice; 2 for a wrong study."""
     parser = argparse.ArgumentParser(description="A study with shared stages, and as opaque trials.")
     parser.add_argument("study", type=Path, nargs="?", default=Path("studies/label_fraction.yaml"))
     parser.add_argument("--preset")
@@ -46,7 +46,11 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--data", type=Path, default=DEFAULT_ROOT / "data", help="audio made before")
     options = parser.parse_args(arguments)
     console = Console(highlight=False, soft_wrap=True)
-    study = load_study(options.study, preset=options.preset, assignments=tuple(options.assignments))
+    try:
+        study = load_study(options.study, preset=options.preset, assignments=tuple(options.assignments))
+    except ConfigError as error:
+        print(error, file=sys.stderr)
+        return 2
     planned = Planner().plan_study(study)
     device = Device.of(study.resources)
     console.print(f"{study.id}: {len(planned)} trials, {device.concurrency} at once, on {device.name}")
