@@ -166,6 +166,18 @@ def test_a_dry_run_of_several_studies_counts_what_they_share(root, tmp_path, cap
     assert "all 2 studies together\n9 trials; to run: 4 pre-trainings, 8 fine-tunings" in printed
 
 
+def test_the_plan_of_a_search_counts_what_confirms_its_winner(root, tmp_path, capsys):
+    path = tmp_path / "searching.yaml"
+    space = "{finetuning.output_dropout: {kind: uniform, low: 0.1, high: 0.5}}"
+    search = f"search: {{num_trials: 3, space: {space}, confirm_seeds: [1, 2]}}"
+    path.write_text(f"question: Which?\npreset: smoke\nsettings: {{model.num_heads: 1}}\n{search}\n")
+    assert main([str(path), "--root", str(root), "--dry-run"]) == 0
+    printed = capsys.readouterr().out
+    assert "7 trials; to run: 3 pre-trainings, 7 fine-tunings, 7 evaluations" in printed
+    assert "4 of them run the winner again beside the study's own settings, on seeds 1, 2" in printed
+    assert "seeds: 2 pairs of trials" in printed
+
+
 # --- calibration --------------------------------------------------------------------------------------------
 
 

@@ -39,6 +39,7 @@ def test_every_study_resolves_in_every_preset(path, preset):
     study = load_study(path, preset=preset)
     if study.search is not None:
         assert len(study.corners()) > len(study.search.space)
+        assert len(study.likely_confirmation().trials()) == 2 * len(study.search.confirm_seeds) > 0
         return
     trials = study.trials()
     assert len(trials) == len(study.levels) * len(study.regimes) * len(study.seeds) * len(study.folds)
@@ -229,6 +230,58 @@ def test_a_search_is_checked_at_its_corners(write):
             load_study(write(SEARCH))
     finally:
         del SEARCH["search"]["space"]["model.num_heads"]
+
+
+RATE = "finetuning.optimiser.peak_lr"
+CONFIRMED = SEARCH | {"search": SEARCH["search"] | {"confirm_seeds": [1, 2]}}
+
+
+def test_what_a_search_finds_is_run_again_beside_the_studys_own_settings_on_fresh_seeds(write):
+    settings = {"settings": {RATE: 0.003}, "regimes": ["balanced"]}
+    search = load_study(write(CONFIRMED | settings))
+    point = {RATE: 0.005, "finetuning.batch_size": 8}
+    trials = search.confirmation(point, 2).trials()
+    assert [(t.seed, t.level) for t in trials] == [
+        (seed, {"settings": name}) for seed in (1, 2) for name in ("default", "found")
+    ]
+    for default, found in (trials[:2], trials[2:]):
+        seed = default.seed
+        assert default.config == search.trial("balanced", {}, seed).config
+        assert found.config == search.trial("balanced", point, seed).config
+        tuned, batch = default.config.finetuning, found.config.finetuning.batch_size
+        assert (tuned.optimiser.peak_lr, tuned.batch_size, batch) == (0.003, 16, 8)
+    assert not search.is_default(point)
+    assert search.is_default({RATE: 0.003, "finetuning.batch_size": 16})
+
+
+def test_another_winner_has_another_confirmation_and_more_seeds_have_the_same(write):
+    search = load_study(write(CONFIRMED))
+    more = load_study(write(CONFIRMED), assignments=("search.confirm_seeds=[1, 2, 3]",))
+    winner, other = ({RATE: rate, "finetuning.batch_size": 8} for rate in (0.005, 0.006))
+    ids = [search.id, search.confirmation(winner).id, search.confirmation(other).id]
+    assert len(set(ids)) == 3
+    assert ids[:2] == [more.id, more.confirmation(winner).id]
+    changed = load_study(write(CONFIRMED | {"settings": {"model.dropout": 0.2}}))
+    assert changed.confirmation(winner).id not in ids
+
+
+@pytest.mark.parametrize(
+    ("change", "path", "words"),
+    [
+        ({"search": {"confirm_seeds": [1, 1]}}, "search.confirm_seeds", "repeat"),
+        ({"search": {"confirm_seeds": [1, 0]}}, "search.confirm_seeds", "name others"),
+        ({"search": {"confirm_seeds": [-1]}}, "seed", "negative"),
+        ({"settings": {"finetuning.batch_size": 0}}, "finetuning.batch_size", "the study's own settings"),
+    ],
+)
+def test_a_winner_is_compared_with_what_can_be_run_and_on_seeds_that_did_not_choose_it(
+    write, change, path, words
+):
+    search = {"search": CONFIRMED["search"] | change.get("search", {})}
+    with pytest.raises(ConfigError) as error:
+        load_study(write(CONFIRMED | change | search))
+    assert error.value.path.endswith(f"study.yaml: {path}"), str(error.value)
+    assert words in error.value.message
 
 
 @pytest.mark.parametrize(

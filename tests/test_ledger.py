@@ -3,7 +3,7 @@
 import pytest
 
 from workbench.study.definition import load_study
-from workbench.study.ledger import GridLedger, SearchLedger
+from workbench.study.ledger import GridLedger, SearchLedger, best_of
 from workbench.study.plan import Planner, work_of
 
 STUDY = """
@@ -210,6 +210,19 @@ def test_the_median_pruner_gives_up_what_is_behind(open_search):
     ledger.prune(behind)
     assert ledger.ended()[-1].state == "pruned"
     assert not ledger.should_prune(ledger.next().number, 1, 0.9)
+
+
+def test_the_winner_is_the_first_of_the_best_that_have_ended_well(open_search):
+    ledger = open_search(SEARCH.replace("num_trials: 3", "num_trials: 6"))
+    assert best_of(ledger.ended()) is None
+    ledger.fail(ledger.next().number, "no luck")
+    ledger.prune(ledger.next().number)
+    assert best_of(ledger.ended()) is None
+    for score in (-0.2, 0.3, 0.3):
+        ledger.complete(ledger.next().number, score)
+    winner = best_of(ledger.ended())
+    assert (winner.number, winner.value) == (3, 0.3)
+    assert ledger.planned_of(winner).key == winner.key
 
 
 # --- stages that others are at ------------------------------------------------------------------------------

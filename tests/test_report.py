@@ -103,13 +103,12 @@ def test_a_page_says_what_was_found_at_which_scale_and_how_to_run_it_again(page_
     assert set(shown["finetuning.optimiser.peak_lr"]) == {2e-3}
 
 
-def test_text_from_files_is_escaped(page_of):
-    record, _ = simulated(FOLDER / "heads.yaml", "quick", lambda trial: 0.5)
+def test_text_from_files_is_escaped(page_of, tmp_path):
     text, study = page_of("heads", lambda trial: 0.5 + 0.01 * trial.seed)
     assert "<script" not in text
     object.__setattr__(study.record, "question", "<script>alert(1)</script>")
-    stages = StoredStages(Store(record.folder / "nowhere"))
-    assert "<script" not in render([study], record.folder, stages, "&")
+    stages = StoredStages(Store(tmp_path / "store"))
+    assert "<script" not in render([study], tmp_path, stages, "&")
 
 
 def test_tables_are_written_for_paper_and_spreadsheet(page_of, tmp_path):

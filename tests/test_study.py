@@ -1,6 +1,7 @@
 """Whole studies, through the command line: they run, go on after a kill, and say what failed."""
 
 import contextlib
+import json
 import os
 import re
 import shutil
@@ -12,6 +13,7 @@ from mlflow import MlflowClient
 
 from analysis import plot_ablation
 from workbench.study.places import Places
+from workbench.study.results import studies, trial_table
 
 from .books import (
     assert_each_ended_once,
@@ -152,21 +154,53 @@ search:
   space:
     finetuning.optimiser.peak_lr: {kind: uniform, low: 1e-5, high: 1e-2, log: true}
     finetuning.batch_size: {kind: choice, values: [8, 16]}
+  confirm_seeds: [1, 2]
 """
 
 
-def test_a_search_runs_and_goes_on(root, run, write, tmp_path):
-    study = write(SEARCH)
-    done = run(root, study)
+def confirmations(root):
+    """{the number of a search's winner: the table of what runs it again}"""
+    search, *others = studies(root)
+    assert all(record.confirms == search.id for record in others)
+    winners = [json.loads((record.folder / "study.json").read_text())["winner"] for record in others]
+    return {
+        winner["number"]: trial_table(record, root) for winner, record in zip(winners, others, strict=True)
+    }
+
+
+def winner_of(trials):
+    return max((t for t in trials if t.state.name == "COMPLETE"), key=lambda t: t.value)
+
+
+def test_a_search_runs_and_goes_on_and_its_winner_is_run_again_on_fresh_seeds(root, run, write, tmp_path):
+    done = run(root, write(SEARCH))
     assert done.returncode == 0, done.stdout + done.stderr
     trials = optuna_trials(root)
     assert len(trials) == 5
     assert {t.state.name for t in trials} <= {"COMPLETE", "PRUNED"}  # the pruner itself: test_ledger.py
     assert all(set(t.params) == {"finetuning.optimiser.peak_lr", "finetuning.batch_size"} for t in trials)
-    more = run(root, write(SEARCH.replace("num_trials: 5", "num_trials: 6")))
+
+    assert "the winner is run again on seeds 1, 2" in done.stdout
+    ((number, table),) = confirmations(root).items()
+    assert number == winner_of(trials).number
+    levels = [("default", 1), ("default", 2), ("found", 1), ("found", 2)]
+    assert sorted(zip(table.settings, table.seed, strict=True)) == levels
+    params = {run.info.run_id: run.data.params for run in mlflow_runs(root, "mine_confirmed")[1]}
+    rates = table.run_id.map(lambda run: float(params[run]["finetuning.optimiser.peak_lr"]))
+    found = trials[number].params["finetuning.optimiser.peak_lr"]
+    assert set(zip(table.settings, rates, strict=True)) == {("default", 2e-3), ("found", found)}
+
+    longer = write(SEARCH.replace("num_trials: 5", "num_trials: 6"))
+    more = run(root, longer)
     assert "1 of 6 trials to run" in more.stdout
     assert [t.params for t in optuna_trials(root)][:5] == [t.params for t in trials]
-    assert plot_ablation.main(["mine", "--root", str(root), "--output", str(tmp_path / "figures")]) == 0
+    assert set(confirmations(root)) == {number, winner_of(optuna_trials(root)).number}
+    again = run(root, longer)
+    assert again.returncode == 0, again.stderr
+    assert "trials to run" not in again.stdout
+    assert more.stdout[more.stdout.index("mean ±") :] == again.stdout[again.stdout.index("mean ±") :]
+    assert plot_ablation.main(["--root", str(root), "--output", str(tmp_path / "figures")]) == 0
+    assert len(list((tmp_path / "figures").glob("mine_confirmed-*.png"))) == len(confirmations(root))
 
 
 def test_a_dry_run_prints_every_trial_and_trains_nothing(root, run):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -22,6 +23,7 @@ from workbench.study.plan import PlannedTrial, Planner, print_stages, print_tria
 
 if TYPE_CHECKING:
     from workbench.study.cost import Plan
+    from workbench.study.ledger import Ended
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -36,7 +38,7 @@ def main(arguments: list[str] | None = None) -> int:
             load_study(path, preset=options.preset, assignments=tuple(options.assignments))
             for path in options.studies
         ]
-        if options.retry_failed and any(study.search is not None for study in studies):
+        if options.retry_failed and any(s.search and not s.search.confirm_seeds for s in studies):
             raise ConfigError("--retry-failed", "a search does not retry; raise search.num_trials instead")
         places = Places.read(options.root)
         if (address := cluster.cluster_address()) is not None:
@@ -81,7 +83,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--retry-failed",
         action="store_true",
-        help="try trials again that failed by their own fault",
+        help="try trials again that failed by their own fault (of a search, those that confirm its winner)",
     )
     parser.add_argument(
         "--root", type=Path, default=DEFAULT_ROOT, help="where results are kept (default: mlruns)"
@@ -118,9 +120,10 @@ def _dry_run(studies: list[Study], places: Places, console: Console) -> int:
         else:
             count = study.search.num_trials
             console.print(f"a search of {count} trials by {study.search.sampler}; reckoned at random points:")
-        plan = _make_plan(study, planned, places, planner, console, resources=study.resources)
+        later = planner.plan_confirmation(study)
+        plan = _make_plan(study, planned, places, planner, console, resources=study.resources, later=later)
         refused += _refusal(plan, places)
-        together += planned
+        together += planned + later
     if len(studies) > 1:
         console.print(f"\nall {len(studies)} studies together")
         _make_plan(None, together, places, planner, console, resources=studies[0].resources)
@@ -133,7 +136,7 @@ def _refusal(plan: Plan, places: Places) -> list[ConfigError]:
     from workbench.study.cost import refuse_what_cannot_fit
 
     try:
-        refuse_what_cannot_fit(plan.cost, plan.model, places)
+        refuse_what_cannot_fit(plan.in_all, plan.model, places)
     except ConfigError as error:
         return [error]
     return []
@@ -147,8 +150,12 @@ def _make_plan(
     console: Console,
     *,
     resources: Resources,
+    later: Sequence[PlannedTrial] = (),
 ) -> Plan:
-    """Show stages and cost; `study` is None for several together."""
+    """Show stages and cost; `study` is None for several together.
+
+    `later` are stand-ins for the trials that will confirm what a search finds.
+    """
     # Measuring needs torch, and takes a while; a wrong file should not wait for it.
     from workbench.study.cost import CostModel, Plan, cost_of, print_cost
     from workbench.study.power import print_power
@@ -157,16 +164,24 @@ def _make_plan(
         console.print(line, markup=False)
 
     has = places.store().has
-    print_stages(planned, has, write)
+    every = [*planned, *later]
+    print_stages(every, has, write)
+    if later:
+        seeds = ", ".join(str(seed) for seed in dict.fromkeys(item.trial.seed for item in later))
+        write(
+            f"{len(later)} of them run the winner again beside the study's own settings, on seeds {seeds}; "
+            "a random point stands in for it"
+        )
     model = CostModel(places, cluster.device_of(resources), planner)
-    if not any(item.stages.missing(has) for item in planned):
-        return Plan(planned, model, cost_of([], has, model))  # nothing to measure for
-    model.prepare(planned, write)
-    cost = cost_of(planned, has, model)
+    if not any(item.stages.missing(has) for item in every):
+        nothing = cost_of([], has, model)
+        return Plan(planned, model, nothing, nothing)  # nothing to measure for
+    model.prepare(every, write)
+    cost = cost_of(every, has, model)
     print_cost(cost, model, write)
     if study is not None:
         print_power(study, places.root / "studies", write)
-    return Plan(planned, model, cost)
+    return Plan(planned, model, cost_of(planned, has, model) if later else cost, cost)
 
 
 def _run(study: Study, path: Path, places: Places, options: argparse.Namespace, console: Console) -> int:
@@ -176,16 +191,24 @@ def _run(study: Study, path: Path, places: Places, options: argparse.Namespace, 
     from workbench.study.tune import StudyStopped
 
     command = study_command([path], options.preset, options.assignments, options.root, options.address)
-    _print_question(study, console)
     places.root.mkdir(parents=True, exist_ok=True)
     planner = Planner()
-    try:
+
+    def run(study: Study) -> bool:
+        _print_question(study, console)
         left = _left(study, planner.plan_study(study), places, retry_failed=options.retry_failed)
-        plan = _make_plan(study, left, places, planner, console, resources=study.resources)
-        refuse_what_cannot_fit(plan.cost, plan.model, places)
-        well = run_study(
+        later = planner.plan_confirmation(study) if left else []  # else its own plan follows at once
+        plan = _make_plan(study, left, places, planner, console, resources=study.resources, later=later)
+        refuse_what_cannot_fit(plan.in_all, plan.model, places)
+        return run_study(
             study, places, plan, command=command, console=console, retry_failed=options.retry_failed
         )
+
+    try:
+        well = run(study)
+        confirmation = _confirmation(study, places, console)
+        if confirmation is not None:
+            well = run(confirmation) and well
     except StudyBusy as error:
         print(error, file=sys.stderr)
         return 2
@@ -201,18 +224,41 @@ def _left(
     study: Study, planned: list[PlannedTrial], places: Places, *, retry_failed: bool
 ) -> list[PlannedTrial]:
     """Without the trials that have failed and are not tried again; of a search, as many as are left."""
+    ended = _ended(study, places)
+    if study.search is not None:
+        return planned[len(ended) :]
+    failed = {trial.key for trial in ended if trial.state == "failed" and not retry_failed}
+    return [item for item in planned if item.key not in failed]
+
+
+def _ended(study: Study, places: Places) -> list[Ended]:
     from workbench.study.ledger import LEDGER_ERRORS, ended_trials
     from workbench.study.run import first_line
     from workbench.study.tune import StudyStopped
 
     try:
-        ended = ended_trials(study, places.optuna_url)
+        return ended_trials(study, places.optuna_url)
     except LEDGER_ERRORS as error:
         raise StudyStopped(f"what is kept of the study could not be read: {first_line(error)}") from error
-    if study.search is not None:
-        return planned[len(ended) :]
-    failed = {trial.key for trial in ended if trial.state == "failed" and not retry_failed}
-    return [item for item in planned if item.key not in failed]
+
+
+def _confirmation(study: Study, places: Places, console: Console) -> Study | None:
+    """What runs a search's winner again on fresh seeds; None, and why, where there is nothing to confirm."""
+    from workbench.study.ledger import best_of
+
+    if study.search is None or not study.search.confirm_seeds:
+        return None
+    winner = best_of(_ended(study, places))
+    if winner is None or winner.point is None:
+        console.print("no trial has ended well: there is nothing to run again", markup=False)
+        return None
+    if study.is_default(winner.point):
+        console.print(
+            f"the winner, trial {winner.number}, has the study's own settings: there is nothing to compare",
+            markup=False,
+        )
+        return None
+    return study.confirmation(winner.point, winner.number)
 
 
 def _print_question(study: Study, console: Console) -> None:

@@ -142,6 +142,7 @@ class Plan:
     planned: Sequence[PlannedTrial]
     model: CostModel
     cost: Cost
+    in_all: Cost  # with the trials that will confirm what a search finds
 
 
 def cost_of(planned: Sequence[PlannedTrial], has: Callable[[Stage], bool], model: CostModel) -> Cost:

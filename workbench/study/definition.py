@@ -11,8 +11,8 @@ from __future__ import annotations
 import copy
 import itertools
 import re
-from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -28,6 +28,8 @@ from workbench.study.strict_yaml import read_value, read_yaml
 
 PRESETS = Path(__file__).parent.parent / "presets"
 PLACEMENT = ("resources", "data.root")  # settings that cannot change a result
+CONFIRM_SEEDS = "search.confirm_seeds"
+SETTINGS, DEFAULT, FOUND = "settings", "default", "found"  # a confirmation's axis, and its levels
 TRIAL_KEYS = tuple(f.name for f in fields(TrialConfig))
 
 
@@ -121,12 +123,23 @@ class Search:
     sampler: Literal["tpe", "random", "qmc"] = "tpe"
     pruner: Literal["none", "median", "successive_halving"] = "none"
     seed: int = 0
+    confirm_seeds: tuple[int, ...] = ()  # on which the winner is run again, beside the study's own settings
 
     def __post_init__(self) -> None:
         if self.num_trials < 1:
             raise ConfigError("num_trials", f"must be at least 1, is {self.num_trials}")
         if not self.space:
             raise ConfigError("space", "must name at least one setting")
+        _refuse_repeats("confirm_seeds", self.confirm_seeds)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Winner:
+    """What a search has found."""
+
+    search: str  # its id
+    number: int | None  # of its trial; None for a stand-in
+    point: dict[str, Any]  # dotted path -> value
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -180,6 +193,7 @@ class Study:
     axes: tuple[str, ...]  # the dotted paths that the study is about
     tuned: tuple[str, ...]  # those that each arm chooses for itself, on validation data
     search: Search | None
+    confirms: Winner | None  # what a search has found, and this study runs again
     regimes: dict[str, dict[str, Any]]
     seeds: tuple[int, ...]
     folds: tuple[int | None, ...]
@@ -188,19 +202,28 @@ class Study:
 
     @property
     def id(self) -> str:
-        """Name and preset, and a hash: of the command line's settings, and of what a search looks through."""
-        overrides = {path: value for path, value in self.overrides.items() if not path.startswith(PLACEMENT)}
+        """Name and preset, and a hash.
+
+        Of the command line's settings; and of what a search looks through, or has found.
+        """
+        without = (*PLACEMENT, CONFIRM_SEEDS)  # with more seeds the same search goes on, and its confirmation
+        overrides = {path: value for path, value in self.overrides.items() if not path.startswith(without)}
         parts: list[Any] = [overrides] if overrides else []
         if self.search is not None:  # what it has learned holds for its space, base and place alone
             space = to_dict(self.search.space)
             parts += [space, self.base, self.regimes, list(self.seeds), list(self.folds)]
+        if self.confirms is not None:
+            parts += [self.confirms.search, self.confirms.point]
         suffix = f"-{digest(parts)[:8]}" if parts else ""
         return f"{self.name}-{self.preset}{suffix}"
 
     def trial(self, regime: str, level: Mapping[str, Any], seed: int, fold: int | None = None) -> Trial:
         """The trial at that point, validated whole. Raises ConfigError."""
         raw = copy.deepcopy(self.base)
-        for path, value in {**self.regimes[regime], **level}.items():
+        changes = {**self.regimes[regime], **level}
+        if self.confirms is not None:
+            del changes[SETTINGS]  # tells the levels apart, and sets nothing
+        for path, value in changes.items():
             set_path(raw, path, value)
         raw["seed"] = seed
         if fold is not None:
@@ -233,16 +256,43 @@ class Study:
     def random_trials(self) -> list[Trial]:
         """As many trials as a search has, at random points of its space: what it will cost, roughly."""
         assert self.search is not None
-        generator = numpy_stream(self.search.seed, "plan")
-        space = self.search.space.items()
-        return [
-            self.searched({path: distribution.draw(generator) for path, distribution in space})
-            for _ in range(self.search.num_trials)
-        ]
+        points = itertools.islice(self._random_points(), self.search.num_trials)
+        return [self.searched(point) for point in points]
 
     def searched(self, point: Mapping[str, Any]) -> Trial:
-        """The trial at a point of the search's space."""
+        """The trial at a point of the search's space; without a point, of the study's own settings."""
         return self.trial(next(iter(self.regimes)), point, self.seeds[0], self.folds[0])
+
+    def is_default(self, point: Mapping[str, Any]) -> bool:
+        """Whether a point of the search's space is what the study sets anyway."""
+        return bool(identity(self.searched(point).config) == identity(self.searched({}).config))
+
+    def confirmation(self, point: Mapping[str, Any], number: int | None = None) -> Study:
+        """The grid that runs a search's winner again, beside the study's own settings, on fresh seeds.
+
+        Its scores took no part in the choice. `number` is the winner's in the search.
+        """
+        assert self.search is not None
+        return replace(
+            self,
+            name=f"{self.name}_confirmed",
+            question=f"Does what {self.name} found do better than the settings it set out from?",
+            levels=({SETTINGS: DEFAULT}, {SETTINGS: FOUND, **point}),
+            axes=(SETTINGS,),
+            search=None,
+            confirms=Winner(search=self.id, number=number, point=dict(point)),
+            seeds=self.search.confirm_seeds,
+        )
+
+    def likely_confirmation(self) -> Study:
+        """The confirmation of a random point: what it will cost, roughly."""
+        return self.confirmation(next(self._random_points()))
+
+    def _random_points(self) -> Iterator[dict[str, Any]]:
+        assert self.search is not None
+        generator = numpy_stream(self.search.seed, "plan")
+        while True:
+            yield {path: space.draw(generator) for path, space in self.search.space.items()}
 
     def _extremes(self) -> dict[str, tuple[Any, ...]]:
         assert self.search is not None
@@ -302,6 +352,7 @@ def _resolve(path: Path, raw: dict[str, Any], preset: str | None, overrides: dic
         axes=axes,
         tuned=tuned,
         search=file.search,
+        confirms=None,
         regimes=regimes,
         seeds=file.seeds,
         folds=file.folds or (None,),
@@ -344,9 +395,7 @@ def _check(study: Study, file: StudyFile) -> None:
     if not re.fullmatch(r"[A-Za-z0-9_-]+", study.name):
         raise ConfigError("name", f"may hold letters, digits, - and _, is {study.name!r}")
     for name in ("seeds", "folds"):
-        values = getattr(file, name)
-        if len(set(values)) != len(values):
-            raise ConfigError(name, f"must not repeat, are {list(values)}")
+        _refuse_repeats(name, getattr(file, name))
     if not study.seeds:
         raise ConfigError("seeds", "must name at least one seed")
     if study.search is None:
@@ -361,7 +410,7 @@ def _check(study: Study, file: StudyFile) -> None:
         for name in ("vary", "tune"):
             if getattr(file, name) is not None:
                 raise ConfigError(name, "cannot stand beside search; put its paths into search.space")
-        trials = study.corners()
+        trials = study.corners() + _compared_with(study, study.search)
     if study.metric == "accuracy" and not all(t.config.data.single_label for t in trials):
         raise ConfigError("metric", "accuracy needs single-label data; the corpus has several a clip")
     if study.search is None:
@@ -372,6 +421,30 @@ def _check(study: Study, file: StudyFile) -> None:
                 "finetuning.pooling",
                 "linear_softmax gives each class a probability of its own; single-label data need mean",
             )
+
+
+def _compared_with(study: Study, search: Search) -> list[Trial]:
+    """The trials of the study's own settings that the search's winner will be compared with."""
+    used = sorted(set(search.confirm_seeds) & set(study.seeds))
+    if used:
+        raise ConfigError(
+            CONFIRM_SEEDS,
+            f"must be fresh, and on {', '.join(map(str, used))} the search chooses its winner; name others",
+        )
+    regime = next(iter(study.regimes))
+    try:
+        return [study.trial(regime, {}, seed, study.folds[0]) for seed in search.confirm_seeds]
+    except ConfigError as error:
+        raise ConfigError(
+            error.path,
+            f"{error.message} (in the study's own settings, with which {CONFIRM_SEEDS} compares the winner: "
+            "put a value that can be run into settings)",
+        ) from None
+
+
+def _refuse_repeats(name: str, values: Sequence[int]) -> None:
+    if len(set(values)) != len(values):
+        raise ConfigError(name, f"must not repeat, are {list(values)}")
 
 
 def _refuse_same(trials: list[Trial]) -> None:

@@ -60,6 +60,7 @@ class Ended:
     finished: datetime.datetime
     point: dict[str, Any] | None = None  # of a search's space
     repeats: bool = False  # another trial of the same search
+    value: float = -math.inf  # the validation score, of a complete trial
 
 
 class Stages(Protocol):
@@ -409,6 +410,12 @@ def importances(study_id: str, url: str) -> dict[str, float]:
     return {name: float(share) for name, share in evaluator.evaluate(known).items()}
 
 
+def best_of(ended: Iterable[Ended]) -> Ended | None:
+    """A search's winner: of the complete trials the one with the best validation score, or the first such."""
+    complete = [trial for trial in ended if trial.state == "complete" and not trial.repeats]
+    return max(complete, key=lambda trial: (trial.value, -trial.number), default=None)
+
+
 def _storage(url: str) -> optuna.storages.RDBStorage:
     # Hours may lie between two trials: a server's connection that was cut meanwhile is replaced.
     options = {} if url.startswith("sqlite:") else {"pool_pre_ping": True}
@@ -427,6 +434,7 @@ def _ended(frozen: FrozenTrial) -> Ended:
         finished=frozen.datetime_complete,
         point=frozen.user_attrs.get("point"),
         repeats=not _counts(frozen),
+        value=-math.inf if frozen.value is None else frozen.value,
     )
 
 

@@ -49,6 +49,12 @@ class Planner:
         trials = study.trials() if study.search is None else study.random_trials()
         return [self.plan(trial) for trial in trials]
 
+    def plan_confirmation(self, study: Study) -> list[PlannedTrial]:
+        """Stand-ins for the trials that will confirm what a search finds; none where nothing will."""
+        if study.search is None or not study.search.confirm_seeds:
+            return []
+        return self.plan_study(study.likely_confirmation())
+
 
 def place(trial: Trial) -> dict[str, Any]:
     """Where a trial stands in its study, as JSON."""

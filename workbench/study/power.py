@@ -78,10 +78,14 @@ def paired_deviation(done: pd.DataFrame, metric: str, arms: list[str]) -> tuple[
 
 
 def print_power(study: Study, folder: Path, write: Callable[[str], None]) -> None:
-    """The smallest difference between two arms that the study's seeds can be expected to show."""
-    if study.search is not None:
+    """The smallest difference between two arms that the study's seeds can be expected to show.
+
+    Of a search, between its winner and the study's own settings, if it is to be confirmed.
+    """
+    seeds = study.seeds if study.search is None else study.search.confirm_seeds
+    if not seeds:
         return
-    pairs = len(study.seeds) * len(study.folds)
+    pairs = len(seeds) * len(study.folds)
     if pairs < 2:
         write("seeds: one alone shows no difference, for nothing tells it from chance; name two or more")
         return

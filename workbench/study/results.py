@@ -45,6 +45,8 @@ class StudyRecord:
     commit: str | None = None  # of the code that ran it last
     tuned: list[str] = field(default_factory=list)  # dotted paths that each arm chooses on validation data
     entered: dict[str, Any] = field(default_factory=dict)  # each claim as it was last run, and since when
+    confirms: str | None = None  # the id of a search, whose winner this study runs again
+    confirm_seeds: list[int] = field(default_factory=list)  # of a search: on which its winner is run again
 
     @classmethod
     def read(cls, path: Path) -> StudyRecord:
@@ -71,6 +73,9 @@ def write_definition(study: Study, planned: list[PlannedTrial], command: str, fo
         "regimes": list(study.regimes),
         "metric": study.metric,
         "search": study.search is not None,
+        "confirms": study.confirms.search if study.confirms else None,
+        "confirm_seeds": list(study.search.confirm_seeds) if study.search else [],
+        "winner": to_dict(study.confirms) if study.confirms else None,
         "command": command,
         "commit": _commit(),
         "overrides": study.overrides,

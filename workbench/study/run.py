@@ -169,7 +169,8 @@ def _run_trials(
 
         with ray_started(model.device, folder / "processes.json", last_words), progress, interruption:
             run_trials(ledger, places, progress, model.device, interruption)
-        if interruption.requested and ledger.num_left:
+        to_confirm = study.search is not None and study.search.confirm_seeds
+        if interruption.requested and (ledger.num_left or to_confirm):
             raise StudyInterrupted
         _judge_estimate(plan.cost, time.monotonic() - began, folder, console)
         new = [stage for stage in missing if store.has(stage)]

@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.table import Table
 
 from workbench.study.commands import figure_command, ui_command
+from workbench.study.definition import DEFAULT, FOUND
 from workbench.study.places import Places
 from workbench.study.results import StudyRecord, best_tuned
 
@@ -52,18 +53,28 @@ def _print_grid(record: StudyRecord, done: pd.DataFrame, console: Console) -> No
         console.print(
             f"each at its best {', '.join(record.tuned)} by validation/{record.metric}", markup=False
         )
+    if record.confirms:
+        console.print(
+            f"{FOUND}: the winner of {record.confirms}, on seeds that took no part in choosing it; "
+            f"{DEFAULT}: the study's own settings",
+            markup=False,
+        )
 
 
 def _print_search(record: StudyRecord, done: pd.DataFrame, console: Console) -> None:
-    """The best by validation; its test figure is of one seed, chosen among many, and no evidence."""
+    """The best by validation; their test figures are of one seed, chosen among many, and no evidence."""
     metric = f"validation/{record.metric}"
-    best = done.sort_values(metric, ascending=False).head(5)
+    best = done.sort_values(metric, ascending=False, kind="stable").head(5)
     shown = Table(title=f"{record.id}: best by {metric}", title_justify="left")
     for column in ("number", *record.axes, metric):
         shown.add_column(column, justify="right")
     for row in best[["number", *record.axes, metric]].itertuples(index=False):
         shown.add_row(*map(_text, row))
     console.print(shown)
+    remedy = "name search.confirm_seeds, on which the winner is run again"
+    if record.confirm_seeds:
+        remedy = f"the winner is run again on seeds {', '.join(map(str, record.confirm_seeds))}"
+    console.print(f"these scores chose the winner, and are not to be reported: {remedy}", markup=False)
 
 
 def _cell(values: pd.Series) -> str:
