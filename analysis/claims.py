@@ -37,8 +37,8 @@ from analysis.estimators import (
 from analysis.label_efficiency import NoCurves, label_reduction, study_curves
 from analysis.predictions import Predictions
 from analysis.stored import StoredStages
+from workbench.places import Places
 from workbench.study.claims import Claim, Equivalent, FewerLabels, Greater, Part, Rising, read_entered
-from workbench.study.places import Places
 from workbench.study.results import (
     StudyRecord,
     UnknownStudy,

@@ -70,9 +70,9 @@ from analysis.report_figures import (
     training_curves,
 )
 from analysis.stored import StoredStages
+from workbench.places import Places
 from workbench.study.cost import duration
 from workbench.study.ledger import importances
-from workbench.study.places import Places
 from workbench.study.power import detectable_difference, paired_deviation
 from workbench.study.results import (
     StudyRecord,

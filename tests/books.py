@@ -8,7 +8,7 @@ import optuna
 import psutil
 from mlflow import MlflowClient
 
-from workbench.study.places import Places
+from workbench.places import Places
 from workbench.study.results import studies, trial_table
 
 

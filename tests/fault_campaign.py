@@ -29,7 +29,7 @@ from pathlib import Path
 import psutil
 from mlflow import MlflowClient
 
-from workbench.study.places import Places
+from workbench.places import Places
 from workbench.study.results import studies, trial_table
 
 PROJECT = Path(__file__).parent.parent

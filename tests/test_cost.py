@@ -11,12 +11,12 @@ from scipy import stats
 
 from workbench.data import fingerprint
 from workbench.data.clips import Extent
+from workbench.places import Places
 from workbench.settings import ConfigError
 from workbench.study.__main__ import main
 from workbench.study.calibration import Calibration, Device, Job, _extrapolated
 from workbench.study.cost import Cost, CostModel, cost_of, makespan, refuse_what_cannot_fit
 from workbench.study.definition import Resources, load_study
-from workbench.study.places import Places
 from workbench.study.plan import Planner
 from workbench.study.power import detectable_difference, earlier_deviation
 

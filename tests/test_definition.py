@@ -7,8 +7,8 @@ import yaml
 
 from workbench.config import CorpusData, TrialConfig
 from workbench.settings import ConfigError, from_dict, identity, to_dict
+from workbench.strict_yaml import read_yaml
 from workbench.study.definition import PRESETS, load_study, read_preset
-from workbench.study.strict_yaml import read_yaml
 
 FOLDER = Path(__file__).parent.parent / "studies"
 STUDIES = sorted(path for path in FOLDER.glob("*.yaml") if path.name != "claims.yaml")

@@ -12,8 +12,8 @@ from analysis.claims import study_verdicts
 from analysis.report import TABLE_1, render, write_tables
 from analysis.report_figures import budget_table, late_gain
 from analysis.stored import StoredStages
+from workbench.places import Places
 from workbench.store import Store
-from workbench.study.places import Places
 from workbench.study.results import best_tuned, studies, trial_table
 
 from .test_claims import FOLDER, NoPredictions, simulated

@@ -12,7 +12,7 @@ import pytest
 from mlflow import MlflowClient
 
 from analysis import plot_ablation
-from workbench.study.places import Places
+from workbench.places import Places
 from workbench.study.results import studies, trial_table
 
 from .books import (

@@ -50,7 +50,7 @@ def _wait_until_up(address):
 def test_child_runs_can_be_compared_by_parameter_and_metric(ui, tmp_path):
     from mlflow import MlflowClient
 
-    from workbench.study.places import Places
+    from workbench.places import Places
 
     address, root = ui
     client = MlflowClient(Places.read(root).mlflow_uri)

@@ -24,14 +24,13 @@ from rich.console import Console
 
 from workbench.config import TrialConfig
 from workbench.data.corpus import die_with_parent
+from workbench.places import DEFAULT_ROOT, Places
 from workbench.settings import ConfigError, from_dict, to_dict
 from workbench.stages import read_result, run_trial
 from workbench.store import Store
 from workbench.study.calibration import Device
-from workbench.study.commands import DEFAULT_ROOT
 from workbench.study.cost import CostModel, Plan, cost_of, duration
 from workbench.study.definition import Study, load_study
-from workbench.study.places import Places
 from workbench.study.plan import PlannedTrial, Planner
 from workbench.study.run import run_study
 from workbench.training.tracker import SilentTracker

@@ -13,10 +13,9 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
+from workbench.places import DEFAULT_ROOT, Places
 from workbench.settings import ConfigError
 from workbench.store.local import Entry, Store
-from workbench.study.commands import DEFAULT_ROOT
-from workbench.study.places import Places
 
 UNITS = {"B": 1, "KB": 1e3, "MB": 1e6, "GB": 1e9, "TB": 1e12}
 SHOWN_KEY = 12  # digits; `show` takes any beginning that is unique

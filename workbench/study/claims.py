@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from workbench.settings import ConfigError, digest, from_dict, to_dict
-from workbench.study.strict_yaml import read_yaml
+from workbench.strict_yaml import read_yaml
 
 FILE = "claims.yaml"
 

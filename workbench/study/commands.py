@@ -6,7 +6,7 @@ import shlex
 import sys
 from pathlib import Path
 
-DEFAULT_ROOT = Path("mlruns")
+from workbench.places import DEFAULT_ROOT
 
 
 def python_command() -> str:

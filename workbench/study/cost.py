@@ -15,10 +15,10 @@ from workbench.config import DataConfig, TrialConfig
 from workbench.data import synthesis
 from workbench.data.clips import Extent
 from workbench.model.encoder import num_parameters
+from workbench.places import Places
 from workbench.settings import ConfigError
 from workbench.store import Stage
 from workbench.study.calibration import Calibration, Device, Job, free_memory
-from workbench.study.places import Places
 from workbench.study.plan import PlannedTrial, Planner, work_to_do
 
 START_SECONDS = 12.0  # Ray, MLflow and the first workers, on two cores; with few short trials it shows

@@ -22,9 +22,9 @@ import yaml
 from workbench.config import TrialConfig
 from workbench.random_streams import numpy_stream
 from workbench.settings import ConfigError, digest, from_dict, identity, to_dict
+from workbench.strict_yaml import read_value, read_yaml
 from workbench.study.claims import FILE as CLAIMS_FILE
 from workbench.study.claims import Claim, claims_beside
-from workbench.study.strict_yaml import read_value, read_yaml
 
 PRESETS = Path(__file__).parent.parent / "presets"
 PLACEMENT = ("resources", "data.root")  # settings that cannot change a result

@@ -14,10 +14,10 @@ from urllib.parse import urlencode
 import pandas as pd
 from mlflow import MlflowClient
 
+from workbench.places import Places
 from workbench.settings import to_dict
 from workbench.study.claims import enter
 from workbench.study.definition import Study
-from workbench.study.places import Places
 from workbench.study.plan import PlannedTrial, place
 from workbench.study.tracking import CHILD, CURVES, PARENT
 

@@ -14,6 +14,7 @@ import torch
 from rich.console import Console
 
 from workbench.data import load_splits
+from workbench.places import Places
 from workbench.settings import digest, identity
 from workbench.stages import read_result
 from workbench.store import Store
@@ -22,7 +23,6 @@ from workbench.study.cost import Cost, Plan, duration
 from workbench.study.definition import Study, Trial
 from workbench.study.interruption import INTERRUPTED, Interruption
 from workbench.study.ledger import LEDGER_ERRORS, Ended, GridLedger, Work, open_ledger
-from workbench.study.places import Places
 from workbench.study.plan import PlannedTrial, Planner, work_of
 from workbench.study.progress import Progress
 from workbench.study.summary import print_summary

@@ -9,9 +9,9 @@ import pandas as pd
 from rich.console import Console
 from rich.table import Table
 
+from workbench.places import Places
 from workbench.study.commands import figure_command, ui_command
 from workbench.study.definition import DEFAULT, FOUND
-from workbench.study.places import Places
 from workbench.study.results import StudyRecord, best_tuned
 
 

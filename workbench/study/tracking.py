@@ -22,11 +22,11 @@ from mlflow import MlflowClient
 from mlflow.entities import Metric, Param, RunStatus, ViewType
 from mlflow.exceptions import MlflowException
 
+from workbench.places import Places
 from workbench.settings import identity
 from workbench.stages import TrialResult
 from workbench.study.definition import Study
 from workbench.study.ledger import Ended
-from workbench.study.places import Places
 from workbench.study.plan import PlannedTrial, place
 
 logging.getLogger("mlflow").setLevel(logging.CRITICAL)  # what is wrong is raised, and told once

@@ -43,6 +43,7 @@ from ray.tune.search import Searcher
 from workbench.config import TrialConfig
 from workbench.data.clips import DataError
 from workbench.data.corpus import die_with_parent
+from workbench.places import Places
 from workbench.settings import from_dict, to_dict
 from workbench.stages import run_trial
 from workbench.store import StageBusy, open_store
@@ -50,7 +51,6 @@ from workbench.store.stage import write_json
 from workbench.study.calibration import Device
 from workbench.study.interruption import Interruption, is_flagged
 from workbench.study.ledger import Assignment, Ledger
-from workbench.study.places import Places
 from workbench.training.loop import Diverged, Stopped
 
 WORKER_DEATHS = 3  # survived by a trial; each time it is handed out again, and goes on from its checkpoint

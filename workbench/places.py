@@ -10,8 +10,9 @@ from urllib.parse import parse_qs, urlsplit
 
 from workbench.settings import ConfigError, from_dict
 from workbench.store import Store, open_store
-from workbench.study.strict_yaml import read_yaml
+from workbench.strict_yaml import read_yaml
 
+DEFAULT_ROOT = Path("mlruns")
 FILE = "places.yaml"
 
 
