@@ -1,11 +1,13 @@
 """Shared by the tests: tiny trials, and a corpus made once."""
 
 import dataclasses
+import shutil
 import subprocess
 import sys
 
 import pytest
 import torch
+from mlflow import MlflowClient
 
 from workbench.config import TrialConfig
 from workbench.data import load_splits
@@ -70,11 +72,20 @@ def project(request):
     return request.config.rootpath
 
 
+@pytest.fixture(scope="session")
+def empty_database(tmp_path_factory):
+    """MLflow's, with its tables and nothing in them: making one takes seconds."""
+    path = tmp_path_factory.mktemp("database") / "mlflow.db"
+    MlflowClient(f"sqlite:///{path}").search_experiments()
+    return path
+
+
 @pytest.fixture
-def root(tmp_path, data_root, calibration):
-    """A results folder of its own, on the session's corpora and step times."""
+def root(tmp_path, data_root, calibration, empty_database):
+    """A results folder of its own, on the session's corpora, step times and tables."""
     root = tmp_path / "mlruns"
     root.mkdir()
+    shutil.copy(empty_database, root)
     (root / "data").symlink_to(data_root)
     (root / "calibration").symlink_to(calibration)
     return root
