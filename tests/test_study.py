@@ -13,6 +13,7 @@ from mlflow import MlflowClient
 
 from analysis import plot_ablation
 from workbench.places import Places
+from workbench.study.__main__ import main
 from workbench.study.results import studies, trial_table
 
 from .books import (
@@ -172,7 +173,7 @@ def winner_of(trials):
     return max((t for t in trials if t.state.name == "COMPLETE"), key=lambda t: t.value)
 
 
-def test_a_search_runs_and_goes_on_and_its_winner_is_run_again_on_fresh_seeds(root, run, write, tmp_path):
+def test_a_search_goes_on_and_its_winner_is_run_again_on_fresh_seeds(root, run, write, tmp_path, capsys):
     done = run(root, write(SEARCH))
     assert done.returncode == 0, done.stdout + done.stderr
     trials = optuna_trials(root)
@@ -195,10 +196,10 @@ def test_a_search_runs_and_goes_on_and_its_winner_is_run_again_on_fresh_seeds(ro
     assert "1 of 6 trials to run" in more.stdout
     assert [t.params for t in optuna_trials(root)][:5] == [t.params for t in trials]
     assert set(confirmations(root)) == {number, winner_of(optuna_trials(root)).number}
-    again = run(root, longer)
-    assert again.returncode == 0, again.stderr
-    assert "trials to run" not in again.stdout
-    assert more.stdout[more.stdout.index("mean ±") :] == again.stdout[again.stdout.index("mean ±") :]
+    assert main([str(longer), "--root", str(root)]) == 0
+    again = capsys.readouterr().out
+    assert "trials to run" not in again
+    assert more.stdout[more.stdout.index("mean ±") :] == again[again.index("mean ±") :]
     assert plot_ablation.main(["--root", str(root), "--output", str(tmp_path / "figures")]) == 0
     assert len(list((tmp_path / "figures").glob("mine_confirmed-*.png"))) == len(confirmations(root))
 
