@@ -8,6 +8,7 @@ than they claim, so that intervals here rest on Student's t, which is exact for 
 resampling is for test clips, of which there are hundreds. `python -m analysis.bench_coverage` measures it.
 """
 
+import functools
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -43,18 +44,21 @@ class Comparison(Interval):
 
     p_value: NaN where one replicate gives none.
     deviation: standard deviation of a pair's difference, in the unit of the values; NaN likewise.
-    standard_error, freedom: of the mean, and its degrees of freedom; NaN likewise.
+    standard_error: of the mean, by the replicates; NaN likewise.
+    clip_error: what the test clips that all replicates share add to it; 0 where they share none.
+    clips: how many they are.
     n: replicates.
     """
 
     p_value: float
     deviation: float
     standard_error: float
-    freedom: float
+    clip_error: float = 0.0
+    clips: int = 0
 
     def p_against(self, value: float) -> float:
         """Two-sided p value of a true mean of `value`."""
-        return _two_sided(self.mean - value, self.standard_error, self.freedom)
+        return _two_sided(abs(self.mean - value), self.standard_error, self.n, self.clip_error, self.clips)
 
     def p_outside(self, margin: float) -> float:
         """Of a true mean that lies outside of -margin..margin: the larger of two one-sided p values.
@@ -62,9 +66,8 @@ class Comparison(Interval):
         Below 0.05 the two arms are equivalent (Schuirmann 1987).
         """
         distance = margin - abs(self.mean)  # to the nearer end, whose p value is the larger
-        if self.standard_error == 0:
-            return 0.0 if distance > 0 else 1.0
-        return float(stats.t.sf(distance / self.standard_error, self.freedom))
+        half = _two_sided(abs(distance), self.standard_error, self.n, self.clip_error, self.clips) / 2
+        return half if distance > 0 else 1 - half
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -144,8 +147,21 @@ def paired_comparison(a: ArrayLike, b: ArrayLike, *, confidence: float = 0.95) -
     if interval.n == 1:
         return _alone(interval.mean)
     deviation = float((_checked_values(b) - _checked_values(a)).std(ddof=1))
+    return _comparison(interval.mean, deviation, interval.n, 0.0, 0, confidence)
+
+
+def fold_comparison(differences: ArrayLike, overlap: float, *, confidence: float = 0.95) -> Comparison:
+    """Of one difference a test fold (n,), where training sets overlap.
+
+    Folds share most of their training recordings, so that they vary less than independent replicates would.
+    The variance of the mean is therefore taken as s^2 (1 / n + overlap), with `overlap` the size of a test
+    set over that of a training set (Nadeau and Bengio 2003).
+    """
+    values = _checked_values(differences)
+    if len(values) == 1:
+        return _alone(float(values[0]))
     return _comparison(
-        interval.mean, deviation, deviation / math.sqrt(interval.n), interval.n, None, confidence
+        float(values.mean()), float(values.std(ddof=1)), len(values), 0.0, 0, confidence, overlap
     )
 
 
@@ -167,8 +183,9 @@ def hierarchical_comparison(
     Two sources vary crosswise. Over replicates, the variance of the mean is that of the replicates'
     differences. Over clips it is bootstrapped: clips are redrawn, the same for all replicates, and what the
     clips do to all of them alike is the mean covariance of two replicates' differences (what they do to
-    one alone is within the former). Their sum goes into a t interval whose degrees of freedom follow
-    Satterthwaite (1946): few where replicates make most of it, many where clips do.
+    one alone is within the former). The half-width is the root of the summed squares of both sources' own
+    t intervals: a sum of variances with one t quantile (Satterthwaite's degrees of freedom) is too narrow
+    where two or three replicates happen to agree, the more so far out in the tails.
 
     Raises:
         ValueError: no replicate, no clip, fewer than two resamples, or a difference that is not finite.
@@ -203,36 +220,67 @@ def crossed_comparison(
         raise ValueError(f"needs (n > 1,) and (resamples > 1, n), got {values.shape} and {resampled.shape}")
     covariance = np.cov(resampled, rowvar=False)
     shared = covariance[~np.eye(n, dtype=bool)].mean()
+    clip_error = math.sqrt(max(0.0, float(shared)))
     deviation = float(values.std(ddof=1))
-    by_replicates, by_clips = deviation**2 / n, max(0.0, float(shared))
-    standard_error = math.sqrt(by_replicates + by_clips)
-    freedom = None
-    if by_clips > 0 and num_clips > 1:
-        freedom = standard_error**4 / (by_replicates**2 / (n - 1) + by_clips**2 / (num_clips - 1))
-    return _comparison(float(values.mean()), deviation, standard_error, n, freedom, confidence)
+    return _comparison(float(values.mean()), deviation, n, clip_error, num_clips, confidence)
 
 
 def _comparison(
-    mean: float, deviation: float, standard_error: float, n: int, freedom: float | None, confidence: float
+    mean: float,
+    deviation: float,
+    n: int,
+    clip_error: float,
+    clips: int,
+    confidence: float,
+    overlap: float = 0.0,
 ) -> Comparison:
-    freedom = float(n - 1) if freedom is None else freedom
-    half_width = float(stats.t.ppf((1 + confidence) / 2, freedom)) * standard_error
+    standard_error = deviation * math.sqrt(1 / n + overlap)
+    half_width = _half_width(1 - confidence, standard_error, n, clip_error, clips)
     return Comparison(
         mean=mean,
         low=mean - half_width,
         high=mean + half_width,
         n=n,
-        p_value=_two_sided(mean, standard_error, freedom),
+        p_value=_two_sided(abs(mean), standard_error, n, clip_error, clips),
         deviation=deviation,
         standard_error=standard_error,
-        freedom=freedom,
+        clip_error=clip_error,
+        clips=clips,
     )
+
+
+def _half_width(error_rate: float, standard_error: float, n: int, clip_error: float, clips: int) -> float:
+    by_replicates = float(stats.t.isf(error_rate / 2, n - 1)) * standard_error
+    if clip_error == 0 or clips < 2:
+        return by_replicates
+    return math.hypot(by_replicates, float(stats.t.isf(error_rate / 2, clips - 1)) * clip_error)
+
+
+def _two_sided(distance: float, standard_error: float, n: int, clip_error: float, clips: int) -> float:
+    """The error rate whose interval just reaches so far."""
+    if math.isnan(standard_error):
+        return math.nan
+    if clip_error == 0 or clips < 2:
+        if standard_error == 0:
+            return 1.0 if distance == 0 else 0.0
+        return float(2 * stats.t.sf(distance / standard_error, n - 1))
+
+    rates, by_replicates, by_clips = _quantiles(n, clips)
+    half_widths = np.hypot(by_replicates * standard_error, by_clips * clip_error)
+    return float(np.exp(np.interp(distance, half_widths, np.log(rates))))
+
+
+@functools.lru_cache
+def _quantiles(n: int, clips: int) -> tuple[FloatArray, FloatArray, FloatArray]:
+    """Error rates from 1 down, and the t quantiles of both sources at them."""
+    rates = np.geomspace(1.0, 1e-12, 1000)
+    return rates, stats.t.isf(rates / 2, n - 1), stats.t.isf(rates / 2, clips - 1)
 
 
 def _alone(mean: float) -> Comparison:
     """Of one replicate, which says nothing of its own spread."""
-    unknown = dict.fromkeys(("low", "high", "p_value", "deviation", "standard_error", "freedom"), math.nan)
-    return Comparison(mean=mean, n=1, **unknown)
+    nan = math.nan
+    return Comparison(mean=mean, low=nan, high=nan, n=1, p_value=nan, deviation=nan, standard_error=nan)
 
 
 def per_clip_difference(a: ArrayLike, b: ArrayLike) -> Callable[[int, IntArray], float]:
@@ -397,12 +445,6 @@ def bootstrap_interval(
     tail = (1 - confidence) / 2
     low, high = np.quantile(redrawn, [tail, 1 - tail])
     return Interval(mean=estimate, low=float(low), high=float(high), n=n)
-
-
-def _two_sided(mean: float, standard_error: float, freedom: float) -> float:
-    if standard_error == 0:
-        return 1.0 if mean == 0 else 0.0
-    return float(2 * stats.t.sf(abs(mean) / standard_error, freedom))
 
 
 def _checked_values(values: ArrayLike) -> FloatArray:

@@ -225,7 +225,7 @@ def _dress(
     ax.xaxis.set_minor_locator(NullLocator())
     names = {place: value for value, place in positions.items()}
     numbered = all(map(_is_number, names.values()))
-    ax.set_xticklabels([f"{p:,.0f}" if by_clips else f"{_short(names[p])}" for p in places])
+    ax.set_xticklabels([f"{p:,.0f}" if by_clips else f"{short(names[p])}" for p in places])
     if not numbered and max(len(str(name)) for name in names.values()) * len(places) > LONG_NAMES:
         ax.tick_params("x", labelrotation=20)
     ax.set_xlabel(AXIS_NAMES.get(axis, axis))
@@ -285,12 +285,13 @@ def arm_name(record: StudyRecord, values: Iterable[object]) -> str:
 def _name(columns: Iterable[str], values: Iterable[object]) -> str:
     """The regime, and every other value with its setting's name."""
     return ", ".join(
-        str(value) if column == "regime" else f"{column.rsplit('.', 1)[-1]} {_short(value)}"
+        str(value) if column == "regime" else f"{column.rsplit('.', 1)[-1]} {short(value)}"
         for column, value in zip(columns, values, strict=True)
     )
 
 
-def _short(value: object) -> str:
+def short(value: object) -> str:
+    """A level, as figures name it."""
     return f"{value:g}" if _is_number(value) else str(value)
 
 

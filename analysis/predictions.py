@@ -30,12 +30,14 @@ class Predictions:
         self._read: dict[str, tuple[FloatArray, FloatArray] | None] = {}
         self._resampled: dict[str, FloatArray] = {}
 
-    def shared_clips(self, keys: Iterable[str]) -> int:
-        """How many test clips all of these trials were judged on; 0 where they were not the same, or where
-        the predictions of one were deleted."""
+    def shared_clips(self, keys: Iterable[str]) -> int | None:
+        """How many test clips all of these trials were judged on; 0 where they were not the same.
+
+        None where the predictions of one were deleted.
+        """
         found = [self._scores(key) for key in keys]
         if any(one is None for one in found):
-            return 0
+            return None
         first, *others = [one[1] for one in found if one is not None]
         return len(first) if all(np.array_equal(first, other) for other in others) else 0
 

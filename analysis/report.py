@@ -35,6 +35,7 @@ from analysis.claims import (
     describe_effect,
     describe_need,
     describe_part,
+    describe_setting,
     scale_of,
     study_verdicts,
     verdict_table,
@@ -42,8 +43,9 @@ from analysis.claims import (
 from analysis.label_efficiency import (
     PRETRAINED,
     SCRATCH,
+    Curves,
+    NoCurves,
     draw_efficiency,
-    is_suitable,
     level_table,
     reading,
     study_curves,
@@ -89,6 +91,7 @@ from workbench.study.results import (
 PAGE = "report.html"
 TITLE = "What the data say"
 SYMBOLS = {Ruling.SUPPORTED: "✓", Ruling.CONTRADICTED: "✗", Ruling.INCONCLUSIVE: "?"}
+PANELS = {"a": "amount of pre-training audio", "b": "conformer blocks", "c": "attention heads"}
 FIGURE_2 = {"pretrain_data": "a", "depth": "b", "heads": "c"}  # study -> panel
 
 # Test mAP of cf_L on AudioSet; None where the paper has no number.
@@ -130,7 +133,7 @@ def render(found: Sequence[Study], root: Path, stages: StoredStages, command: st
         scales=_scales(found),
         verdicts=[_verdict_row(verdict, root) for study in found for verdict in study.verdicts],
         panels=_panels(found),
-        efficiencies=[_efficiency(study) for study in found if _has_curves(study)],
+        efficiencies=[_efficiency(study.record, curves) for study in found if (curves := _curves(study))],
         table1=_table_1(),
         studies=[_study_part(study, places, stages) for study in found],
         costs=[_cost_row(study, places, stages) for study in found],
@@ -178,8 +181,8 @@ def _verdict_row(verdict: Verdict, root: Path) -> dict[str, Any]:
         "ruling": str(verdict.ruling),
         "symbol": SYMBOLS[verdict.ruling],
         "need": describe_need(verdict),
-        "since": verdict.since,
-        "changed": verdict.changed,
+        "tested_as": verdict.claim.tested_as,
+        "setting": describe_setting(verdict),
         "runs": len(verdict.runs),
         "link": runs_link(verdict.record, verdict.runs, root),
         "parts": [_part_row(evidence) for evidence in verdict.evidence],
@@ -191,19 +194,19 @@ def _part_row(evidence: Evidence) -> dict[str, Any]:
         "ruling": str(evidence.ruling),
         "symbol": SYMBOLS[evidence.ruling],
         "text": describe_part(evidence.part),
-        "effect": describe_effect(evidence).partition("; n =")[0].removesuffix(")")
-        + (")" if "(" in describe_effect(evidence) else ""),
+        "effect": describe_effect(evidence),
         "n": evidence.effect.n if evidence.effect else "-",
         "note": evidence.note,
     }
 
 
 def _panels(found: Sequence[Study]) -> dict[str, str] | None:
-    """Figure 2 of the largest preset that has any of its studies."""
+    """Figure 2 of the preset that has most of its studies."""
     by_preset: dict[str, dict[str, Study]] = {}
     for study in found:
         letter = FIGURE_2.get(study.record.name)
-        if letter and len(study.done):
+        is_own = study.record.id == f"{study.record.name}-{study.record.preset}"  # without --set
+        if letter and is_own and len(study.done):
             by_preset.setdefault(study.record.preset, {})[letter] = study
     if not by_preset:
         return None
@@ -211,8 +214,8 @@ def _panels(found: Sequence[Study]) -> dict[str, str] | None:
     panels = [(letter, of_preset[letter].record, of_preset[letter].done) for letter in sorted(of_preset)]
     return {
         "svg": svg_of(draw_panels(panels)),
-        "caption": f"Preset {preset}: amount of pre-training audio (a), conformer blocks (b), attention "
-        "heads (c). The paper draws these panels and prints no numbers for them.",
+        "caption": f"Preset {preset}: {', '.join(f'{PANELS[key]} ({key})' for key in sorted(of_preset))}. "
+        "The paper draws these panels and prints no numbers for them.",
     }
 
 
@@ -220,16 +223,15 @@ def _num_trials(of_preset: Iterable[Study]) -> int:
     return sum(len(study.done) for study in of_preset)
 
 
-def _has_curves(study: Study) -> bool:
-    if not is_suitable(study.record) or not len(study.done):
-        return False
-    shown = best_tuned(study.record, study.done)
-    return set(shown["regime"]) >= {SCRATCH, PRETRAINED} and shown["data.label_fraction"].nunique() > 1
+def _curves(study: Study) -> Curves | None:
+    """Both arms over label counts, of a study that has them."""
+    try:
+        return study_curves(study.record, study.table)
+    except NoCurves:
+        return None
 
 
-def _efficiency(study: Study) -> dict[str, Any]:
-    record = study.record
-    curves = study_curves(record, study.table)
+def _efficiency(record: StudyRecord, curves: Curves) -> dict[str, Any]:
     levels, found = level_table(curves), study_reductions(record, curves)
     figure, (ax,) = new_figure(height=4.6)
     draw_efficiency(ax, record, levels, curves, found)
@@ -294,6 +296,7 @@ def _study_part(study: Study, places: Places, stages: StoredStages) -> dict[str,
         "late": False,
         "detectable": _detectable(study),
         "budget": "",
+        "same_budget": True,
         "importance": "",
         "curves": "",
     }
@@ -314,6 +317,8 @@ def _study_part(study: Study, places: Places, stages: StoredStages) -> dict[str,
         "curves": svg_of(draw_curves(record, curves)) if len(curves) else "",
     }
     if record.tuned and done.groupby(record.tuned).ngroups > 1:
+        tried = sorted({row["tried"] for row in part["arms"]})
+        part["same_budget"] = len(tried) == 1
         part["budget"] = svg_of(draw_budget(record, done))
     return part
 
@@ -348,11 +353,11 @@ def _detectable(study: Study) -> str:
     deviation, freedom = paired_deviation(shown, metric, arms(study.record))
     pairs = shown.groupby(["seed", "fold"], dropna=False).ngroups
     if not freedom or pairs < 2:
-        return "One replicate shows no difference, for nothing tells it from chance."
+        return "One arm, or one replicate, shows no difference."
     return (
         f"By the noise of this study (standard deviation of a pair's difference {deviation:.3f}), {pairs} "
-        f"pairs can be expected to show a difference of {detectable_difference(pairs, deviation):.3f} "
-        "(80 % power)."
+        f"pairs can be expected to show a difference of {detectable_difference(pairs, deviation):.3f} in one "
+        "comparison (80 % power); claims, which are corrected for each other, need more."
     )
 
 
@@ -406,7 +411,7 @@ def write_tables(found: Sequence[Study], output: Path) -> list[Path]:
     """`report-verdicts`, `report-levels`, `report-table1`, each as CSV and LaTeX."""
     verdicts = [verdict for study in found for verdict in study.verdicts]
     tables = {
-        "verdicts": verdict_table(verdicts).drop(columns="runs", errors="ignore"),
+        "verdicts": verdict_table(verdicts).drop(columns=["runs", "digest"], errors="ignore"),
         "levels": _all_levels(found),
         "table1": _side_by_side(found),
     }
@@ -424,12 +429,21 @@ def write_tables(found: Sequence[Study], output: Path) -> list[Path]:
     return paths
 
 
+LATEX = {character: f"\\{character}" for character in "&%$#_{}"} | {
+    "\\": r"\textbackslash{}",
+    "~": r"\textasciitilde{}",
+    "^": r"\textasciicircum{}",
+    "<": "$<$",
+    ">": "$>$",
+}
+
+
 def _for_latex(value: object) -> object:
-    if not isinstance(value, str):
-        return value
-    for character in "\\&%$#_{}":
-        value = value.replace(character, r"\textbackslash{}" if character == "\\" else f"\\{character}")
-    return value.replace("<", r"$<$").replace(">", r"$>$")
+    return (
+        value.translate({ord(character): text for character, text in LATEX.items()})
+        if isinstance(value, str)
+        else value
+    )
 
 
 def _all_levels(found: Sequence[Study]) -> pd.DataFrame:
@@ -455,8 +469,11 @@ def _side_by_side(found: Sequence[Study]) -> pd.DataFrame:
         if score is not None
     ]
     measured = []
-    for study in filter(_has_curves, found):
-        levels = level_table(study_curves(study.record, study.table))
+    for study in found:
+        curves = _curves(study)
+        if curves is None:
+            continue
+        levels = level_table(curves)
         measured += [
             {
                 "source": study.record.id,
@@ -470,7 +487,7 @@ def _side_by_side(found: Sequence[Study]) -> pd.DataFrame:
             for arm in (SCRATCH, PRETRAINED)
             for _, row in levels.iterrows()
         ]
-    return pd.DataFrame(measured + rows) if measured else pd.DataFrame()
+    return pd.DataFrame(measured + rows).astype({"n": "Int64"}) if measured else pd.DataFrame()
 
 
 # The command

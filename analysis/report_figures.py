@@ -20,11 +20,10 @@ from analysis.plot_ablation import (
     arm_name,
     draw_levels,
     legend_title,
+    short,
 )
 from analysis.stored import StoredStages
 from workbench.study.results import StudyRecord, arms, best_tuned
-
-CURVES = 8  # lines in a panel, before they hide each other
 
 
 def new_figure(columns: int = 1, height: float = 3.4) -> tuple[Figure, np.ndarray]:
@@ -68,7 +67,7 @@ def budget_table(record: StudyRecord, done: pd.DataFrame) -> pd.DataFrame:
             {
                 "arm": arm_name(record, arm),
                 "tried": len(points),
-                "chosen": ", ".join(f"{same[path].iloc[0]:g}" for path in record.tuned),
+                "chosen": ", ".join(short(same[path].iloc[0]) for path in record.tuned),
                 "expected": expected_best(points.to_numpy()),
             }
         )
@@ -99,7 +98,7 @@ def draw_budget(record: StudyRecord, done: pd.DataFrame) -> Figure:
 def training_curves(record: StudyRecord, done: pd.DataFrame, stages: StoredStages) -> pd.DataFrame:
     """Histories of the shown trials: `arm`, `seed`, `fold`, `stage`, `step`, `metric`, `value`."""
     wanted = {
-        "pretrain": ["loss", "contrastive_accuracy"],
+        "pretrain": ["contrastive_accuracy"],
         "finetune": [f"validation/{record.metric}"],
     }
     rows = []
@@ -184,7 +183,7 @@ def late_gain(curves: pd.DataFrame, share: float = 0.25) -> pd.DataFrame:
             if len(early):
                 gains.append(one["value"].max() - early.max())
         if gains:
-            rows.append({"arm": arm, "updates": int(of_arm["step"].max()), "gain": float(np.mean(gains))})
+            rows.append({"arm": arm, "gain": float(np.mean(gains))})
     return pd.DataFrame(rows)
 
 

@@ -2,10 +2,10 @@
 
 A claim holds where all of its parts hold. Arms are named `regime/level`, or `regime` alone where a study
 varies nothing else; a level by `first`, `second`, `third`, `fourth` or `last` of the study's own, `base` (the
-preset's), `best` (by validation, of those that the part does not name otherwise), or its value.
+preset's), `any` (of those that the part does not name otherwise), or its value.
 
 Margins are in the unit of the study's metric, and set before the runs: a study keeps the digest of each of
-its claims with the date when it was first run with it.
+its claims, and of the levels that they are about, with the time when it was first run with them.
 """
 
 from __future__ import annotations
@@ -23,9 +23,10 @@ FILE = "claims.yaml"
 
 @dataclass(frozen=True, kw_only=True)
 class Greater:
-    """The scores of `of`, summed, exceed those of `than`, and not by less than `margin` for certain.
+    """The scores of `of`, summed, exceed those of `than` by more than `margin`.
 
-    Two arms a side make a difference of differences. On the logarithmic scale differences are of ratios.
+    Two arms a side make a difference of differences. On the logarithmic scale differences are of ratios. A
+    negative margin: `of` is not worse by more than so much.
     """
 
     kind: Literal["greater"] = "greater"
@@ -36,8 +37,6 @@ class Greater:
 
     def __post_init__(self) -> None:
         _check_sides(self.of, self.than)
-        if self.margin < 0:
-            raise ConfigError("margin", f"must not be negative, is {self.margin}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,7 +56,7 @@ class Equivalent:
 
 @dataclass(frozen=True, kw_only=True)
 class Rising:
-    """The score rises over the levels without a step back, and by `margin` a level or more."""
+    """The score rises with every level, by more than `margin` each."""
 
     kind: Literal["rising"] = "rising"
     regime: str
@@ -92,15 +91,11 @@ class Claim:
     says: str
     where: str  # in the paper
     parts: tuple[Part, ...]
+    tested_as: str = ""  # what of it the parts test, where that is less, or more exact
 
     def __post_init__(self) -> None:
         if not self.parts:
             raise ConfigError("parts", "must name at least one")
-
-    @property
-    def digest(self) -> str:
-        """Of all that decides a verdict."""
-        return digest(to_dict(self.parts))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -133,19 +128,23 @@ def claims_beside(study_file: Path) -> dict[str, Claim] | None:
     return read_claims(path) if path.exists() else None
 
 
-def enter(claims: dict[str, Claim], before: dict[str, Any]) -> dict[str, Any]:
-    """What a study keeps of its claims: each as it stands, and since when; `before` is what it kept."""
-    kept = {}
+def enter(claims: dict[str, Claim], design: Any, before: dict[str, Any]) -> dict[str, Any]:
+    """What a study keeps of its claims: each as it stands, and since when; `before` is what it kept.
+
+    `design` is what the names of arms stand for: levels and regimes, as JSON.
+    """
+    kept = dict(before)  # a claim that is named no longer leaves its trace, should it come back
+    now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
     for name, claim in claims.items():
         known = before.get(name, {})
-        same = known.get("digest") == claim.digest
-        today = datetime.datetime.now(datetime.UTC).date().isoformat()
+        current = digest([to_dict(claim.parts), design])
+        same = known.get("digest") == current
         earlier = known.get("earlier", [])
         if known and not same:
             earlier = [*earlier, {"digest": known["digest"], "since": known["since"]}]
         kept[name] = {
-            "digest": claim.digest,
-            "since": known["since"] if same else today,
+            "digest": current,
+            "since": known["since"] if same else now,
             "earlier": earlier,
             "claim": to_dict(claim),
         }

@@ -44,6 +44,7 @@ class StudyRecord:
     folder: Path
     commit: str | None = None  # of the code that ran it last
     tuned: list[str] = field(default_factory=list)  # dotted paths that each arm chooses on validation data
+    levels: list[Any] = field(default_factory=list)  # of the first axis, in the order of the file
     entered: dict[str, Any] = field(default_factory=dict)  # each claim as it was last run, and since when
     confirms: str | None = None  # the id of a search, whose winner this study runs again
     confirm_seeds: list[int] = field(default_factory=list)  # of a search: on which its winner is run again
@@ -56,18 +57,31 @@ class StudyRecord:
         return cls(folder=path.parent, **wanted)
 
 
+def levels_of(study: Study) -> list[Any]:
+    """Values of the first axis, in the order of the file; empty for a search, and where nothing varies."""
+    if study.search is not None or not study.axes:
+        return []
+    return list(dict.fromkeys(trial.level[study.axes[0]] for trial in study.trials()))
+
+
 def write_definition(study: Study, planned: list[PlannedTrial], command: str, folder: Path) -> Path:
     """Keep what the study is, for the table and the figures: `studies/<id>/study.json`."""
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / DEFINITION
     before = json.loads(path.read_text()).get("entered", {}) if path.exists() else {}
+    levels = levels_of(study)
     content = {
         "id": study.id,
         "name": study.name,
         "preset": study.preset,
         "question": study.question,
         "claims": list(study.claims),
-        "entered": enter({name: claim for name, claim in study.claims.items() if claim}, before),
+        "entered": enter(
+            {name: claim for name, claim in study.claims.items() if claim},
+            [levels, list(study.regimes)],
+            before,
+        ),
+        "levels": levels,
         "axes": list(study.axes),
         "tuned": list(study.tuned),
         "regimes": list(study.regimes),
@@ -119,8 +133,9 @@ def select_studies(records: list[StudyRecord], names: Sequence[str], root: Path)
 def trial_table(record: StudyRecord, root: Path) -> pd.DataFrame:
     """One row a trial of the study as last defined, from MLflow.
 
-    Columns: number, state, key, reason, one for each axis and tuned setting (its dotted path), regime, seed,
-    fold, `parameters`, `labelled_clips`, and every final metric (`validation/mAP`, `test/mAP`, ...).
+    Columns: number, state, key, began (ms since 1970), reason, one for each axis and tuned setting (its
+    dotted path), regime, seed, fold, `parameters`, `labelled_clips`, and every final metric
+    (`validation/mAP`, `test/mAP`, ...).
     """
     client = MlflowClient(Places.read(root).mlflow_uri)
     experiment = client.get_experiment_by_name(record.name)
@@ -198,6 +213,7 @@ def _row(run: Any, record: StudyRecord, place: dict[str, Any] | None) -> dict[st
         "number": int(tags["workbench.number"]),
         "state": tags["workbench.state"],
         "key": tags["workbench.key"],
+        "began": run.info.start_time,
         "reason": tags.get("workbench.reason", ""),
         **{axis: place["level"].get(axis) for axis in (*record.axes, *record.tuned)},
         "regime": place["regime"],
