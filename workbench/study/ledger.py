@@ -400,9 +400,13 @@ def ended_trials(study: Study, url: str) -> list[Ended]:
 def importances(study_id: str, url: str) -> dict[str, float]:
     """Share of the validation score's variance that each setting of a search explains, by fANOVA.
 
-    Of its complete trials; empty for fewer than four, or where all scores are the same.
+    Of its complete trials; empty for fewer than four, where all scores are the same, or where the storage
+    does not have the search (results that were copied without it).
     """
-    known = optuna.load_study(study_name=study_id, storage=_storage(url))
+    try:
+        known = optuna.load_study(study_name=study_id, storage=_storage(url))
+    except KeyError:
+        return {}
     complete = [t for t in known.get_trials(deepcopy=False, states=(TrialState.COMPLETE,)) if _counts(t)]
     if len(complete) < 4 or len({trial.value for trial in complete}) == 1:
         return {}
