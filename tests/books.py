@@ -30,9 +30,9 @@ def trials_of(root):
 
 
 def figures(root):
-    """What each trial is and scored, without what depends on the order of finishing."""
+    """What each trial is and scored, without what depends on when it ran."""
     table = trials_of(root)
-    columns = [c for c in table.columns if c not in ("number", "run_id")]
+    columns = [c for c in table.columns if c not in ("number", "run_id", "began")]
     order = ["model.num_heads", "regime", "seed"]
     return table[columns].sort_values(order, ignore_index=True)
 

@@ -265,6 +265,7 @@ def test_a_study_on_recordings_by_a_relative_path(root, run, write, tmp_path, pr
     assert table["test/accuracy"].between(0, 1).all()
 
 
+@pytest.mark.slow
 def test_results_that_were_deleted_are_made_again(root, run, write):
     study = write(DIVERGING.replace("[2e-3, 1e20]", "[1e-3, 2e-3]"))
     assert run(root, study).returncode == 0

@@ -57,7 +57,8 @@ def _read_until(driver, *beginnings, count=1):
 # --- kill -9 ------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("after", [pytest.param(0, marks=pytest.mark.slow), 2])
+@pytest.mark.slow  # everything is killed, the driver too, in a test that is not
+@pytest.mark.parametrize("after", [0, 2])
 def test_a_killed_driver_goes_on_and_loses_nothing(finished, root, start, run, after):
     """After so many finished trials."""
     with start(root) as driver:
