@@ -80,13 +80,13 @@ from workbench.study.results import (
     StudyRecord,
     UnknownStudy,
     arms,
-    attach,
     best_tuned,
     runs_link,
     select_studies,
     studies,
     trial_table,
 )
+from workbench.study.tracking import attach
 
 PAGE = "report.html"
 TITLE = "What the data say"
@@ -501,7 +501,8 @@ def main(arguments: list[str] | None = None) -> int:
     except UnknownStudy as error:
         print(error, file=sys.stderr)
         return 2
-    stages = StoredStages(Places.read(options.root).store())
+    places = Places.read(options.root)
+    stages = StoredStages(places.store())
     found = [Study(record, options.root, stages) for record in records]
     if not any(len(study.done) for study in found):
         print(f"nothing to report below {options.root}: run a study first (make study)", file=sys.stderr)
@@ -513,7 +514,7 @@ def main(arguments: list[str] | None = None) -> int:
     for path in (page, *write_tables(found, options.output)):
         print(path)
     for study in found:
-        attach(study.record, options.root, page)
+        attach(study.record.name, study.record.id, places, page)
     return 0
 
 

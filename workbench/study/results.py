@@ -19,7 +19,7 @@ from workbench.settings import to_dict
 from workbench.study.claims import enter
 from workbench.study.definition import Study
 from workbench.study.plan import PlannedTrial, place
-from workbench.study.tracking import CHILD, CURVES, PARENT
+from workbench.study.tracking import CHILD, CURVES
 
 UI = "http://127.0.0.1:5000"  # of `make ui`
 DEFINITION = "study.json"
@@ -170,15 +170,6 @@ def runs_link(record: StudyRecord, runs: Sequence[str], root: Path) -> str:
     identity = experiment.experiment_id if experiment else "0"
     query = urlencode({"runs": json.dumps(list(runs)), "experiments": json.dumps([identity])})
     return f"{address}/#/compare-runs?{query}"
-
-
-def attach(record: StudyRecord, root: Path, path: Path) -> None:
-    """Keep a file with the study's run in MLflow."""
-    client = MlflowClient(Places.read(root).mlflow_uri)
-    experiment = client.get_experiment_by_name(record.name)
-    query = f"tags.`workbench.kind` = '{PARENT}' and tags.`workbench.study` = '{record.id}'"
-    for run in client.search_runs([experiment.experiment_id], query) if experiment else ():
-        client.log_artifact(run.info.run_id, str(path))
 
 
 def arms(record: StudyRecord) -> list[str]:

@@ -136,6 +136,15 @@ class Tracking:
                 return runs
 
 
+def attach(name: str, study_id: str, places: Places, path: Path) -> None:
+    """Keep a file with the run of a study that is not running."""
+    client = MlflowClient(places.mlflow_uri)
+    experiment = client.get_experiment_by_name(name)
+    query = f"tags.`workbench.kind` = '{PARENT}' and tags.`workbench.study` = '{study_id}'"
+    for run in client.search_runs([experiment.experiment_id], query) if experiment else ():
+        client.log_artifact(run.info.run_id, str(path))
+
+
 def _metrics(result: TrialResult, moment: int) -> list[Metric]:
     """Final figures at the run's end, and the curves."""
     final = result.metrics | {
