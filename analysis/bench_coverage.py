@@ -25,7 +25,7 @@ from analysis.estimators import (
     paired_comparison,
     per_clip_difference,
 )
-from analysis.label_efficiency import Reach, bootstrap_labels, label_reduction
+from analysis.label_reduction import Reach, bootstrap_labels, label_reduction
 
 COVERED, WRONG = (0.93, 0.97), (0.0, 0.065)
 REPLICATES = (3, 5, 10)

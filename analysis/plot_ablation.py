@@ -23,14 +23,12 @@ import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.ticker import FixedLocator, MaxNLocator, NullLocator
 
+from analysis.command import run
 from analysis.estimators import mean_interval
 from workbench.study.results import (
     StudyRecord,
-    UnknownStudy,
     arms,
     best_tuned,
-    select_studies,
-    studies,
     trial_table,
 )
 
@@ -64,12 +62,10 @@ METRIC_NAMES = {
 
 def main(arguments: list[str] | None = None) -> int:
     """0 when figures were drawn, 2 when there was nothing to draw."""
-    options = _parser().parse_args(arguments)
-    try:
-        records = select_studies(studies(options.root), options.studies, options.root)
-    except UnknownStudy as error:
-        print(error, file=sys.stderr)
-        return 2
+    return run(_draw, arguments, "Draw the figures of studies.")
+
+
+def _draw(options: argparse.Namespace, records: list[StudyRecord]) -> int:
     drawn = 0
     for record in records:
         table = trial_table(record, options.root)
@@ -83,14 +79,6 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"nothing to draw below {options.root}: run a study first", file=sys.stderr)
         return 2
     return 0
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description="Draw the figures of studies.")
-    parser.add_argument("studies", nargs="*", help="names or ids; every study if none is given")
-    parser.add_argument("--root", type=Path, default=Path("mlruns"), help="default: mlruns")
-    parser.add_argument("--output", type=Path, default=Path("figures"), help="default: figures")
-    return parser
 
 
 def draw_study(record: StudyRecord, table: pd.DataFrame, output: Path) -> list[Path]:
@@ -142,7 +130,7 @@ def level_summary(record: StudyRecord, done: pd.DataFrame) -> pd.DataFrame:
         )
     summary = pd.DataFrame(rows)
     order = {regime: place for place, regime in enumerate(record.regimes)}
-    numeric = [axis for axis in record.axes if all(map(_is_number, summary[axis]))]
+    numeric = [axis for axis in record.axes if all(map(is_number, summary[axis]))]
     return summary.sort_values(
         ["regime", *numeric], key=lambda c: c.map(order) if c.name == "regime" else c, ignore_index=True
     )
@@ -170,7 +158,7 @@ def draw_levels(ax: Axes, record: StudyRecord, done: pd.DataFrame) -> pd.DataFra
     metric = f"test/{record.metric}"
     axis = _axis(record)
     by_clips = axis == "data.label_fraction"
-    numeric = all(_is_number(value) for value in done[axis])
+    numeric = all(is_number(value) for value in done[axis])
     if by_clips:
         positions = {row[axis]: row["labelled_clips"] for _, row in summary.iterrows()}
     elif numeric:
@@ -224,7 +212,7 @@ def _dress(
     ax.xaxis.set_major_locator(FixedLocator(places))
     ax.xaxis.set_minor_locator(NullLocator())
     names = {place: value for value, place in positions.items()}
-    numbered = all(map(_is_number, names.values()))
+    numbered = all(map(is_number, names.values()))
     ax.set_xticklabels([f"{p:,.0f}" if by_clips else f"{short(names[p])}" for p in places])
     if not numbered and max(len(str(name)) for name in names.values()) * len(places) > LONG_NAMES:
         ax.tick_params("x", labelrotation=20)
@@ -257,7 +245,7 @@ def draw_search(ax: Axes, record: StudyRecord, done: pd.DataFrame) -> pd.DataFra
     return ordered[["number", *record.axes, metric]].assign(best=best)
 
 
-def _is_number(value: object) -> bool:
+def is_number(value: object) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and not math.isnan(value)
 
 
@@ -292,7 +280,7 @@ def _name(columns: Iterable[str], values: Iterable[object]) -> str:
 
 def short(value: object) -> str:
     """A level, as figures name it."""
-    return f"{value:g}" if _is_number(value) else str(value)
+    return f"{value:g}" if is_number(value) else str(value)
 
 
 if __name__ == "__main__":

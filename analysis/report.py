@@ -28,27 +28,16 @@ import pandas as pd
 from markupsafe import Markup
 from matplotlib.figure import Figure
 
-from analysis.claims import (
-    Evidence,
-    Ruling,
-    Verdict,
-    describe_effect,
-    describe_need,
-    describe_part,
-    describe_setting,
-    scale_of,
-    study_verdicts,
-    verdict_table,
-)
+from analysis.claims import describe_effect, describe_need, describe_part, describe_setting
+from analysis.command import run
+from analysis.findings import Findings
 from analysis.label_efficiency import (
     PRETRAINED,
     SCRATCH,
     Curves,
-    NoCurves,
     draw_efficiency,
     level_table,
     reading,
-    study_curves,
     study_reductions,
 )
 from analysis.plot_ablation import (
@@ -60,7 +49,6 @@ from analysis.plot_ablation import (
     legend_title,
     level_summary,
 )
-from analysis.predictions import Predictions
 from analysis.report_figures import (
     budget_table,
     draw_budget,
@@ -71,21 +59,15 @@ from analysis.report_figures import (
     new_figure,
     training_curves,
 )
+from analysis.report_tables import TABLE_1, write_tables
+from analysis.rulings import Evidence, Ruling
 from analysis.stored import StoredStages
+from analysis.verdicts import Verdict, scale_of
 from workbench.places import Places
 from workbench.study.cost import duration
 from workbench.study.ledger import importances
 from workbench.study.power import detectable_difference, paired_deviation
-from workbench.study.results import (
-    StudyRecord,
-    UnknownStudy,
-    arms,
-    best_tuned,
-    runs_link,
-    select_studies,
-    studies,
-    trial_table,
-)
+from workbench.study.results import StudyRecord, arms, best_tuned, runs_link
 from workbench.study.tracking import attach
 
 PAGE = "report.html"
@@ -94,28 +76,11 @@ SYMBOLS = {Ruling.SUPPORTED: "✓", Ruling.CONTRADICTED: "✗", Ruling.INCONCLUS
 PANELS = {"a": "amount of pre-training audio", "b": "conformer blocks", "c": "attention heads"}
 FIGURE_2 = {"pretrain_data": "a", "depth": "b", "heads": "c"}  # study -> panel
 
-# Test mAP of cf_L on AudioSet; None where the paper has no number.
-TABLE_1: dict[str, list[Any]] = {
-    "counts": ["20k", "60k", "200k", "600k", "1.9 M"],
-    "scratch": [0.138, None, None, None, 0.366],
-    "pretrained": [0.276, 0.305, 0.337, 0.356, 0.415],
-}
-
-
-class Study:
-    """One study's record, finished trials and verdicts."""
-
-    def __init__(self, record: StudyRecord, root: Path, stages: StoredStages) -> None:
-        self.record = record
-        self.table = trial_table(record, root)
-        self.done = self.table[self.table.state == "complete"] if len(self.table) else self.table
-        self.verdicts = study_verdicts(record, self.table, Predictions(stages, record.metric))
-
 
 # The page
 
 
-def render(found: Sequence[Study], root: Path, stages: StoredStages, command: str) -> str:
+def render(found: Sequence[Findings], root: Path, stages: StoredStages, command: str) -> str:
     """The page, as HTML."""
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent),
@@ -133,7 +98,7 @@ def render(found: Sequence[Study], root: Path, stages: StoredStages, command: st
         scales=_scales(found),
         verdicts=[_verdict_row(verdict, root) for study in found for verdict in study.verdicts],
         panels=_panels(found),
-        efficiencies=[_efficiency(study.record, curves) for study in found if (curves := _curves(study))],
+        efficiencies=[_efficiency(study.record, study.curves) for study in found if study.curves],
         table1=_table_1(),
         studies=[_study_part(study, places, stages) for study in found],
         costs=[_cost_row(study, places, stages) for study in found],
@@ -161,8 +126,8 @@ def svg_of(figure: Figure) -> str:
     return re.sub(r"url\(#([^)]+)\)", rf"url(#f{count}-\1)", svg)
 
 
-def _scales(found: Sequence[Study]) -> list[str]:
-    largest: dict[str, list[Study]] = {}
+def _scales(found: Sequence[Findings]) -> list[str]:
+    largest: dict[str, list[Findings]] = {}
     for study in found:
         if len(study.done):
             largest.setdefault(study.record.preset, []).append(study)
@@ -200,9 +165,9 @@ def _part_row(evidence: Evidence) -> dict[str, Any]:
     }
 
 
-def _panels(found: Sequence[Study]) -> dict[str, str] | None:
+def _panels(found: Sequence[Findings]) -> dict[str, str] | None:
     """Figure 2 of the preset that has most of its studies."""
-    by_preset: dict[str, dict[str, Study]] = {}
+    by_preset: dict[str, dict[str, Findings]] = {}
     for study in found:
         letter = FIGURE_2.get(study.record.name)
         is_own = study.record.id == f"{study.record.name}-{study.record.preset}"  # without --set
@@ -219,16 +184,8 @@ def _panels(found: Sequence[Study]) -> dict[str, str] | None:
     }
 
 
-def _num_trials(of_preset: Iterable[Study]) -> int:
+def _num_trials(of_preset: Iterable[Findings]) -> int:
     return sum(len(study.done) for study in of_preset)
-
-
-def _curves(study: Study) -> Curves | None:
-    """Both arms over label counts, of a study that has them."""
-    try:
-        return study_curves(study.record, study.table)
-    except NoCurves:
-        return None
 
 
 def _efficiency(record: StudyRecord, curves: Curves) -> dict[str, Any]:
@@ -278,7 +235,7 @@ def _table_1() -> dict[str, list[str]]:
     }
 
 
-def _study_part(study: Study, places: Places, stages: StoredStages) -> dict[str, Any]:
+def _study_part(study: Findings, places: Places, stages: StoredStages) -> dict[str, Any]:
     record, done = study.record, study.done
     part: dict[str, Any] = {
         "id": record.id,
@@ -344,7 +301,7 @@ def _arm_rows(record: StudyRecord, done: pd.DataFrame, late: dict[Any, Any]) -> 
     return rows
 
 
-def _detectable(study: Study) -> str:
+def _detectable(study: Findings) -> str:
     """What difference the choice of seeds can show, by this study's own noise."""
     if study.record.search or not len(study.done):
         return ""
@@ -364,19 +321,8 @@ def _detectable(study: Study) -> str:
 # What it cost
 
 
-def _stage_seconds(study: Study, stages: StoredStages) -> tuple[dict[str, float], float]:
-    """Of each stage, once, by key; and of all trials by themselves."""
-    once: dict[str, float] = {}
-    alone = 0.0
-    for key in study.done["key"] if len(study.done) else ():
-        for facts in stages.lineage(key):
-            once[facts["key"]] = facts["seconds"]
-            alone += facts["seconds"]
-    return once, alone
-
-
-def _cost_row(study: Study, places: Places, stages: StoredStages) -> dict[str, Any]:
-    once, alone = _stage_seconds(study, stages)
+def _cost_row(study: Findings, places: Places, stages: StoredStages) -> dict[str, Any]:
+    once, alone = study.stage_seconds(stages)
     path = places.study(study.record.id) / "estimates.jsonl"
     last = json.loads(path.read_text().splitlines()[-1]) if path.exists() else None
     return {
@@ -388,11 +334,11 @@ def _cost_row(study: Study, places: Places, stages: StoredStages) -> dict[str, A
     }
 
 
-def _total_cost(found: Sequence[Study], stages: StoredStages) -> dict[str, Any]:
+def _total_cost(found: Sequence[Findings], stages: StoredStages) -> dict[str, Any]:
     once: dict[str, float] = {}
     alone = 0.0
     for study in found:
-        of_study, of_trials = _stage_seconds(study, stages)
+        of_study, of_trials = study.stage_seconds(stages)
         once |= of_study
         alone += of_trials
     seconds = sum(once.values())
@@ -404,106 +350,18 @@ def _total_cost(found: Sequence[Study], stages: StoredStages) -> dict[str, Any]:
     }
 
 
-# Tables
-
-
-def write_tables(found: Sequence[Study], output: Path) -> list[Path]:
-    """`report-verdicts`, `report-levels`, `report-table1`, each as CSV and LaTeX."""
-    verdicts = [verdict for study in found for verdict in study.verdicts]
-    tables = {
-        "verdicts": verdict_table(verdicts).drop(columns=["runs", "digest"], errors="ignore"),
-        "levels": _all_levels(found),
-        "table1": _side_by_side(found),
-    }
-    paths = []
-    for name, table in tables.items():
-        if not len(table):
-            continue
-        paths += [output / f"report-{name}.csv", output / f"report-{name}.tex"]
-        table.to_csv(paths[-2], index=False)
-        latex = table.map(_for_latex)
-        latex.columns = [_for_latex(column) for column in table.columns]
-        paths[-1].write_text(
-            latex.to_latex(index=False, na_rep="-", float_format="%.3f", longtable=len(table) > 30)
-        )
-    return paths
-
-
-LATEX = {character: f"\\{character}" for character in "&%$#_{}"} | {
-    "\\": r"\textbackslash{}",
-    "~": r"\textasciitilde{}",
-    "^": r"\textasciicircum{}",
-    "<": "$<$",
-    ">": "$>$",
-}
-
-
-def _for_latex(value: object) -> object:
-    return (
-        value.translate({ord(character): text for character, text in LATEX.items()})
-        if isinstance(value, str)
-        else value
-    )
-
-
-def _all_levels(found: Sequence[Study]) -> pd.DataFrame:
-    """Every arm of every study."""
-    rows = []
-    for study in found:
-        if study.record.search or not len(study.done):
-            continue
-        summary = level_summary(study.record, best_tuned(study.record, study.done))
-        for _, row in summary.iterrows():
-            name = arm_name(study.record, [row[column] for column in arms(study.record)])
-            scores = {column: row[column] for column in ("mean", "low", "high", "n")}
-            rows.append({"study": study.record.id, "arm": name, "metric": study.record.metric} | scores)
-    return pd.DataFrame(rows)
-
-
-def _side_by_side(found: Sequence[Study]) -> pd.DataFrame:
-    """The paper's Table 1 and what was measured in its layout, a row an arm and size."""
-    rows = [
-        {"source": "paper", "arm": arm, "labels": count, "score": score, "low": None, "high": None, "n": None}
-        for arm in (SCRATCH, PRETRAINED)
-        for count, score in zip(TABLE_1["counts"], TABLE_1[arm], strict=True)
-        if score is not None
-    ]
-    measured = []
-    for study in found:
-        curves = _curves(study)
-        if curves is None:
-            continue
-        levels = level_table(curves)
-        measured += [
-            {
-                "source": study.record.id,
-                "arm": arm,
-                "labels": f"{row['labels']:.0f}",
-                "score": row[arm],
-                "low": row[f"{arm}_low"],
-                "high": row[f"{arm}_high"],
-                "n": row["n"],
-            }
-            for arm in (SCRATCH, PRETRAINED)
-            for _, row in levels.iterrows()
-        ]
-    return pd.DataFrame(measured + rows).astype({"n": "Int64"}) if measured else pd.DataFrame()
-
-
 # The command
 
 
 def main(arguments: list[str] | None = None) -> int:
     """0 when a page was written, 2 when there was nothing to report."""
-    options = _parser().parse_args(arguments)
-    try:
-        records = select_studies(studies(options.root), options.studies, options.root)
-    except UnknownStudy as error:
-        print(error, file=sys.stderr)
-        return 2
+    return run(_write, arguments, "Write one page with every study, figure and verdict.")
+
+
+def _write(options: argparse.Namespace, records: list[StudyRecord]) -> int:
     places = Places.read(options.root)
     stages = StoredStages(places.store())
-    found = [Study(record, options.root, stages) for record in records]
+    found = [Findings.read(record, options.root, stages) for record in records]
     if not any(len(study.done) for study in found):
         print(f"nothing to report below {options.root}: run a study first (make study)", file=sys.stderr)
         return 2
@@ -516,14 +374,6 @@ def main(arguments: list[str] | None = None) -> int:
     for study in found:
         attach(study.record.name, study.record.id, places, page)
     return 0
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description="Write one page with every study, figure and verdict.")
-    parser.add_argument("studies", nargs="*", help="names or ids; every study if none is given")
-    parser.add_argument("--root", type=Path, default=Path("mlruns"), help="default: mlruns")
-    parser.add_argument("--output", type=Path, default=Path("figures"), help="default: figures")
-    return parser
 
 
 if __name__ == "__main__":

@@ -7,22 +7,24 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from analysis import label_efficiency
+from analysis import command, label_efficiency
 from analysis.bench_coverage import SHAPES, label_coverage
 from analysis.label_efficiency import (
-    LabelReduction,
     NoCurves,
-    PowerLaw,
-    Reach,
-    bootstrap_labels,
     describe,
-    first_reach,
-    label_reduction,
     level_table,
     main,
     reading,
     study_curves,
     study_reductions,
+)
+from analysis.label_reduction import (
+    LabelReduction,
+    PowerLaw,
+    Reach,
+    bootstrap_labels,
+    first_reach,
+    label_reduction,
 )
 from workbench.study.results import StudyRecord
 
@@ -347,7 +349,7 @@ def test_tables_without_two_curves_are_refused() -> None:
 def found_studies(monkeypatch: pytest.MonkeyPatch) -> dict[str, tuple[StudyRecord, pd.DataFrame]]:
     """What the command finds: the test enters records and their tables."""
     there: dict[str, tuple[StudyRecord, pd.DataFrame]] = {}
-    monkeypatch.setattr(label_efficiency, "studies", lambda root: [record for record, _ in there.values()])
+    monkeypatch.setattr(command, "studies", lambda root: [record for record, _ in there.values()])
     monkeypatch.setattr(label_efficiency, "trial_table", lambda record, root: there[record.id][1])
     return there
 

@@ -8,15 +8,17 @@ import pytest
 from mlflow import MlflowClient
 
 from analysis import report
-from analysis.claims import study_verdicts
-from analysis.report import TABLE_1, render, write_tables
+from analysis.findings import Findings
+from analysis.report import render
 from analysis.report_figures import budget_table, late_gain
+from analysis.report_tables import TABLE_1, write_tables
 from analysis.stored import StoredStages
+from analysis.verdicts import study_verdicts
 from workbench.places import Places
 from workbench.store import Store
 from workbench.study.results import best_tuned, studies, trial_table
 
-from .test_claims import FOLDER, NoPredictions, simulated
+from .simulated_studies import FOLDER, NoPredictions, simulated
 
 
 class _Page(HTMLParser):
@@ -56,9 +58,7 @@ def page_of(tmp_path):
     def page_of(name, score):
         record, table = simulated(FOLDER / f"{name}.yaml", "quick", score)
         table["data"], table["parameters"] = "0123456789abcdef", 4e5
-        study = object.__new__(report.Study)
-        study.record, study.table, study.done = record, table, table
-        study.verdicts = study_verdicts(record, table, NoPredictions())
+        study = Findings(record, table, study_verdicts(record, table, NoPredictions()))
         stages = StoredStages(Store(tmp_path / "store"))
         return render([study], tmp_path, stages, "python analysis/report.py"), study
 

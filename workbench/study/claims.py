@@ -11,7 +11,7 @@ its claims, and of the levels that they are about, with the time when it was fir
 from __future__ import annotations
 
 import datetime
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -22,7 +22,19 @@ FILE = "claims.yaml"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Greater:
+class _TwoSides:
+    of: tuple[str, ...]
+    than: tuple[str, ...]
+    margin: float
+
+    def __post_init__(self) -> None:
+        if not self.of or len(self.of) != len(self.than):
+            sides = f"{len(self.of)} and {len(self.than)}"
+            raise ConfigError("of", f"must name as many arms as than, one or more; got {sides}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Greater(_TwoSides):
     """The scores of `of`, summed, exceed those of `than` by more than `margin`.
 
     Two arms a side make a difference of differences. On the logarithmic scale differences are of ratios. A
@@ -30,26 +42,17 @@ class Greater:
     """
 
     kind: Literal["greater"] = "greater"
-    of: tuple[str, ...]
-    than: tuple[str, ...]
-    margin: float
     scale: Literal["score", "log"] = "score"
-
-    def __post_init__(self) -> None:
-        _check_sides(self.of, self.than)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Equivalent:
+class Equivalent(_TwoSides):
     """The scores of `of` and `than` differ by less than `margin`."""
 
     kind: Literal["equivalent"] = "equivalent"
-    of: tuple[str, ...]
-    than: tuple[str, ...]
-    margin: float
 
     def __post_init__(self) -> None:
-        _check_sides(self.of, self.than)
+        super().__post_init__()
         if self.margin <= 0:
             raise ConfigError("margin", f"must be greater than 0, is {self.margin}")
 
@@ -105,11 +108,6 @@ class ClaimsFile:
     claims: dict[str, Claim]
 
 
-def _check_sides(of: tuple[str, ...], than: tuple[str, ...]) -> None:
-    if not of or len(of) != len(than):
-        raise ConfigError("of", f"must name as many arms as than, one or more; got {len(of)} and {len(than)}")
-
-
 def read_claims(path: Path) -> dict[str, Claim]:
     """Those of a file, by id. Raises ConfigError."""
     try:
@@ -151,7 +149,10 @@ def enter(claims: dict[str, Claim], design: Any, before: dict[str, Any]) -> dict
     return kept
 
 
-def read_entered(entry: dict[str, Any]) -> Claim:
-    """The claim of an entry, as it was when the study was last run."""
-    names = {f.name for f in fields(Claim)}
-    return from_dict(Claim, {k: v for k, v in entry["claim"].items() if k in names})
+def read_entered(name: str, entry: dict[str, Any]) -> Claim:
+    """The claim of an entry, as it was when the study was last run. Raises ConfigError."""
+    try:
+        return from_dict(Claim, entry["claim"])
+    except ConfigError as error:
+        rule = "is kept as another version of workbench wrote it; run its study again"
+        raise ConfigError(f"claim {name}", f"{rule}: {error}") from None

@@ -1,0 +1,34 @@
+"""What the commands of the analysis have in common: which studies, from where, to where."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from workbench.places import DEFAULT_ROOT
+from workbench.settings import ConfigError
+from workbench.study.results import StudyRecord, UnknownStudy, select_studies, studies
+
+
+def run(
+    work: Callable[[argparse.Namespace, list[StudyRecord]], int],
+    arguments: Sequence[str] | None,
+    description: str,
+) -> int:
+    """The exit status of `work` on the options and the studies that they name; 2 for bad input."""
+    parser = argparse.ArgumentParser(description=description)
+    parser.add_argument("studies", nargs="*", help="names or ids; all that there are if none is given")
+    parser.add_argument(
+        "--root", type=Path, default=DEFAULT_ROOT, help=f"where results are kept (default: {DEFAULT_ROOT})"
+    )
+    parser.add_argument(
+        "--output", type=Path, default=Path("figures"), help="what is written goes there (default: figures)"
+    )
+    options = parser.parse_args(arguments)
+    try:
+        return work(options, select_studies(studies(options.root), options.studies, options.root))
+    except (UnknownStudy, ConfigError) as error:
+        print(error, file=sys.stderr)
+        return 2

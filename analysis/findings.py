@@ -1,0 +1,53 @@
+"""What one study has found, read once for all parts of a report."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import pandas as pd
+
+from analysis.label_efficiency import Curves, NoCurves, study_curves
+from analysis.predictions import Predictions
+from analysis.stored import StoredStages
+from analysis.verdicts import Verdict, study_verdicts
+from workbench.study.results import StudyRecord, trial_table
+
+
+@dataclass(frozen=True)
+class Findings:
+    """A study's trials, finished or not, and the verdicts that they give."""
+
+    record: StudyRecord
+    table: pd.DataFrame
+    verdicts: list[Verdict]
+
+    @classmethod
+    def read(cls, record: StudyRecord, root: Path, stages: StoredStages) -> Findings:
+        """From the results below `root`."""
+        table = trial_table(record, root)
+        return cls(record, table, study_verdicts(record, table, Predictions(stages, record.metric)))
+
+    @cached_property
+    def done(self) -> pd.DataFrame:
+        """The finished trials."""
+        return self.table[self.table.state == "complete"] if len(self.table) else self.table
+
+    @cached_property
+    def curves(self) -> Curves | None:
+        """Both arms over label counts; None of a study that has none."""
+        try:
+            return study_curves(self.record, self.table)
+        except NoCurves:
+            return None
+
+    def stage_seconds(self, stages: StoredStages) -> tuple[dict[str, float], float]:
+        """Of each stage once, by its key; and of all trials, had each run its stages by itself."""
+        once: dict[str, float] = {}
+        alone = 0.0
+        for key in self.done["key"] if len(self.done) else ():
+            for facts in stages.lineage(key):
+                once[facts["key"]] = facts["seconds"]
+                alone += facts["seconds"]
+        return once, alone

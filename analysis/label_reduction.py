@@ -1,0 +1,318 @@
+"""How many labels one arm needs for a score of the other: from arrays, with an interval."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from enum import StrEnum
+
+import numpy as np
+from numpy.typing import ArrayLike
+from scipy import optimize, stats
+from scipy.interpolate import PchipInterpolator
+
+from analysis.estimators import FloatArray
+
+GRID_POINTS = 2001  # over the measured range; four octaves in steps of 0.14 %
+
+
+class Reach(StrEnum):
+    """Where a curve reaches a score."""
+
+    REACHED = "reached"
+    NOT_REACHED = "not reached"  # not with the most labels measured
+    BELOW_RANGE = "below range"  # with the fewest labels measured already
+
+
+@dataclass(frozen=True, kw_only=True)
+class LabelReduction:
+    """Labels with which the pre-trained arm reaches a score of scratch's; nothing is extrapolated.
+
+    share, score: the score to reach is `share` of scratch's mean at `scratch_labels`.
+    scratch_labels: with which scratch has its whole score, the reference of the reduction.
+    reach, labels: on the monotone curve, straight between means over log labels; labels is None unless
+        reached.
+    labels_low, labels_high: their interval; 0 and infinity where it is open, that is where the range
+        measured does not bound it; NaN with one replicate.
+    smooth_labels: as labels, on a smooth monotone curve (PCHIP). The interval spans both.
+    power_law_labels: as labels, by a power law fitted to each curve; None outside the range or without fit.
+    own_labels: with which scratch's own curve reaches the score; less than `scratch_labels` where the
+        share is below 1 or scratch has levelled off, and then part of the reduction is none of
+        pre-training's. None if below its range.
+    smallest, largest: range of the pre-trained arm's labels.
+    n: replicates.
+    """
+
+    share: float
+    score: float
+    scratch_labels: float
+    reach: Reach
+    labels: float | None
+    labels_low: float
+    labels_high: float
+    smooth_labels: float | None
+    power_law_labels: float | None
+    own_labels: float | None
+    smallest: float
+    largest: float
+    n: int
+
+    @property
+    def reduction(self) -> float | None:
+        """1 - labels / scratch_labels; negative if pre-training needs more; None unless reached."""
+        return None if self.labels is None else 1 - self.labels / self.scratch_labels
+
+    @property
+    def reduction_low(self) -> float:
+        """Minus infinity where the interval is open."""
+        return 1 - self.labels_high / self.scratch_labels
+
+    @property
+    def reduction_high(self) -> float:
+        """1 where the interval is open."""
+        return 1 - self.labels_low / self.scratch_labels
+
+
+def label_reduction(
+    scratch_labels: ArrayLike,
+    scratch: ArrayLike,
+    pretrained_labels: ArrayLike,
+    pretrained: ArrayLike,
+    *,
+    share: float = 1.0,
+    at: float | None = None,
+    confidence: float = 0.95,
+    ceiling: float | None = 1.0,
+) -> LabelReduction:
+    """Labels with which `pretrained` (n, P) has `share` of the score of `scratch` (n, S), and the reduction.
+
+    `scratch_labels` (S,) and `pretrained_labels` (P,) are label counts, rising. Row i of both arms is the
+    same replicate. `at` is the one of scratch's counts that is compared with (its largest). `ceiling` is
+    the best possible score, for the power law; None for scores without one.
+
+    The curve is the isotonic regression of the means, straight between them over log labels, as the paper
+    reads its table. The interval holds each label count at which a paired t-test over replicates does not
+    tell the curve from the score (Fieller's method, so that the noise of both arms and their pairing
+    count). The curve may lie anywhere from the straight to the smooth one: between measured counts its
+    shape is unknown, and with many replicates this is what is left. Noise may differ between levels. A
+    bootstrap over few replicates is much too narrow (`bootstrap_labels`).
+
+    Raises:
+        ValueError: counts that do not rise or are not positive, arms of unequal replicates, fewer than two
+            pre-trained counts, a share outside 0..1, or `at` not among scratch's.
+    """
+    own_counts, own = _checked_curve(scratch_labels, scratch)
+    counts, scores = _checked_curve(pretrained_labels, pretrained)
+    if len(own) != len(scores):
+        raise ValueError(f"arms need the same replicates, got {len(own)} and {len(scores)}")
+    if len(counts) < 2:
+        raise ValueError("a curve needs two label counts at least")
+    if not 0 < share <= 1 or not 0 < confidence < 1:
+        raise ValueError(f"share lies within 0..1, as does confidence, got {share} and {confidence}")
+    column = len(own_counts) - 1 if at is None else int(np.argmin(np.abs(own_counts - at)))
+    if at is not None and own_counts[column] != at:
+        raise ValueError(f"scratch has no score at {at:g} labels, only at {own_counts.tolist()}")
+
+    place = np.log2(counts)
+    means, pooled = monotone(scores)
+    targets = share * own[:, column]
+    target = float(targets.mean())
+    reach, straight = first_reach(place, means, target, smooth=False)
+    _, smooth = first_reach(place, means, target, smooth=True)
+    low, high = _interval(place, pooled, targets, reach, [straight, smooth], confidence)
+    own_place = None
+    if len(own_counts) > 1:
+        own_place = first_reach(np.log2(own_counts), monotone(own)[0], target, smooth=False)[1]
+    return LabelReduction(
+        share=share,
+        score=target,
+        scratch_labels=float(own_counts[column]),
+        reach=reach,
+        labels=_count(straight),
+        labels_low=low,
+        labels_high=high,
+        smooth_labels=_count(smooth),
+        power_law_labels=_by_power_law(own_counts, own, column, counts, scores, share, ceiling),
+        own_labels=_count(own_place),
+        smallest=float(counts[0]),
+        largest=float(counts[-1]),
+        n=len(scores),
+    )
+
+
+def first_reach(
+    place: FloatArray, means: FloatArray, target: float, *, smooth: bool
+) -> tuple[Reach, float | None]:
+    """Where the curve through `means` (P,) at `place` (P,), never falling, first reaches `target`.
+
+    Straight between the points, or PCHIP, which is monotone between them, too. None outside of them.
+    """
+    slack = 1e-12 * max(1.0, abs(target))  # a mean may be off its own value by rounding
+    if target < means[0] - slack:
+        return Reach.BELOW_RANGE, None
+    if target > means[-1] + slack:
+        return Reach.NOT_REACHED, None
+    i = int(np.argmax(means >= target - slack))
+    if i == 0 or means[i] <= target + slack:
+        return Reach.REACHED, float(place[i])
+    if smooth:
+        curve = PchipInterpolator(place, means)
+        return Reach.REACHED, float(
+            optimize.brentq(lambda x: float(curve(x)) - target, place[i - 1], place[i])
+        )
+    part = (target - means[i - 1]) / (means[i] - means[i - 1])
+    return Reach.REACHED, float(place[i - 1] + part * (place[i] - place[i - 1]))
+
+
+@dataclass(frozen=True)
+class PowerLaw:
+    """ceiling - score = scale * labels ** -exponent.
+
+    residual: root mean square of score less curve, in the unit of the score. Large: no power law.
+    """
+
+    ceiling: float
+    scale: float
+    exponent: float
+    residual: float
+
+    @classmethod
+    def fit(cls, labels: ArrayLike, means: ArrayLike, ceiling: float = 1.0) -> PowerLaw | None:
+        """Least squares of log(ceiling - score) over log labels (P,); None if it cannot be fitted."""
+        counts, scores = np.asarray(labels, dtype=float), np.asarray(means, dtype=float)
+        if len(counts) < 2 or not (scores < ceiling).all():
+            return None
+        slope, offset = np.polyfit(np.log(counts), np.log(ceiling - scores), 1)
+        law = cls(ceiling, float(np.exp(offset)), -float(slope), 0.0)
+        residual = float(np.sqrt(np.mean((scores - law.score(counts)) ** 2)))
+        return cls(law.ceiling, law.scale, law.exponent, residual)
+
+    def score(self, labels: ArrayLike) -> FloatArray:
+        """At label counts of any shape."""
+        return np.asarray(self.ceiling - self.scale * np.asarray(labels, dtype=float) ** -self.exponent)
+
+    def labels(self, score: float) -> float | None:
+        """With which the law has `score`; None if it never has."""
+        if self.exponent <= 0 or score >= self.ceiling:
+            return None
+        log_labels = math.log(self.scale / (self.ceiling - score)) / self.exponent
+        return math.exp(log_labels) if log_labels < 700 else None
+
+
+def bootstrap_labels(
+    scratch: ArrayLike,
+    pretrained_labels: ArrayLike,
+    pretrained: ArrayLike,
+    generator: np.random.Generator,
+    *,
+    share: float = 1.0,
+    confidence: float = 0.95,
+    resamples: int = 1000,
+) -> tuple[float, float]:
+    """Percentile bootstrap over replicates, drawn in pairs, of what `label_reduction` calls labels.
+
+    `scratch` (n,) at its largest count. For comparison only: its 95 % interval covers 63 to 89 % with 3 to
+    10 replicates (`analysis.bench_coverage`).
+    """
+    reference = np.asarray(scratch, dtype=float)
+    counts, scores = _checked_curve(pretrained_labels, pretrained)
+    place, n = np.log2(counts), len(scores)
+    drawn = np.empty(resamples)
+    for i in range(resamples):
+        rows = generator.integers(n, size=n)
+        target = share * float(reference[rows].mean())
+        reach, x = first_reach(place, monotone(scores[rows])[0], target, smooth=False)
+        drawn[i] = 2.0**x if x is not None else 0.0 if reach is Reach.BELOW_RANGE else math.inf
+    tail = (1 - confidence) / 2
+    low, high = np.quantile(drawn, [tail, 1 - tail], method="inverted_cdf")  # the others average with inf
+    return float(low), float(high)
+
+
+def _checked_curve(labels: ArrayLike, scores: ArrayLike) -> tuple[FloatArray, FloatArray]:
+    counts, values = np.asarray(labels, dtype=np.float64), np.asarray(scores, dtype=np.float64)
+    if values.ndim != 2 or counts.shape != values.shape[1:] or values.size == 0:
+        raise ValueError(f"scores must be (n, labels), got {values.shape} for labels of {counts.shape}")
+    if not np.isfinite(values).all():
+        raise ValueError("scores must be finite; leave out the replicates that lack one, and say so")
+    if not np.isfinite(counts).all() or counts[0] <= 0 or (np.diff(counts) <= 0).any():
+        raise ValueError(f"label counts must be positive and rise, got {counts.tolist()}")
+    return counts, values
+
+
+def monotone(scores: FloatArray) -> tuple[FloatArray, FloatArray]:
+    """The means of `scores` (n, P) by isotonic regression (P,), and each replicate pooled as they are."""
+    fit = optimize.isotonic_regression(scores.mean(axis=0))
+    pooled = scores.copy()
+    for first, end in zip(fit.blocks[:-1], fit.blocks[1:], strict=True):
+        pooled[:, first:end] = scores[:, first:end].mean(axis=1, keepdims=True)
+    return fit.x, pooled
+
+
+def _interval(
+    place: FloatArray,
+    pooled: FloatArray,
+    targets: FloatArray,
+    reach: Reach,
+    estimates: list[float | None],
+    confidence: float,
+) -> tuple[float, float]:
+    """Label counts, 0 and infinity where the range does not bound them."""
+    n = len(pooled)
+    if n == 1:
+        return math.nan, math.nan
+    grid = np.union1d(np.linspace(place[0], place[-1], GRID_POINTS), place)
+    straight = np.array([np.interp(grid, place, row) for row in pooled])
+    smooth = PchipInterpolator(place, pooled, axis=1)(grid)
+    lacking = np.stack([straight, smooth]) - targets[:, None]  # (2, n, grid)
+    mean, error = lacking.mean(axis=1), lacking.std(axis=1, ddof=1) / math.sqrt(n)
+    critical = _critical(np.abs(mean[1] - mean[0]), error.max(axis=0), n - 1, confidence)
+    # Between both curves, and beyond either as far as its own noise may have it.
+    within = ((mean - critical * error).min(axis=0) <= 0) & ((mean + critical * error).max(axis=0) >= 0)
+    # A finer set than the grid's steps still holds its estimates.
+    inside = [*grid[within], *(x for x in estimates if x is not None)]
+    if reach is Reach.BELOW_RANGE:
+        inside.append(grid[0])
+    if reach is Reach.NOT_REACHED:
+        inside.append(grid[-1])
+    low = 0.0 if within[0] or reach is Reach.BELOW_RANGE else float(2.0 ** min(inside))
+    high = math.inf if within[-1] or reach is Reach.NOT_REACHED else float(2.0 ** max(inside))
+    return low, high
+
+
+def _critical(gap: FloatArray, standard_error: FloatArray, freedom: int, confidence: float) -> FloatArray:
+    """Standard errors beyond either end of a gap, so that a truth anywhere within it is covered as claimed.
+
+    Student's two-sided quantile where there is no gap; with a wide one the one-sided, for a truth at one
+    end is then never missed at the other (Imbens and Manski 2004). All are (grid,).
+    """
+    student = stats.t(freedom)
+    critical = np.linspace(student.ppf(confidence), student.ppf((1 + confidence) / 2), 201)
+    relative_gap = student.ppf(np.minimum(1.0, confidence + student.cdf(-critical))) - critical
+    relative_gap[0], relative_gap[-1] = np.inf, 0.0
+    with np.errstate(divide="ignore", invalid="ignore"):
+        wanted = np.nan_to_num(gap / standard_error, posinf=1e9)
+    return np.interp(wanted, relative_gap[:0:-1], critical[:0:-1])
+
+
+def _by_power_law(
+    own_counts: FloatArray,
+    own: FloatArray,
+    column: int,
+    counts: FloatArray,
+    scores: FloatArray,
+    share: float,
+    ceiling: float | None,
+) -> float | None:
+    if ceiling is None:
+        return None
+    law = PowerLaw.fit(counts, scores.mean(axis=0), ceiling)
+    own_law = PowerLaw.fit(own_counts, own.mean(axis=0), ceiling)
+    if law is None:
+        return None
+    full = own[:, column].mean() if own_law is None else own_law.score(own_counts[column])
+    labels = law.labels(share * float(full))
+    return labels if labels is not None and counts[0] <= labels <= counts[-1] else None
+
+
+def _count(place: float | None) -> float | None:
+    return None if place is None else float(2.0**place)

@@ -1,0 +1,351 @@
+"""From a study's finished trials to verdicts on its claims: which arms, which runs, at which scale."""
+
+from __future__ import annotations
+
+import datetime
+import itertools
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from analysis.estimators import (
+    Comparison,
+    Interval,
+    crossed_comparison,
+    fold_comparison,
+    paired_comparison,
+)
+from analysis.label_efficiency import NoCurves, study_curves
+from analysis.label_reduction import label_reduction
+from analysis.plot_ablation import is_number
+from analysis.predictions import Predictions
+from analysis.rulings import Evidence, Ruling, judge_equivalent, judge_greater, judge_rising, rule
+from workbench.study.claims import Claim, Equivalent, FewerLabels, Greater, Part, Rising, read_entered
+from workbench.study.results import StudyRecord, best_tuned
+
+ORDINALS = ("first", "second", "third", "fourth")
+FOLD_OVERLAP = 1 / 3  # a test fold to the three of five that train: one more is for validation
+
+
+class NotTested(ValueError):
+    """A part that the study's trials cannot decide; the message says why."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Verdict:
+    """On one claim, by one study."""
+
+    claim_id: str
+    claim: Claim
+    record: StudyRecord
+    evidence: tuple[Evidence, ...]
+    runs: tuple[str, ...]  # of MLflow, that it rests on
+    scale: str  # of what was run
+    since: str  # when the study was first run with the claim as it stands, ISO 8601
+    changed: bool  # whether it stood otherwise before
+    before_runs: bool | None  # whether that was before the first of its runs; None: not known
+
+    @property
+    def ruling(self) -> Ruling:
+        rulings = {evidence.ruling for evidence in self.evidence}
+        if Ruling.CONTRADICTED in rulings:
+            return Ruling.CONTRADICTED
+        return Ruling.SUPPORTED if rulings == {Ruling.SUPPORTED} else Ruling.INCONCLUSIVE
+
+    @property
+    def replicates_to_decide(self) -> int | None:
+        """In all, for every part that is open; None where that cannot be said."""
+        needed = [e.replicates_to_decide for e in self.evidence if e.ruling is Ruling.INCONCLUSIVE]
+        known = [n for n in needed if n is not None]
+        return max(known) if known and len(known) == len(needed) else None
+
+
+@dataclass
+class Trials:
+    """The finished trials of a study, each arm at its best tuned setting."""
+
+    record: StudyRecord
+    done: pd.DataFrame
+    predictions: Predictions
+    used: set[str] = field(default_factory=set)  # runs behind what was asked for
+
+    def __post_init__(self) -> None:
+        self.done = self.done.assign(fold=pd.to_numeric(self.done["fold"]).fillna(-1).astype(int))
+
+    def levels(self, regime: str) -> list[Any]:
+        """That the study has, finished or not; numbers rising, others in the order of the file."""
+        if regime not in self.record.regimes:
+            raise NotTested(f"the study has no regime {regime!r}; it has {', '.join(self.record.regimes)}")
+        if len(self.record.axes) > 1:
+            raise NotTested(f"the study varies more than one setting: {', '.join(self.record.axes)}")
+        if not self.record.axes:
+            return [None]
+        levels = self.record.levels
+        return sorted(levels) if all(map(is_number, levels)) else levels
+
+    def scores(self, arms_of_part: Sequence[tuple[str, Any]]) -> tuple[pd.DataFrame, list[list[str]], int]:
+        """Test scores of the replicates that have all arms, a column an arm; keys; how many lack one."""
+        metric = f"test/{self.record.metric}"
+        columns = []
+        for regime, level in arms_of_part:
+            rows = self.done[(self.done["regime"] == regime) & self.done[metric].notna()]
+            if self.record.axes:
+                rows = rows[rows[self.record.axes[0]] == level]
+            if not len(rows):
+                raise NotTested(f"no trial of {regime}{'' if level is None else f'/{level}'} has finished")
+            columns.append(rows.set_index(["seed", "fold"]))
+        complete = every = columns[0].index
+        for rows in columns[1:]:
+            complete, every = complete.intersection(rows.index), every.union(rows.index)
+        if not len(complete):
+            raise NotTested("no replicate has finished in all of its arms")
+        shown = [rows.loc[complete] for rows in columns]
+        self.used |= {run for rows in shown for run in rows["run_id"]}
+        values = pd.DataFrame({i: rows[metric] for i, rows in enumerate(shown)}, index=complete)
+        return values, [list(rows["key"]) for rows in shown], len(every) - len(complete)
+
+    def resolve(self, names: Sequence[str]) -> list[list[tuple[str, Any]]]:
+        """(regime, level) of each `regime/level`, in every way that `any` may be read. Raises NotTested."""
+        split = [name.partition("/")[::2] for name in names]
+        found = [None if word == "any" else self._level(regime, word) for regime, word in split]
+        open_regimes = {regime for regime, word in split if word == "any"}
+        if not open_regimes:
+            return [[(regime, level) for (regime, _), level in zip(split, found, strict=True)]]
+        named = [level for (_, word), level in zip(split, found, strict=True) if word != "any"]
+        free = [level for level in self.levels(min(open_regimes)) if level not in named]
+        if not free:
+            raise NotTested("there is no further level")
+        return [
+            [
+                (regime, level if word == "any" else own)
+                for (regime, word), own in zip(split, found, strict=True)
+            ]
+            for level in free
+        ]
+
+    def _level(self, regime: str, word: str) -> Any:
+        levels = self.levels(regime)
+        if not word:
+            if levels != [None]:
+                raise NotTested(f"{regime} has several levels")
+            return None
+        if word == "last":
+            return levels[-1]
+        if word in ORDINALS:
+            place = ORDINALS.index(word)
+            if place >= len(levels):
+                raise NotTested(f"{regime} has {len(levels)} levels and no {word}")
+            return levels[place]
+        if word == "base":
+            if not self.record.axes:
+                raise NotTested("the study varies no setting")
+            value = _setting(self.record.base, self.record.axes[0])
+            if value not in levels:
+                raise NotTested(f"the preset's own {self.record.axes[0]}, {value}, is not among the levels")
+            return value
+        by_text = {str(level).lower(): level for level in levels}
+        if word.lower() not in by_text:
+            raise NotTested(f"{regime} has no level {word!r}; it has {', '.join(map(str, levels))}")
+        return by_text[word.lower()]
+
+
+def _setting(base: dict[str, Any], path: str) -> Any:
+    value: Any = base
+    for name in path.split("."):
+        if not isinstance(value, dict) or name not in value:
+            raise NotTested(f"the preset sets no {path}")
+        value = value[name]
+    return value
+
+
+def compare(
+    trials: Trials,
+    of: Sequence[tuple[str, Any]],
+    than: Sequence[tuple[str, Any]],
+    scale: str = "score",
+) -> tuple[Comparison, str]:
+    """The scores of `of`, summed, less those of `than`; and what the reader should know.
+
+    Over replicates, and over test clips where all were judged on the same. Test folds are replicates of each
+    other, with their seeds averaged. Raises NotTested.
+    """
+    if sorted(map(repr, of)) == sorted(map(repr, than)):
+        raise NotTested("both sides are the same arm")
+    values, keys, lacking = trials.scores([*of, *than])
+    if scale == "log" and (values <= 0).to_numpy().any():
+        raise NotTested("a score of 0 has no logarithm")
+    signs = np.array([1.0] * len(of) + [-1.0] * len(than))
+    scaled: Callable[[Any], Any] = np.log if scale == "log" else np.asarray
+    notes = [f"{lacking} replicates lack a trial"] if lacking else []
+    differences = pd.Series(scaled(values.to_numpy()) @ signs, index=values.index)
+    clips = trials.predictions.shared_clips(key for arm in keys for key in arm)
+    if clips is None:
+        raise NotTested("predictions that it needs were deleted; the study's command makes them again")
+    if len(differences) == 1:
+        return paired_comparison([0.0], differences), "; ".join(notes)
+    if (values.index.get_level_values("fold") >= 0).any():
+        notes.append("test folds, whose training sets overlap, are the replicates")
+        by_fold = differences.groupby(level="fold").mean()
+        return fold_comparison(by_fold, FOLD_OVERLAP), "; ".join(notes)
+    if not clips:
+        notes.append("over replicates alone: each has its own test clips")
+        return paired_comparison(np.zeros(len(differences)), differences), "; ".join(notes)
+    redrawn = np.stack(
+        [
+            sum(
+                sign * scaled(trials.predictions.resampled(arm[r]))
+                for sign, arm in zip(signs, keys, strict=True)
+            )
+            for r in range(len(differences))
+        ],
+        axis=1,
+    )
+    return crossed_comparison(differences, redrawn, clips), "; ".join(notes)
+
+
+def examine(trials: Trials, part: Part, table: pd.DataFrame) -> Evidence:
+    """One part, before it is ruled on; a part that cannot be tested says why."""
+    try:
+        match part:
+            case Greater():
+                return _examine_greater(trials, part)
+            case Equivalent():
+                of, than = _sides(part, trials.resolve([*part.of, *part.than])[0])
+                found, note = compare(trials, of, than)
+                return _with_note(judge_equivalent(part, found), note)
+            case Rising():
+                levels = trials.levels(part.regime)
+                if len(levels) < 3:
+                    raise NotTested(f"to rise with every level takes three, here are {len(levels)}")
+                found_at = [
+                    compare(trials, [(part.regime, after)], [(part.regime, before)])
+                    for before, after in itertools.pairwise(levels)
+                ]
+                notes = "; ".join(dict.fromkeys(note for _, note in found_at if note))
+                return _with_note(judge_rising(part, [found for found, _ in found_at]), notes)
+            case FewerLabels():
+                return _examine_labels(trials, part, table)
+    except ValueError as error:  # NotTested, or figures that an estimator refuses
+        return Evidence(part=part, effect=None, note=f"not tested: {error}")
+
+
+def _examine_greater(trials: Trials, part: Greater) -> Evidence:
+    """Of several levels that `any` may be, the surest, corrected for their number; all must fall short."""
+    judged = []
+    ways = trials.resolve([*part.of, *part.than])
+    for way in ways:
+        of, than = _sides(part, way)
+        found, note = compare(trials, of, than, part.scale)
+        chosen = f"any: {_any_of(part, way)}, of {len(ways)}" if len(ways) > 1 else ""
+        judged.append(_with_note(judge_greater(part, found), "; ".join(filter(None, (chosen, note)))))
+    surest = min(judged, key=lambda one: np.nan_to_num(one.p_support, nan=2.0))
+    if len(judged) == 1 or math.isnan(surest.p_support):
+        return surest
+    return replace(
+        surest,
+        p_support=min(1.0, len(judged) * surest.p_support),
+        p_contradict=max(one.p_contradict for one in judged),
+    )
+
+
+def _sides(part: Greater | Equivalent, way: Sequence[tuple[str, Any]]) -> tuple[list[Any], list[Any]]:
+    return list(way[: len(part.of)]), list(way[len(part.of) :])
+
+
+def _any_of(part: Greater, way: Sequence[tuple[str, Any]]) -> Any:
+    names = [*part.of, *part.than]
+    return next(level for name, (_, level) in zip(names, way, strict=True) if name.endswith("/any"))
+
+
+def _with_note(evidence: Evidence, note: str) -> Evidence:
+    return replace(evidence, note="; ".join(filter(None, (evidence.note, note))))
+
+
+def _examine_labels(trials: Trials, part: FewerLabels, table: pd.DataFrame) -> Evidence:
+    record = trials.record
+    try:
+        curves = study_curves(record, table)
+    except NoCurves as error:
+        raise NotTested(str(error)) from None
+    if {len(curves.scratch_labels), len(curves.pretrained_labels)} != {len(record.levels)}:
+        raise NotTested("some label counts have no finished trial")
+    trials.used |= set(trials.done["run_id"])
+    found = label_reduction(
+        curves.scratch_labels,
+        curves.scratch,
+        curves.pretrained_labels,
+        curves.pretrained,
+        share=part.share,
+    )
+    low, high = found.reduction_low, found.reduction_high
+    ruling = Ruling.INCONCLUSIVE
+    if low >= part.at_least:
+        ruling = Ruling.SUPPORTED
+    elif high < part.at_least:
+        ruling = Ruling.CONTRADICTED
+    notes = ["over replicates alone, and not corrected for other tests"]
+    if found.reduction is None:
+        notes.insert(0, f"{found.reach} within the label counts measured")
+    if curves.left_out:
+        notes.append(f"{len(curves.left_out)} replicates lack a trial")
+    if (trials.done["fold"] >= 0).any():
+        notes.append(
+            "test folds, whose training sets overlap, count as independent: the interval is too narrow"
+        )
+    mean = math.nan if found.reduction is None else found.reduction
+    effect = Interval(mean=mean, low=low, high=high, n=found.n)
+    return Evidence(part=part, effect=effect, ruling=ruling, note="; ".join(notes))
+
+
+def study_verdicts(record: StudyRecord, table: pd.DataFrame, predictions: Predictions) -> list[Verdict]:
+    """On every claim that a study tests, and that was defined when it ran. Raises ConfigError."""
+    done = table[table.state == "complete"] if len(table) else table
+    if not len(done) or record.search:  # what a search chose is no even sample
+        return []
+    best = best_tuned(record, done)
+    claims = {
+        name: read_entered(name, record.entered[name]) for name in record.claims if name in record.entered
+    }
+    found: list[list[Evidence]] = []
+    used: list[tuple[str, ...]] = []
+    for claim in claims.values():
+        trials = Trials(record, best, predictions)
+        found.append([examine(trials, part, table) for part in claim.parts])
+        used.append(tuple(sorted(trials.used)))
+    return [
+        Verdict(
+            claim_id=name,
+            claim=claim,
+            record=record,
+            evidence=evidence,
+            runs=runs,
+            scale=scale_of(record, done),
+            since=record.entered[name]["since"],
+            changed=bool(record.entered[name]["earlier"]),
+            before_runs=_set_before(record.entered[name]["since"], best[best["run_id"].isin(runs)]),
+        )
+        for (name, claim), evidence, runs in zip(claims.items(), rule(found), used, strict=True)
+    ]
+
+
+def _set_before(since: str, runs: pd.DataFrame) -> bool | None:
+    """Whether a claim stood before the first of these runs began."""
+    if "began" not in runs or not len(runs):
+        return None
+    return datetime.datetime.fromisoformat(since).timestamp() * 1000 <= float(runs["began"].min())
+
+
+def scale_of(record: StudyRecord, done: pd.DataFrame) -> str:
+    """In words, for a verdict holds at no other."""
+    parts = [f"preset {record.preset}"]
+    if "parameters" in done:
+        parts.append(f"{done['parameters'].max() / 1e6:.2f} M parameters")
+    if "labelled_clips" in done:
+        parts.append(f"{done['labelled_clips'].max():,.0f} labelled clips")
+    if "pool_hours" in done:
+        parts.append(f"{done['pool_hours'].max():.1f} h of pre-training audio")
+    return ", ".join(parts)

@@ -1,0 +1,142 @@
+"""What supports a claim, what contradicts it, and what says nothing."""
+
+import numpy as np
+import pytest
+
+from analysis.estimators import crossed_comparison, paired_comparison
+from analysis.rulings import Ruling, judge_equivalent, judge_greater, judge_rising, rule
+from workbench.study.claims import Equivalent, Greater, Rising
+
+GREATER = Greater(of=("a",), than=("b",), margin=0.01)
+EQUAL = Equivalent(of=("a",), than=("b",), margin=0.02)
+RISING = Rising(regime="balanced", margin=0.005)
+
+
+def _ruled(*evidence):
+    """Each as a claim of its own."""
+    return [found for (found,) in rule([[one] for one in evidence])]
+
+
+def _differences(mean, deviation, n=5):
+    """`n` differences with exactly this mean and standard deviation."""
+    shape = np.linspace(-1, 1, n)
+    return mean + deviation * (shape - shape.mean()) / shape.std(ddof=1)
+
+
+def _compared(mean, deviation, n=5):
+    return paired_comparison(np.zeros(n), _differences(mean, deviation, n))
+
+
+@pytest.mark.parametrize(
+    ("mean", "deviation", "ruling"),
+    [
+        (0.05, 0.01, Ruling.SUPPORTED),
+        (-0.05, 0.01, Ruling.CONTRADICTED),
+        (0.05, 0.20, Ruling.INCONCLUSIVE),
+        (0.004, 0.0001, Ruling.CONTRADICTED),  # there, and too small to matter
+        (0.012, 0.0001, Ruling.SUPPORTED),
+        (0.0101, 0.0010, Ruling.INCONCLUSIVE),  # above 0 for certain, but not above what matters
+    ],
+)
+def test_a_difference_is_ruled_on_by_its_sign_and_its_margin(mean, deviation, ruling):
+    assert _ruled(*[judge_greater(GREATER, _compared(mean, deviation))])[0].ruling is ruling
+
+
+@pytest.mark.parametrize(
+    ("mean", "deviation", "ruling"),
+    [
+        (0.001, 0.005, Ruling.SUPPORTED),
+        (-0.015, 0.001, Ruling.SUPPORTED),
+        (-0.050, 0.005, Ruling.CONTRADICTED),
+        (0.001, 0.050, Ruling.INCONCLUSIVE),  # no significant difference is no evidence of equality
+        (0.018, 0.010, Ruling.INCONCLUSIVE),
+    ],
+)
+def test_equality_needs_evidence_too(mean, deviation, ruling):
+    assert _ruled(*[judge_equivalent(EQUAL, _compared(mean, deviation))])[0].ruling is ruling
+
+
+def _steps(scores):
+    return [paired_comparison(scores[:, i], scores[:, i + 1]) for i in range(scores.shape[1] - 1)]
+
+
+def test_a_rise_is_one_at_every_step():
+    noise = np.random.default_rng(0).normal(0, 1e-4, (4, 4))
+    rising = noise + np.array([0.1, 0.2, 0.3, 0.4])
+    assert _ruled(judge_rising(RISING, _steps(rising)))[0].ruling is Ruling.SUPPORTED
+    assert _ruled(judge_rising(RISING, _steps(rising[:, ::-1])))[0].ruling is Ruling.CONTRADICTED
+    flat = _ruled(judge_rising(RISING, _steps(noise + np.array([0.1, 0.1, 0.1, 0.5]))))[0]
+    assert flat.ruling is not Ruling.SUPPORTED  # as a test over all levels together would have it
+
+
+def test_more_tests_ask_for_more_evidence():
+    one = judge_greater(GREATER, _compared(0.06, 0.035))
+    assert _ruled(one)[0].ruling is Ruling.SUPPORTED
+    assert {e.ruling for e in _ruled(*[one] * 6)} == {Ruling.INCONCLUSIVE}
+
+
+def test_parts_that_must_all_hold_need_no_correction_to_support_and_one_to_contradict():
+    good, bad = (judge_greater(GREATER, _compared(mean, 0.035)) for mean in (0.06, -0.04))
+    assert {e.ruling for e in rule([[good] * 6])[0]} == {Ruling.SUPPORTED}
+    assert _ruled(bad)[0].ruling is Ruling.CONTRADICTED
+    assert {e.ruling for e in rule([[bad] + [good] * 5])[0]} == {Ruling.SUPPORTED, Ruling.INCONCLUSIVE}
+
+
+def test_replicates_that_agree_to_the_last_digit_decide_nothing():
+    """Accuracy on few clips moves in steps: equal differences come by chance."""
+    found = judge_greater(GREATER, paired_comparison([0.5, 0.6], [0.75, 0.85]))
+    assert _ruled(found)[0].ruling is Ruling.INCONCLUSIVE
+    assert "spread unknown" in found.note
+
+
+def test_one_replicate_decides_nothing():
+    alone = paired_comparison([0.0], [0.5])
+    assert _ruled(*[judge_greater(GREATER, alone)])[0].ruling is Ruling.INCONCLUSIVE
+    assert _ruled(*[judge_equivalent(EQUAL, alone)])[0].ruling is Ruling.INCONCLUSIVE
+
+
+def test_replicates_to_decide_would_decide():
+    found = judge_greater(GREATER, _compared(0.03, 0.05, 3))
+    needed = found.replicates_to_decide
+    again = [_compared(0.03, 0.05, n) for n in (needed, 3)]
+    assert _ruled(*[judge_greater(GREATER, again[0])])[0].ruling is Ruling.SUPPORTED
+    assert _ruled(*[judge_greater(GREATER, again[1])])[0].ruling is Ruling.INCONCLUSIVE
+
+
+def test_more_replicates_cannot_make_up_for_few_clips():
+    noise = np.random.default_rng(0).normal(0, 0.02, (300, 1)) * np.ones((1, 3))
+    found = judge_greater(GREATER, crossed_comparison([0.015, 0.016, 0.017], noise, 100))
+    assert found.replicates_to_decide is None
+
+
+@pytest.mark.parametrize("n", [2, 3, 5])
+@pytest.mark.parametrize("clip_noise", [0.0, 0.003])
+def test_what_is_not_there_is_rarely_found(n, clip_noise):
+    """1,000 simulated studies of three claims each, every one at the edge of what would make it true.
+
+    A difference of just the margin, for `greater` and `equivalent`; a curve that is flat in one step. Test
+    clips that all replicates share add noise of their own.
+    """
+    generator = np.random.default_rng(n)
+    found = {"greater": 0, "equivalent": 0, "rising": 0, "any": 0}
+
+    def compared(differences):
+        if not clip_noise:
+            return paired_comparison(np.zeros(n), differences)
+        redrawn = generator.normal(0, clip_noise, (60, 1)) * np.ones((1, n))
+        return crossed_comparison(differences + generator.normal(0, clip_noise), redrawn, 1000)
+
+    for _ in range(1000):
+        noise = generator.normal(0, 0.01, (n, 4))
+        evidence = {
+            "greater": judge_greater(GREATER, compared(noise[:, 0] + GREATER.margin)),
+            "equivalent": judge_equivalent(EQUAL, compared(noise[:, 1] + EQUAL.margin)),
+            "rising": judge_rising(
+                RISING, [compared(noise[:, 2] + RISING.margin), compared(noise[:, 3] + 0.1)]
+            ),
+        }
+        wrong = [one.ruling is Ruling.SUPPORTED for one in _ruled(*evidence.values())]
+        found["any"] += any(wrong)
+        for name, one in zip(evidence, wrong, strict=True):
+            found[name] += one
+    assert found["any"] <= 70, found  # 50 of them, and three standard deviations
