@@ -8,10 +8,13 @@ from torchaudio.models import Conformer as ReferenceConformer
 
 from workbench.config import FrontEndConfig, ModelConfig
 from workbench.model.conformer import Conformer, MaskedBatchNorm
+from workbench.model.depthwise import DepthwiseConv
 from workbench.model.dropout import Dropout
 from workbench.model.encoder import Encoder, num_parameters, padding_mask
 from workbench.model.heads import Classifier
 from workbench.settings import ConfigError
+
+from .torchaudio_weights import copy_into_layer
 
 TINY = ModelConfig(num_blocks=2, width=32, num_heads=4, ffn_dim=64, dropout=0.0)
 LARGE = ModelConfig(width=768, num_heads=12)
@@ -32,31 +35,6 @@ def test_parameter_counts_are_the_papers(model, millions):
     assert num_parameters(FrontEndConfig(), model) / 1e6 == pytest.approx(millions, abs=0.005)
 
 
-def _copy_into_reference(block, layer):
-    """Our block's weights into torchaudio's layer; every parameter of either is used once."""
-    ours, theirs = dict(block.named_parameters()), dict(layer.named_parameters())
-    names = {
-        "convolution.norm": "conv_module.layer_norm",
-        "convolution.expand": "conv_module.sequential.0",
-        "convolution.depthwise": "conv_module.sequential.2",
-        "convolution.batch_norm": "conv_module.sequential.3",
-        "convolution.project": "conv_module.sequential.5",
-        "attention.norm": "self_attn_layer_norm",
-        "attention.project": "self_attn.out_proj",
-        "norm": "final_layer_norm",
-    }
-    names |= {f"feed_forward_in.{i}": f"ffn1.sequential.{i}" for i in (0, 1, 4)}
-    names |= {f"feed_forward_out.{i}": f"ffn2.sequential.{i}" for i in (0, 1, 4)}
-    pairs = {f"{a}.{p}": f"{b}.{p}" for a, b in names.items() for p in ("weight", "bias")}
-    pairs["attention.query_key_value.weight"] = "self_attn.in_proj_weight"
-    pairs["attention.query_key_value.bias"] = "self_attn.in_proj_bias"
-    assert set(pairs) == set(ours)
-    assert set(pairs.values()) == set(theirs)
-    with torch.no_grad():
-        for mine, other in pairs.items():
-            theirs[other].copy_(ours[mine].view_as(theirs[other]))
-
-
 @pytest.mark.parametrize("training", [True, False])
 @pytest.mark.parametrize("heads", [1, 4])
 def test_a_stack_agrees_with_torchaudio(training, heads):
@@ -69,10 +47,28 @@ def test_a_stack_agrees_with_torchaudio(training, heads):
     for parameter in ours.parameters():
         torch.nn.init.normal_(parameter, std=0.3)  # the defaults leave biases at zero
     for block, layer in zip(ours.blocks, reference.conformer_layers, strict=True):
-        _copy_into_reference(block, layer)
+        copy_into_layer(block, layer)
     x = torch.randn(3, 50, config.width)
     expected, _ = reference(x, torch.full((3,), 50))
     torch.testing.assert_close(ours(x), expected, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize(("length", "kernel"), [(50, 15), (4, 7), (1, 3), (9, 1)])
+def test_the_depthwise_convolution_is_torchs(length, kernel):
+    torch.manual_seed(0)
+    conv = DepthwiseConv(6, kernel).double()
+    x = torch.randn(3, length, 6, dtype=torch.float64, requires_grad=True)
+    upstream = torch.randn(3, length, 6, dtype=torch.float64).transpose(0, 1).contiguous().transpose(0, 1)
+    expected = torch.nn.Conv1d.forward(conv, x.transpose(1, 2)).transpose(1, 2)
+    found = conv(x)
+    torch.testing.assert_close(found, expected)
+    wanted = (x, *conv.parameters())
+    for ours, theirs in zip(
+        torch.autograd.grad(found, wanted, upstream),
+        torch.autograd.grad(expected, wanted, upstream),
+        strict=True,
+    ):
+        torch.testing.assert_close(ours, theirs)
 
 
 def test_first_block_has_its_own_kernel():

@@ -11,7 +11,8 @@ from torch import Tensor, nn
 
 from workbench.config import SAMPLE_RATE, FrontEndConfig
 
-CPU_CHUNK = 4  # clips at a time on a CPU: their spectra stay in its cache, three times as fast
+CHUNK = {"cpu": 2}  # clips at a time: on a CPU their spectra stay in its cache
+MEL_GROUPS = 4  # parts of the mel bands, each multiplied with the frequencies that it hears alone
 FLOOR = 1e-5  # added to the mel power: digital silence stays finite, 16-bit rounding noise stays below
 
 
@@ -39,6 +40,7 @@ class LogMel(nn.Module):
                 n_mels=config.num_mels,
                 sample_rate=SAMPLE_RATE,
             )
+            self._groups = _groups(filters)
         self.register_buffer("window", torch.hann_window(window), persistent=False)
         self.register_buffer("filters", filters, persistent=False)
         self.register_buffer("mean", torch.zeros(config.num_mels))
@@ -53,25 +55,41 @@ class LogMel(nn.Module):
 
     def log_mel(self, waveform: Tensor) -> Tensor:
         """The same before standardisation: (B, S) -> (B, F, M)."""
-        if waveform.dtype == torch.int16:
-            waveform = waveform.float() / 32768.0
-        chunk = CPU_CHUNK if waveform.device.type == "cpu" else len(waveform)
+        power = waveform.new_empty(
+            len(waveform), self.num_frames(waveform.shape[1]), self.config.num_mels, dtype=torch.float32
+        )
+        chunk = CHUNK.get(waveform.device.type, len(waveform))
         with torch.autocast(waveform.device.type, enabled=False):  # powers span more than bf16 tells apart
-            return torch.cat([self._log_mel(part) for part in waveform.split(chunk)])
+            for part, of_part in zip(waveform.split(chunk), power.split(chunk), strict=True):
+                self._mel_power(part, of_part)
+        return power.add_(FLOOR).log_()
 
-    def _log_mel(self, waveform: Tensor) -> Tensor:
+    def _mel_power(self, waveform: Tensor, out: Tensor) -> None:
+        """(B, S) -> (B, F, M)."""
         window, hop = self.config.window_samples, self.config.hop_samples
-        frames = self.num_frames(waveform.shape[1])
+        samples, frames = waveform.shape[1], out.shape[1]
         left = (window - hop) // 2
-        right = max(0, (frames - 1) * hop + window - left - waveform.shape[1])
-        padded = nn.functional.pad(waveform, (left, right))
-        framed = padded.unfold(1, window, hop)[:, :frames] * self.window  # (B, F, window)
-        spectrum = torch.fft.rfft(framed)
-        power = spectrum.real.square() + spectrum.imag.square()  # (B, F, window // 2 + 1)
-        return torch.log(power @ self.filters + FLOOR)
+        right = max(0, (frames - 1) * hop + window - left - samples)
+        padded = nn.functional.pad(waveform.float(), (left, right))
+        full_scale = 1.0 if waveform.is_floating_point() else 32768.0
+        framed = padded.unfold(1, window, hop)[:, :frames] * (self.window / full_scale)  # (B, F, window)
+        squares = torch.view_as_real(torch.fft.rfft(framed)).square()
+        power = squares[..., 0] + squares[..., 1]  # (B, F, window // 2 + 1)
+        for frequencies, bands in self._groups:
+            out[..., bands] = power[..., frequencies] @ self.filters[frequencies, bands]
 
     @torch.no_grad()
     def standardise_by(self, mean: Tensor, std: Tensor) -> None:
         """Set the statistics, (M,) each, in units of the log-mel."""
         self.mean.copy_(mean)
         self.std.copy_(std)
+
+
+def _groups(filters: Tensor) -> list[tuple[slice, slice]]:
+    """(frequencies, mel bands) of blocks that hold all of `filters` (frequencies, M) that is not zero."""
+    groups = []
+    for bands in torch.arange(filters.shape[1]).chunk(MEL_GROUPS):
+        mels = slice(int(bands[0]), int(bands[-1]) + 1)
+        heard = filters[:, mels].any(1).nonzero()[:, 0]
+        groups.append((slice(int(heard[0]), int(heard[-1]) + 1) if len(heard) else slice(0, 0), mels))
+    return groups

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from workbench.config import ModelConfig
+from workbench.model.depthwise import DepthwiseConv
 from workbench.model.dropout import Dropout
 
 
@@ -70,9 +71,7 @@ class ConvolutionModule(nn.Module):
         super().__init__()
         self.norm = nn.LayerNorm(config.width)
         self.expand = nn.Linear(config.width, 2 * config.width)
-        self.depthwise = nn.Conv1d(
-            config.width, config.width, kernel, padding=kernel // 2, groups=config.width
-        )
+        self.depthwise = DepthwiseConv(config.width, kernel)
         self.batch_norm = MaskedBatchNorm(config.width)
         self.project = nn.Linear(config.width, config.width)
         self.dropout = Dropout(config.dropout)
@@ -82,8 +81,7 @@ class ConvolutionModule(nn.Module):
         x = nn.functional.glu(self.expand(self.norm(x)), dim=-1)
         if padding is not None:
             x = x.masked_fill(padding[..., None], 0.0)
-        x = self.depthwise(x.transpose(1, 2)).transpose(1, 2)
-        x = nn.functional.silu(self.batch_norm(x, padding))
+        x = nn.functional.silu(self.batch_norm(self.depthwise(x), padding))
         return self.dropout(self.project(x))
 
 
