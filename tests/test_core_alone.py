@@ -1,9 +1,12 @@
 """The training core needs torch, torchaudio, soundfile and numpy, and nothing of the study's machinery."""
 
+import json
 import subprocess
 import sys
 
-SCRIPT = """
+import pytest
+
+REFUSE_OTHERS = """
 import sys
 
 OTHERS = {"ray", "optuna", "mlflow", "yaml", "rich", "safetensors", "matplotlib", "seaborn"}
@@ -19,7 +22,9 @@ class Refuse:
 
 
 sys.meta_path.insert(0, Refuse())
+"""
 
+STAGES = """
 from pathlib import Path
 from workbench.config import CorpusData, FinetuningConfig, ModelConfig, PretrainingConfig, TrialConfig
 from workbench.data import load_splits
@@ -38,13 +43,44 @@ pretrained = pretrain(trial, splits.pool, Run())
 model = finetune(trial, splits, pretrained.encoder, Run()).model
 assert 0 < score(trial, model, splits.test, Run().device, "test")[0]["test/mAP"] <= 1
 
+"""
+
+BENCHMARK = """
+from workbench.bench import feed
+from workbench.bench.__main__ import main
+
+feed.FILE_BYTES = 1_000_000
+main(["--shape", "quick", "--batch", "2", "--rounds", "1", "--threads", "1", "--json", sys.argv[2]])
+"""
+
+WATCH = """
 print("imported", sorted(OTHERS & set(sys.modules)))
 """
 
 
-def test_a_step_of_each_stage_runs_without_ray_optuna_and_mlflow(data_root):
+def _run_alone(script, *arguments):
+    script = REFUSE_OTHERS + script + WATCH
     done = subprocess.run(
-        [sys.executable, "-c", SCRIPT, str(data_root)], capture_output=True, text=True, check=False
+        [sys.executable, "-c", script, *map(str, arguments)], capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines()[-1] == "imported []", done.stdout
+    return done.stdout
+
+
+def test_a_step_of_each_stage_runs_without_ray_optuna_and_mlflow(data_root):
+    _run_alone(STAGES, data_root)
+
+
+def test_the_benchmark_runs_without_them_and_keeps_its_figures(tmp_path):
+    printed = _run_alone(BENCHMARK, tmp_path, tmp_path / "figures.json")
+    assert "machinery: left out" in printed
+    figures = json.loads((tmp_path / "figures.json").read_text())
+    assert [row["stage"] for row in figures["step"]] == ["pretrain", "finetune"]
+    for row in [*figures["step"], *figures["feed"]]:
+        assert row["ratio"] == pytest.approx(row["plain"][0] / row["ours"][0])
+        assert f"{row['ratio']:.2f}" in printed
+    for row in figures["step"]:
+        assert 0 < row["front_end_share"] < 1
+        assert 0 < row["share_of_peak"] < 1
+        assert min(row["bytes"], row["plain_bytes"]) > 0

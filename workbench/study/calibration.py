@@ -13,7 +13,6 @@ import json
 import math
 import multiprocessing
 import os
-import platform
 import statistics
 import time
 from collections.abc import Callable, Iterable
@@ -26,15 +25,18 @@ import numpy as np
 import psutil
 import torch
 
-from workbench.config import SAMPLE_RATE, TrialConfig
+from workbench.config import TrialConfig
 from workbench.data.clips import ClipSet, Extent, Splits
 from workbench.data.corpus import die_with_parent
+from workbench.data.noise import noise_clips, noise_splits
+from workbench.hardware import device_name, resident_bytes
 from workbench.settings import ConfigError, digest, from_dict, identity, to_dict
 from workbench.store.stage import write_json
 from workbench.study.definition import Resources
 from workbench.training.finetune import EVALUATION_BATCH, finetune, new_clip_model, predict
 from workbench.training.loop import Run, Stopped
 from workbench.training.pretrain import STATISTICS_CLIPS, new_encoder, pretrain
+from workbench.training.tracker import UpdateClock
 
 TIMED_SECONDS, TIMED_UPDATES = 2.5, 20  # whichever is over first, after the first two updates
 RUNG = 4  # from one batch size tried to the next
@@ -115,8 +117,8 @@ class Device:
     @property
     def name(self) -> str:
         if self.kind == "cuda":
-            return torch.cuda.get_device_name()
-        return f"{_processor()}, {self.threads} thread{'s' if self.threads > 1 else ''}"
+            return device_name(self.kind)
+        return f"{device_name(self.kind)}, {self.threads} thread{'s' if self.threads > 1 else ''}"
 
     @property
     def at_once_here(self) -> int:
@@ -126,13 +128,6 @@ class Device:
     @property
     def key(self) -> str:
         return digest([self.name, self.kind, self.threads, self.at_once_here, torch.__version__])[:16]
-
-
-def _processor() -> str:
-    for line in Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []:
-        if line.startswith("model name"):
-            return line.split(":", 1)[1].strip()
-    return platform.machine()
 
 
 class Calibration:
@@ -277,7 +272,8 @@ def _extrapolated(points: list[tuple[int, float]], batch: int) -> float:
 
 def _time_updates(job: Job, batch: int, device: torch.device, *, thoroughly: bool) -> float:
     """Median seconds of an update; the first two are not counted if there are others."""
-    clock = _Clock(device, TIMED_SECONDS if thoroughly else TIMED_SECONDS / 10)
+    seconds = TIMED_SECONDS if thoroughly else TIMED_SECONDS / 10
+    clock = UpdateClock(device, updates=TIMED_UPDATES, seconds=seconds)
     run = Run(device=device, tracker=clock, should_stop=clock.enough)
     sized: dict[str, Any] = {"batch_size": batch, "accumulation": 1, "steps": 10_000}
     config = job.config
@@ -293,33 +289,9 @@ def _time_updates(job: Job, batch: int, device: torch.device, *, thoroughly: boo
     return clock.update_seconds()
 
 
-class _Clock:
-    """A tracker that times updates and says when they are enough."""
-
-    def __init__(self, device: torch.device, seconds: float) -> None:
-        self._device = device
-        self._seconds = seconds
-        self._times: list[float] = []
-
-    def progress(self, stage: str, step: int, steps: int) -> None:
-        if self._device.type == "cuda":
-            torch.cuda.synchronize()
-        self._times.append(time.perf_counter())
-
-    def log(self, stage: str, step: int, metrics: dict[str, float]) -> None:
-        pass
-
-    def enough(self) -> bool:
-        timed = len(self._times) - 2
-        return timed >= TIMED_UPDATES or (timed >= 1 and self._times[-1] - self._times[1] >= self._seconds)
-
-    def update_seconds(self) -> float:
-        return statistics.median(np.diff(self._times[1:]))
-
-
 def _time_evaluation(job: Job, device: torch.device) -> float:
     """Seconds a clip."""
-    clips = _clips(job, EVALUATION_BATCH, job.extent.evaluated_seconds)
+    clips = noise_clips(EVALUATION_BATCH, job.extent.evaluated_seconds, job.extent.num_classes)
     encoder = new_encoder(job.config, _pool(job, 2), device)
     model = new_clip_model(job.config, encoder, job.extent.num_classes).to(device)
     few = clips.take(np.arange(4))
@@ -343,12 +315,7 @@ def _time_statistics(job: Job, device: torch.device) -> float:
 
 
 def _peak_memory(device: torch.device) -> int:
-    if device.type == "cuda":
-        return int(torch.cuda.max_memory_reserved())
-    for line in Path("/proc/self/status").read_text().splitlines():
-        if line.startswith("VmHWM:"):  # not getrusage's, which begins with the parent's
-            return int(line.split()[1]) * 1024
-    raise OSError("/proc/self/status has no VmHWM: peak memory is measured on Linux")
+    return int(torch.cuda.max_memory_reserved()) if device.type == "cuda" else resident_bytes(peak=True)
 
 
 def _pool(job: Job, count: int) -> ClipSet:
@@ -357,32 +324,14 @@ def _pool(job: Job, count: int) -> ClipSet:
     shares = [share for _, share in job.extent.pool_lengths]
     edges = np.cumsum(shares) / sum(shares) * count
     seconds = np.array(lengths)[np.searchsorted(edges, np.arange(count) + 0.5).clip(max=len(lengths) - 1)]
-    return _clips(job, count, seconds).unlabelled()
+    return noise_clips(count, seconds, job.extent.num_classes).unlabelled()
 
 
 def _splits(job: Job, count: int) -> Splits:
-    train = _clips(job, count, job.config.data.clip_seconds, "train")
-    return Splits(
-        pool=_pool(job, 2),
-        train=train,
-        validation=_clips(job, 2, job.extent.evaluated_seconds, "validation"),
-        test=_clips(job, 2, job.extent.evaluated_seconds, "test"),
-        classes=tuple(map(str, range(job.extent.num_classes))),
+    return noise_splits(
+        count,
+        job.config.data.clip_seconds,
+        job.extent.evaluated_seconds,
+        job.extent.num_classes,
         single_label=job.config.data.single_label,
-        fingerprint="noise",
-    )
-
-
-def _clips(job: Job, count: int, seconds: Any, name: str = "pool") -> ClipSet:
-    """All of the same noise: what is heard does not change what it costs."""
-    lengths = np.broadcast_to(np.asarray(np.round(np.asarray(seconds) * SAMPLE_RATE), dtype=int), count)
-    noise = np.random.default_rng(0).integers(-3000, 3000, int(lengths.max()), dtype=np.int16)
-    classes = np.arange(count) % job.extent.num_classes
-    return ClipSet(
-        sources=(noise,),
-        source=np.zeros(count, int),
-        start=np.zeros(count, int),
-        length=np.array(lengths),
-        labels=np.eye(job.extent.num_classes, dtype=np.uint8)[classes],
-        names=np.array([f"{name}/{i}" for i in range(count)]),
     )

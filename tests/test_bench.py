@@ -1,0 +1,162 @@
+"""The benchmark's rival computes the same; its operations are counted as torch counts them."""
+
+import contextlib
+import dataclasses
+
+import numpy as np
+import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from workbench.bench.flops import update_flops
+from workbench.bench.plain import PlainTraining, contrastive_loss, draw_distractors
+from workbench.bench.shapes import SHAPES, sized
+from workbench.bench.timing import Compared, in_turn
+from workbench.config import TrialConfig
+from workbench.data.noise import noise_clips, noise_splits
+from workbench.settings import from_dict
+from workbench.study.definition import read_preset
+from workbench.training.finetune import finetune, new_clip_model
+from workbench.training.loop import Run, Stopped
+from workbench.training.objectives import Contrastive
+from workbench.training.pretrain import new_encoder, pretrain
+from workbench.training.tracker import UpdateClock
+
+from .torchaudio_weights import copy_into_layer
+
+CPU = torch.device("cpu")
+TINY = sized(SHAPES["quick"], 4)
+
+
+@pytest.mark.parametrize("name", SHAPES)
+def test_shapes_are_the_presets(name):
+    preset = from_dict(TrialConfig, read_preset(name)[0])
+    shape = SHAPES[name]
+    assert (shape.model, shape.front_end, shape.precision) == (
+        preset.model,
+        preset.front_end,
+        preset.precision,
+    )
+    assert shape.data.clip_seconds == preset.data.clip_seconds
+    for stage, fields in {
+        "pretraining": ("batch_size", "objective", "gain_db", "mel_shift"),
+        "finetuning": ("batch_size", "pooling", "consistency_weight", "augmentation"),
+    }.items():
+        for field in fields:
+            assert getattr(getattr(shape, stage), field) == getattr(getattr(preset, stage), field), field
+
+
+def _without_chance(config):
+    """No dropout and no augmentation: both losses then depend on the weights alone."""
+    plain = dataclasses.replace(config.finetuning.augmentation, jitter_samples=0, time_mask=0.0, mixup=None)
+    return dataclasses.replace(
+        config,
+        model=dataclasses.replace(config.model, dropout=0.0),
+        pretraining=dataclasses.replace(config.pretraining, gain_db=0.0, mel_shift=0),
+        finetuning=dataclasses.replace(config.finetuning, augmentation=plain),
+    )
+
+
+def _same_weights(config, kind, clips):
+    """The rival and the core's model, with the core's weights."""
+    rival = PlainTraining(config, kind, clips, CPU)
+    encoder = new_encoder(config, clips.unlabelled(), CPU).train()
+    model = new_clip_model(config, encoder, clips.labels.shape[1])
+    layers = [*rival.encoder.first.conformer_layers, *rival.encoder.rest.conformer_layers]
+    for block, layer in zip(encoder.conformer.blocks, layers, strict=True):
+        copy_into_layer(block, layer)
+    for name in ("features", "into_context", "out_of_context"):
+        getattr(rival.encoder, name).load_state_dict(getattr(encoder, name).state_dict())
+    rival.encoder.mask_vector.data.copy_(encoder.mask_vector.data)
+    rival.encoder.mean, rival.encoder.std = encoder.front_end.mean, encoder.front_end.std
+    rival.classifier.linear.load_state_dict(model.classifier.linear.state_dict())
+    return rival, model
+
+
+def test_the_rivals_finetuning_loss_is_the_cores():
+    config = _without_chance(TINY)
+    clips = noise_clips(4, config.data.clip_seconds, 3)
+    rival, model = _same_weights(config, "finetune", clips)
+    waveform, samples = clips.read(np.arange(4))
+    targets = torch.from_numpy(clips.labels).float()
+    expected = rival.finetuning_loss(waveform, samples, targets, torch.Generator())
+    logits = model(model.encoder.front_end(waveform), torch.full((4,), config.num_latents))
+    ours = torch.nn.functional.binary_cross_entropy_with_logits(logits, targets)
+    torch.testing.assert_close(ours, expected, atol=1e-5, rtol=1e-5)
+
+
+def test_the_rivals_pretraining_loss_is_the_cores():
+    config = _without_chance(TINY)
+    clips = noise_clips(4, config.data.clip_seconds, 3)
+    rival, model = _same_weights(config, "pretrain", clips)
+    encoder = model.encoder
+    waveform, _ = clips.read(np.arange(4))
+    expected = rival.pretraining_loss(waveform, torch.Generator().manual_seed(5))
+    objective = Contrastive(config.pretraining.objective)
+    generator = torch.Generator().manual_seed(5)
+    latents = encoder.latents(encoder.front_end(waveform))
+    hidden = objective.hide(torch.full((4,), config.num_latents), config.num_latents, generator)
+    context = encoder.context(latents, None, hidden)
+    ours, _ = objective.loss(latents, context, encoder.out_of_context, hidden, generator)
+    torch.testing.assert_close(ours, expected, atol=1e-4, rtol=1e-5)
+
+
+def test_distractors_are_the_others():
+    every = draw_distractors(2, 5, None)
+    for place in range(5):
+        assert every[0, place].tolist() == [i for i in range(5) if i != place]
+    some = draw_distractors(3, 5, 200)
+    assert some.shape == (3, 5, 200)
+    assert not (some == torch.arange(5)[None, :, None]).any()
+    assert set(some.unique().tolist()) == {0, 1, 2, 3, 4}
+
+
+def test_a_candidate_like_its_target_costs_least():
+    targets = torch.eye(4)[None]
+    distractors = draw_distractors(1, 4, None)
+    right = contrastive_loss(targets, targets, distractors, 0.1)
+    wrong = contrastive_loss(targets.flip(1), targets, distractors, 0.1)
+    assert right < 0.001
+    assert wrong > 5
+
+
+def _counted(work):
+    with FlopCounterMode(display=False) as counter:
+        work()
+    return counter.get_total_flops()
+
+
+@pytest.mark.parametrize("name", ["quick", "cf_small"])
+@pytest.mark.parametrize("kind", ["pretrain", "finetune"])
+def test_operations_are_those_that_torch_counts(name, kind):
+    """Of an update of ours; the depthwise convolution is no matrix product there, the front end's is one."""
+    whole = sized(SHAPES[name], 2)  # with dropout: attention is then products of matrices, which torch counts
+    config = dataclasses.replace(whole, model=dataclasses.replace(whole.model, num_blocks=2))
+    length = config.data.clip_seconds
+    splits = noise_splits(2, length, length, 7)
+
+    def run(updates):
+        clock = UpdateClock(CPU, updates=updates, warm_up=0)
+        stopped_early = Run(tracker=clock, should_stop=clock.enough)  # before the first log point
+        with contextlib.suppress(Stopped):
+            if kind == "pretrain":
+                pretrain(config, splits.pool, stopped_early)
+            else:
+                finetune(config, splits, new_encoder(config, splits.pool, CPU), stopped_early)
+
+    counted = _counted(lambda: run(2)) - _counted(lambda: run(1))
+    front_end = new_encoder(config, splits.pool, CPU).front_end
+    waveform, _ = splits.train.read(np.arange(2))
+    versions = 2 if kind == "finetune" and config.finetuning.consistency_weight > 0 else 1
+    counted -= versions * _counted(lambda: front_end(waveform))
+    latents, width = config.num_latents, config.model.width
+    depthwise = 2 * versions * 3 * 2 * latents * width * (31 + 15)
+    assert update_flops(config, kind, 7) - depthwise == pytest.approx(counted, rel=1e-3)
+
+
+def test_ratios_are_of_rounds():
+    assert Compared(ours=(1.0, 2.0, 4.0), plain=(2.0, 2.0, 40.0)).ratio == 2.0
+    calls = []
+    found = in_turn(lambda: calls.append("a") or 1.0, lambda: calls.append("b") or 3.0, rounds=3)
+    assert found == Compared((1.0,) * 3, (3.0,) * 3)
+    assert "".join(calls) in ("baabbaab", "abbaabba")  # each begins half of the rounds

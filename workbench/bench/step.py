@@ -1,0 +1,134 @@
+"""Updates of both stages by the core, beside the plain reference."""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import time
+from dataclasses import dataclass
+
+import torch
+
+from workbench.audio.augment import gain_and_shift, jitter, mixup, time_mask
+from workbench.bench.flops import Kind, update_flops
+from workbench.bench.plain import PlainTraining
+from workbench.bench.shapes import batch_of
+from workbench.bench.timing import Compared, in_turn, peak_bytes
+from workbench.config import TrialConfig
+from workbench.data.noise import noise_clips, noise_splits
+from workbench.training.finetune import finetune
+from workbench.training.loop import Run, Stopped
+from workbench.training.pretrain import new_encoder, pretrain
+from workbench.training.tracker import UpdateClock
+
+NUM_CLASSES = 12  # the embedded corpus's
+WARM_UP = 2  # updates of every round, not timed
+
+
+@dataclass(frozen=True)
+class StepFigures:
+    """One stage at one shape; seconds are of an update of `batch_size` clips."""
+
+    kind: Kind
+    batch_size: int
+    seconds: Compared
+    front_end_seconds: float  # and augmentation, of the core
+    flops: float  # of an update
+    bytes: int
+    plain_bytes: int
+
+    @property
+    def clips_per_second(self) -> float:
+        return self.batch_size / self.seconds.seconds
+
+    @property
+    def flops_per_second(self) -> float:
+        return self.flops / self.seconds.seconds
+
+
+def measure_step(
+    config: TrialConfig, kind: Kind, device: torch.device, *, updates: int, rounds: int
+) -> StepFigures:
+    """`updates` a round; on a GPU of one batch each before it is waited for."""
+    batch = batch_of(config, kind)
+    seconds = in_turn(
+        lambda: core_seconds(config, kind, device, updates),
+        lambda: plain_seconds(config, kind, device, updates),
+        rounds,
+    )
+    return StepFigures(
+        kind=kind,
+        batch_size=batch,
+        seconds=seconds,
+        front_end_seconds=_front_end_seconds(config, kind, device, max(3, updates)),
+        flops=update_flops(config, kind, NUM_CLASSES),
+        bytes=peak_bytes(device, core_seconds, config, kind, device, 1),
+        plain_bytes=peak_bytes(device, plain_seconds, config, kind, device, 1),
+    )
+
+
+def core_seconds(config: TrialConfig, kind: Kind, device: torch.device, updates: int) -> float:
+    """Of an update: `pretrain` or `finetune` themselves, on noise, stopped after so many."""
+    clock = UpdateClock(device, updates=updates, warm_up=WARM_UP)
+    run = Run(device=device, tracker=clock, should_stop=clock.enough)
+    length = config.data.clip_seconds
+    encoder = None
+    with contextlib.suppress(Stopped):
+        if kind == "pretrain":
+            pool = noise_clips(2 * batch_of(config, kind), length, NUM_CLASSES).unlabelled()
+            pretrain(config, pool, run)
+        else:
+            splits = noise_splits(2 * batch_of(config, kind), length, length, NUM_CLASSES)
+            encoder = new_encoder(config, splits.pool, device)
+            finetune(config, splits, encoder, run)
+    return clock.update_seconds()
+
+
+def plain_seconds(config: TrialConfig, kind: Kind, device: torch.device, updates: int) -> float:
+    clock = UpdateClock(device, updates=updates, warm_up=WARM_UP)
+    clips = noise_clips(2 * batch_of(config, kind), config.data.clip_seconds, NUM_CLASSES)
+    training = PlainTraining(config, kind, clips, device)
+    step = 0
+    while not clock.enough():
+        training.update(step)
+        step += 1
+        clock.progress(kind, step, step)
+    del training
+    gc.collect()
+    return clock.update_seconds()
+
+
+@torch.no_grad()
+def _front_end_seconds(config: TrialConfig, kind: Kind, device: torch.device, repeats: int) -> float:
+    """Waveform to augmented log-mel, of one batch: the median."""
+    batch = batch_of(config, kind)
+    clips = noise_clips(batch, config.data.clip_seconds, NUM_CLASSES)
+    encoder = new_encoder(config, clips.unlabelled(), device)
+    waveform, samples = clips.read(torch.arange(batch).numpy())
+    waveform = waveform.to(device)
+    generator = torch.Generator().manual_seed(0)
+    assert config.pretraining is not None
+    augmentation = config.finetuning.augmentation
+    versions = 2 if kind == "finetune" and config.finetuning.consistency_weight > 0 else 1
+    frames = samples // config.front_end.hop_samples
+    seconds = []
+    for _ in range(repeats + 1):
+        if device.type == "cuda":
+            torch.cuda.synchronize()
+        began = time.perf_counter()
+        if kind == "pretrain":
+            gain_and_shift(
+                encoder.front_end(waveform),
+                encoder.front_end.std,
+                config.pretraining.gain_db,
+                config.pretraining.mel_shift,
+                generator,
+            )
+        for _ in range(versions if kind == "finetune" else 0):
+            heard = jitter(waveform, augmentation.jitter_samples, generator)
+            log_mel = time_mask(encoder.front_end(heard), frames, augmentation.time_mask, generator)
+            mixup(log_mel, augmentation.mixup, generator)
+        if device.type == "cuda":
+            torch.cuda.synchronize()
+        seconds.append(time.perf_counter() - began)
+    return sorted(seconds[1:])[len(seconds) // 2 - 1]
