@@ -58,7 +58,8 @@ def test_masked_positions_lists_them():
 
 
 def _loss(objective, latents, context, masked, seed=0):
-    return objective.loss(latents, context, torch.nn.Identity(), masked, _generator(seed))
+    hidden = objective.ask(masked, _generator(seed))
+    return objective.loss(latents, context, torch.nn.Identity(), hidden)
 
 
 def _by_definition(latents, context, masked, temperature):
@@ -174,12 +175,13 @@ def objective(request):
 def test_an_objective_hides_within_each_clip_by_its_generator_alone(objective):
     lengths = torch.tensor([40, 25, 12])
     hidden = objective.hide(lengths, 40, _generator(3))
-    assert hidden.shape == (3, 40)
-    assert hidden.any(1).all()
-    assert not hidden[torch.arange(40) >= lengths[:, None]].any()
+    assert hidden.masked.shape == (3, 40)
+    assert hidden.masked.any(1).all()
+    assert not hidden.masked[torch.arange(40) >= lengths[:, None]].any()
     torch.rand(5)
-    assert torch.equal(hidden, objective.hide(lengths, 40, _generator(3)))
-    assert not torch.equal(hidden, objective.hide(lengths, 40, _generator(4)))
+    again, other = (objective.hide(lengths, 40, _generator(seed)) for seed in (3, 4))
+    assert all(map(torch.equal, hidden, again))
+    assert not torch.equal(hidden.masked, other.masked)
 
 
 def test_an_objectives_loss_moves_the_encoder_and_ignores_padding(objective):
@@ -188,7 +190,7 @@ def test_an_objectives_loss_moves_the_encoder_and_ignores_padding(objective):
     lengths = torch.tensor([30, 12])
     hidden = objective.hide(lengths, 30, _generator())
     latents, context = torch.randn(2, 30, 8), torch.randn(2, 30, 6, requires_grad=True)
-    loss, metrics = objective.loss(latents, context, into_latents, hidden, _generator(1))
+    loss, metrics = objective.loss(latents, context, into_latents, hidden)
     assert loss.ndim == 0
     assert torch.isfinite(loss)
     assert all(value.ndim == 0 and not value.requires_grad for value in metrics.values())
@@ -197,5 +199,5 @@ def test_an_objectives_loss_moves_the_encoder_and_ignores_padding(objective):
     assert into_latents.weight.grad.abs().sum() > 0
     spoiled = latents.clone()
     spoiled[1, 12:] = 1e6
-    again, _ = objective.loss(spoiled, context, into_latents, hidden, _generator(1))
+    again, _ = objective.loss(spoiled, context, into_latents, hidden)
     torch.testing.assert_close(again, loss)

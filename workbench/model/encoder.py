@@ -29,10 +29,14 @@ class Encoder(nn.Module):
 
     def latents(self, log_mel: Tensor) -> Tensor:
         """Feature encoder: (B, F, M) -> z (B, T, latent_dim); frames beyond the last whole R are dropped."""
-        batch, frames, bands = log_mel.shape
+        batch, _, bands = log_mel.shape
         stack = self.config.frames_per_latent
-        length = frames // stack
+        length = self.num_latents(log_mel)
         return self.features(log_mel[:, : length * stack].reshape(batch, length, stack * bands))
+
+    def num_latents(self, log_mel: Tensor) -> int:
+        """T of (B, F, M)."""
+        return log_mel.shape[1] // self.config.frames_per_latent
 
     def context(self, latents: Tensor, padding: Tensor | None = None, masked: Tensor | None = None) -> Tensor:
         """Context encoder up to the last block: (B, T, latent_dim) -> (B, T, D).

@@ -1,15 +1,26 @@
-"""Which clips make the batch of a step: pure functions of the seed and the step.
+"""Which clips make the batch of a step: pure functions of the seed and the step; and batches on a device.
 
 N clips, B clips of a batch, C classes.
 """
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 import numpy as np
+import torch
+from torch import Tensor
 
 from workbench.random_streams import numpy_stream
+
+TensorsT = TypeVar("TensorsT", bound=tuple[Tensor, ...])
+
+
+def onto(device: torch.device, tensors: TensorsT) -> TensorsT:
+    """A named tuple of tensors, moved; a GPU is not waited for."""
+    if device.type == "cuda":
+        tensors = type(tensors)(*(tensor.pin_memory() for tensor in tensors))
+    return type(tensors)(*(tensor.to(device, non_blocking=True) for tensor in tensors))
 
 
 class BatchOrder(Protocol):

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -20,7 +21,7 @@ from workbench.model.heads import Classifier
 from workbench.random_streams import derive, numpy_stream, torch_stream
 from workbench.training import metrics as clip_metrics
 from workbench.training.batches import BalancedClasses, BatchOrder, ShuffledEpochs
-from workbench.training.loop import Run, train
+from workbench.training.loop import Run, Validation, train
 from workbench.training.objectives import Metrics
 from workbench.training.pretrain import autocast_for, crop_samples, num_latents
 
@@ -37,11 +38,10 @@ class ClipModel(nn.Module):
         self.classifier = classifier
         self.freeze_encoder = freeze_encoder
 
-    def forward(self, log_mel: Tensor, lengths: Tensor) -> Tensor:
-        """`lengths` (B,) are the valid latents, on the CPU."""
+    def forward(self, log_mel: Tensor, padding: Tensor | None = None) -> Tensor:
+        """`padding` (B, T) is True beyond a clip's latents."""
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.freeze_encoder):
             latents = self.encoder.latents(log_mel)  # (B, T, 256)
-            padding = padding_mask(lengths, latents.shape[1], latents.device)
             context = self.encoder.context(latents, padding)  # (B, T, D)
         return self.classifier(context, padding)  # (B, C)
 
@@ -62,56 +62,71 @@ class Finetuned:
     validation: dict[str, float]
 
 
+class Heard(NamedTuple):
+    """Of a micro-batch, on the device; two versions of each clip where consistency is asked for."""
+
+    log_mel: Tensor  # (B or 2 B, F, M)
+    padding: Tensor | None  # (B or 2 B, T)
+    targets: Tensor  # (B, C)
+
+
+class Finetuning:
+    """The task of `config.finetuning` on the labelled clips."""
+
+    stage = STAGE
+
+    def __init__(self, config: TrialConfig, splits: Splits, encoder: Encoder, device: torch.device) -> None:
+        self.config, self.settings = config, config.finetuning
+        self.clips, self.single_label, self.device = splits.train, splits.single_label, device
+        self.model = new_clip_model(config, encoder, len(splits.classes)).to(device).train()
+        self._order = batch_order(config, splits.train)
+        self._autocast = autocast_for(config, device)
+
+    def hear(self, step: int) -> Iterator[Heard]:
+        augmentation = self.settings.augmentation
+        versions = 2 if self.settings.consistency_weight > 0 else 1
+        front_end = self.model.encoder.front_end
+        crop = numpy_stream(self.config.seed, STAGE, "crop", step)
+        generator = torch_stream(self.config.seed, STAGE, "augment", step)
+        for part in np.array_split(self._order.batch(step), self.settings.accumulation):
+            waveform, samples = self.clips.read(part, max_samples=crop_samples(self.config), generator=crop)
+            waveform = waveform.to(self.device).repeat(versions, 1)  # every version augmented anew
+            frames = (samples // self.config.front_end.hop_samples).repeat(versions)
+            lengths = num_latents(self.config, samples).repeat(versions)
+            targets = torch.from_numpy(self.clips.labels[part]).float().to(self.device)
+            waveform = jitter(waveform, augmentation.jitter_samples, generator)
+            log_mel = front_end(waveform)  # (B, F, M)
+            log_mel = time_mask(log_mel, frames, augmentation.time_mask, generator)
+            log_mel = torch.cat(
+                [mixup(version, augmentation.mixup, generator) for version in log_mel.chunk(versions)]
+            )
+            padding = padding_mask(lengths, self.model.encoder.num_latents(log_mel), self.device)
+            yield Heard(log_mel, padding, targets)
+
+    def loss(self, heard: Heard) -> tuple[Tensor, Metrics]:
+        with self._autocast():
+            logits = self.model(heard.log_mel, heard.padding)  # (B, C)
+        return _loss(logits, heard.targets, self.single_label, self.settings.consistency_weight)
+
+    def watch(self, heard: Heard) -> Metrics:
+        return {}
+
+
 def finetune(config: TrialConfig, splits: Splits, encoder: Encoder, run: Run) -> Finetuned:
     """Train `encoder` (changed in place) and a new classifier on the labelled clips. Raises Diverged."""
     settings = config.finetuning
-    augmentation = settings.augmentation
-    clips = splits.train
-    model = new_clip_model(config, encoder, len(splits.classes)).to(run.device).train()
-    order = batch_order(config, clips)
-    autocast = autocast_for(config, run.device)
-    versions = 2 if settings.consistency_weight > 0 else 1
-
-    def losses(step: int, logging: bool) -> Iterator[tuple[Tensor, Metrics]]:
-        indices = order.batch(step)
-        crop = numpy_stream(config.seed, STAGE, "crop", step)
-        generator = torch_stream(config.seed, STAGE, "augment", step)
-        for part in np.array_split(indices, settings.accumulation):
-            waveform, samples = clips.read(part, max_samples=crop_samples(config), generator=crop)
-            waveform = waveform.to(run.device).repeat(versions, 1)  # every version augmented anew
-            frames = (samples // config.front_end.hop_samples).repeat(versions)
-            lengths = num_latents(config, samples).repeat(versions)
-            targets = torch.from_numpy(clips.labels[part]).float().to(run.device)
-            with autocast():
-                waveform = jitter(waveform, augmentation.jitter_samples, generator)
-                log_mel = encoder.front_end(waveform)  # (B, F, M)
-                log_mel = time_mask(log_mel, frames, augmentation.time_mask, generator)
-                log_mel = torch.cat(
-                    [mixup(version, augmentation.mixup, generator) for version in log_mel.chunk(versions)]
-                )
-                logits = model(log_mel, lengths)  # (B, C)
-            yield _loss(logits, targets, splits.single_label, settings.consistency_weight)
-
-    select = "validation/accuracy" if splits.single_label else "validation/mAP"
-
-    def evaluate() -> dict[str, float]:
-        return score(config, model, splits.validation, run.device, "validation")[0]
-
+    task = Finetuning(config, splits, encoder, run.device)
     points = np.linspace(0, settings.steps, settings.num_evaluations + 1)[1:].round().astype(int)
-    history = train(
-        model,
-        losses,
-        settings,
-        stage=STAGE,
-        seed=config.seed,
-        run=run,
-        evaluate=evaluate,
-        evaluate_after=frozenset(points.tolist()),
-        select=select,
+    validation = Validation(
+        score=lambda: score(config, task.model, splits.validation, run.device, "validation")[0],
+        after=frozenset(points.tolist()),
+        select="validation/accuracy" if splits.single_label else "validation/mAP",
     )
+    history = train(task, settings, seed=config.seed, run=run, validation=validation)
+    select = validation.select
     best = max((row for row in history if select in row), key=lambda row: row[select])
-    validation = {name: value for name, value in best.items() if name.startswith("validation/")}
-    return Finetuned(model, history, validation | {"best_step": best["step"]})
+    values = {name: value for name, value in best.items() if name.startswith("validation/")}
+    return Finetuned(task.model, history, values | {"best_step": best["step"]})
 
 
 def new_clip_model(config: TrialConfig, encoder: Encoder, num_classes: int) -> ClipModel:
@@ -175,7 +190,8 @@ def predict(config: TrialConfig, model: ClipModel, clips: ClipSet, device: torch
         waveform, samples = clips.read(np.arange(begin, min(begin + EVALUATION_BATCH, len(clips))))
         with autocast():
             log_mel = model.encoder.front_end(waveform.to(device))
-            logits = model(log_mel, num_latents(config, samples))
+            lengths = num_latents(config, samples)
+            logits = model(log_mel, padding_mask(lengths, model.encoder.num_latents(log_mel), device))
         scores.append(logits.softmax(-1) if config.data.single_label else logits.sigmoid())
     model.train(was_training)
     return torch.cat(scores).cpu().numpy()

@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any, Protocol, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -20,8 +21,39 @@ from workbench.training.tracker import SilentTracker, Tracker
 LOG_POINTS = 50  # of a training run
 SAVE_SECONDS = 30.0  # between checkpoints: what a kill can cost
 
-# Losses of one update, one for each micro-batch: (step, whether to log) -> (loss, metrics).
-Losses = Callable[[int, bool], Iterator[tuple[Tensor, Metrics]]]
+HeardT = TypeVar("HeardT")
+
+
+class Task(Protocol[HeardT]):
+    """What a stage trains, and by which loss.
+
+    An update's random choices are all made in `hear`, but for dropout; `loss` is a function of the model's
+    tensors and of what was heard.
+    """
+
+    stage: str
+
+    @property
+    def model(self) -> nn.Module:
+        """Trained in place."""
+
+    def hear(self, step: int) -> Iterator[HeardT]:
+        """The micro-batches of an update, on the device."""
+
+    def loss(self, heard: HeardT) -> tuple[Tensor, Metrics]:
+        """Scalar loss of a micro-batch, and metrics."""
+
+    def watch(self, heard: HeardT) -> Metrics:
+        """What is worth knowing at a log point beside the loss's metrics."""
+
+
+@dataclass(frozen=True)
+class Validation:
+    """`score` after each number of updates in `after`; the model is kept where metric `select` is highest."""
+
+    score: Callable[[], dict[str, float]]  # may raise FloatingPointError
+    after: frozenset[int]
+    select: str
 
 
 class Diverged(RuntimeError):
@@ -58,26 +90,22 @@ class Run:
 
 
 def train(
-    model: nn.Module,
-    losses: Losses,
+    task: Task[Any],
     config: PretrainingConfig | FinetuningConfig,
     *,
-    stage: str,
     seed: int,
     run: Run,
-    evaluate: Callable[[], dict[str, float]] | None = None,
-    evaluate_after: frozenset[int] = frozenset(),
-    select: str = "",
+    validation: Validation | None = None,
 ) -> list[dict[str, float]]:
-    """Train `model` in place for `config.steps` updates; returns the history, one row a log point.
+    """Train the task's model in place for `config.steps` updates; returns the history, one row a log point.
 
-    After each number of updates in `evaluate_after` calls `evaluate`; the model ends as it was when metric
-    `select` was highest (the first time, in a tie). Every draw depends on the seed and the step alone, so a
-    run that resumes from its checkpoint gives the same weights and history as one that was never stopped.
-    Raises Diverged when the loss is not finite, or `evaluate` raises FloatingPointError; Stopped, once
-    a checkpoint is saved, when the run is told to.
+    With `validation` the model ends as it was at its best (the first time, in a tie). Every draw depends on
+    the seed and the step alone, so a run that resumes from its checkpoint gives the same weights and history
+    as one that was never stopped. Raises Diverged when the loss is not finite, or the validation's scores are
+    not; Stopped, once a checkpoint is saved, when the run is told to.
     """
     began = time.monotonic()
+    model, stage = task.model, task.stage
     named = {name: p for name, p in model.named_parameters() if p.requires_grad}
     optimiser = build_optimiser(list(named.values()), config.optimiser)
     state = TrainingState(step=0, model={}, optimiser={}, history=[])
@@ -100,9 +128,10 @@ def train(
         for group in optimiser.param_groups:
             group["lr"] = lr
         torch.manual_seed(derive(seed, stage, "dropout", step))
-        for loss, metrics in losses(step, logging):
+        for heard in task.hear(step):
+            loss, metrics = task.loss(heard)
             (loss / config.accumulation).backward()
-            window.append(metrics)
+            window.append(metrics | task.watch(heard) if logging else metrics)
         norm = nn.utils.clip_grad_norm_(named.values(), config.optimiser.max_grad_norm or float("inf"))
         optimiser.step()
         optimiser.zero_grad(set_to_none=True)
@@ -115,12 +144,12 @@ def train(
                 raise Diverged(stage, done, history[-1] if history else {})
             history.append({"step": done, **row})
             run.tracker.log(stage, done, row)
-        if evaluate is not None and done in evaluate_after:
+        if validation is not None and done in validation.after:
             try:
-                row = evaluate()
+                row = validation.score()
             except FloatingPointError:
                 raise Diverged(stage, done, history[-1] if history else {}) from None
-            if state.best is None or row[select] > _best_so_far(history, select):
+            if state.best is None or row[validation.select] > _best_so_far(history, validation.select):
                 state.best = {name: t.detach().clone() for name, t in model.state_dict().items()}
                 state.best_step = done
             history.append({"step": done, **row})

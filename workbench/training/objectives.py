@@ -8,7 +8,7 @@ B clips, T latents, M masked latents of a clip, L latent dimension, K distractor
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -19,19 +19,23 @@ from workbench.training.masking import masked_positions, span_mask
 Metrics = dict[str, Tensor]  # scalars, still on the device
 
 
+class Hidden(NamedTuple):
+    """What an objective hides of B clips, and the draws that its loss takes; on the CPU until moved."""
+
+    masked: Tensor  # (B, T) bool: True where hidden
+    places: Tensor  # (B, M) the hidden latents of each clip
+    valid: Tensor  # (B, M) bool: False where a clip has fewer than M
+    draws: Tensor  # (B, M, M) how often latent j is a distractor of latent i
+
+
 class Objective(Protocol):
     """`hide`, then the encoder's context, then `loss`."""
 
-    def hide(self, lengths: Tensor, total: int, generator: torch.Generator) -> Tensor:
-        """(B, total) bool on the CPU, True where hidden; `lengths` (B,) are the valid latents."""
+    def hide(self, lengths: Tensor, total: int, generator: torch.Generator) -> Hidden:
+        """Of B clips of `total` latents, of which `lengths` (B,) are valid; every draw is made here."""
 
     def loss(
-        self,
-        latents: Tensor,
-        context: Tensor,
-        into_latents: nn.Module,
-        masked: Tensor,
-        generator: torch.Generator,
+        self, latents: Tensor, context: Tensor, into_latents: nn.Module, hidden: Hidden
     ) -> tuple[Tensor, Metrics]:
         """Scalar loss and metrics from latents (B, T, L) and context (B, T, D).
 
@@ -50,34 +54,31 @@ class Contrastive:
     def __init__(self, config: ContrastiveConfig) -> None:
         self.config = config
 
-    def hide(self, lengths: Tensor, total: int, generator: torch.Generator) -> Tensor:
-        return span_mask(
+    def hide(self, lengths: Tensor, total: int, generator: torch.Generator) -> Hidden:
+        masked = span_mask(
             lengths,
             total,
             fraction=self.config.mask_fraction,
             span=self.config.mask_span,
             generator=generator,
         )
+        return self.ask(masked, generator)
+
+    def ask(self, masked: Tensor, generator: torch.Generator) -> Hidden:
+        """The task at the latents (B, T) that are masked."""
+        places, valid = masked_positions(masked)
+        return Hidden(masked, places, valid, self._draws(valid, generator))
 
     def loss(
-        self,
-        latents: Tensor,
-        context: Tensor,
-        into_latents: nn.Module,
-        masked: Tensor,
-        generator: torch.Generator,
+        self, latents: Tensor, context: Tensor, into_latents: nn.Module, hidden: Hidden
     ) -> tuple[Tensor, Metrics]:
-        index, valid = masked_positions(masked)
-        draws = self._draws(valid, generator).to(latents.device, non_blocking=True)  # (B, M, M)
-        index = index.to(latents.device, non_blocking=True)
-        valid = valid.to(latents.device, non_blocking=True)
-        predicted = into_latents(_at(context, index)).float()  # (B, M, L)
-        targets = _at(latents, index).float()
+        predicted = into_latents(_at(context, hidden.places)).float()  # (B, M, L)
+        targets = _at(latents, hidden.places).float()
         with torch.autocast(latents.device.type, enabled=False):  # a cosine over 0.1 needs float32
             similarity = nn.functional.normalize(predicted, dim=-1) @ (
                 nn.functional.normalize(targets, dim=-1).transpose(1, 2) / self.config.temperature
             )  # (B, M, M); the diagonal is the positive's
-            return _candidate_loss(similarity, draws, valid)
+            return _candidate_loss(similarity, hidden.draws, hidden.valid)
 
     def _draws(self, valid: Tensor, generator: torch.Generator) -> Tensor:
         """How often latent j is a distractor of latent i: valid (B, M) -> (B, M, M) float, CPU."""

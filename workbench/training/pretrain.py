@@ -9,6 +9,7 @@ import contextlib
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -20,9 +21,9 @@ from workbench.config import SAMPLE_RATE, TrialConfig
 from workbench.data.clips import ClipSet
 from workbench.model.encoder import Encoder, padding_mask
 from workbench.random_streams import derive, numpy_stream, torch_stream
-from workbench.training.batches import ShuffledEpochs
+from workbench.training.batches import ShuffledEpochs, onto
 from workbench.training.loop import Run, train
-from workbench.training.objectives import Metrics, build_objective, collapse_metrics
+from workbench.training.objectives import Hidden, Metrics, build_objective, collapse_metrics
 
 STAGE = "pretrain"
 STATISTICS_CLIPS = 512  # heard for the standardisation of the log-mel
@@ -36,43 +37,66 @@ class Pretrained:
     history: list[dict[str, float]]
 
 
+class Heard(NamedTuple):
+    """Of a micro-batch, on the device."""
+
+    log_mel: Tensor  # (B, F, M)
+    padding: Tensor | None  # (B, T)
+    hidden: Hidden
+
+
+class Pretraining:
+    """The task of `config.pretraining` on `pool`."""
+
+    stage = STAGE
+
+    def __init__(self, config: TrialConfig, pool: ClipSet, device: torch.device) -> None:
+        assert config.pretraining is not None, "a trial from scratch has no pre-training"
+        self.config, self.settings = config, config.pretraining
+        self.pool, self.device = pool, device
+        self.model = new_encoder(config, pool, device).train()
+        self._objective = build_objective(self.settings.objective)
+        self._order = ShuffledEpochs(len(pool), self.settings.batch_size, config.seed, STAGE)
+        self._autocast = autocast_for(config, device)
+
+    def hear(self, step: int) -> Iterator[Heard]:
+        crop = numpy_stream(self.config.seed, STAGE, "crop", step)
+        generator = torch_stream(self.config.seed, STAGE, "augment", step)
+        for part in np.array_split(self._order.batch(step), self.settings.accumulation):
+            waveform, samples = self.pool.read(part, max_samples=crop_samples(self.config), generator=crop)
+            lengths = num_latents(self.config, samples)
+            log_mel = self.model.front_end(waveform.to(self.device))  # (B, F, M)
+            log_mel = gain_and_shift(
+                log_mel,
+                self.model.front_end.std,
+                self.settings.gain_db,
+                self.settings.mel_shift,
+                generator,
+            )
+            total = self.model.num_latents(log_mel)
+            hidden = self._objective.hide(lengths, total, generator)
+            yield Heard(log_mel, padding_mask(lengths, total, self.device), onto(self.device, hidden))
+
+    def loss(self, heard: Heard) -> tuple[Tensor, Metrics]:
+        encoder = self.model
+        with self._autocast():
+            latents = encoder.latents(heard.log_mel)  # (B, T, 256)
+            context = encoder.context(latents, heard.padding, heard.hidden.masked)  # (B, T, D)
+            return self._objective.loss(latents, context, encoder.out_of_context, heard.hidden)
+
+    @torch.no_grad()
+    def watch(self, heard: Heard) -> Metrics:
+        with self._autocast():
+            latents = self.model.latents(heard.log_mel)
+        valid = latents.flatten(0, 1) if heard.padding is None else latents[~heard.padding]
+        return collapse_metrics(valid)
+
+
 def pretrain(config: TrialConfig, pool: ClipSet, run: Run) -> Pretrained:
     """Train an encoder on `pool` by the objective of `config.pretraining`. Raises Diverged."""
-    settings = config.pretraining
-    assert settings is not None, "a trial from scratch has no pre-training"
-    encoder = new_encoder(config, pool, run.device).train()
-    objective = build_objective(settings.objective)
-    order = ShuffledEpochs(len(pool), settings.batch_size, config.seed, STAGE)
-    autocast = autocast_for(config, run.device)
-
-    def losses(step: int, logging: bool) -> Iterator[tuple[Tensor, Metrics]]:
-        indices = order.batch(step)
-        crop = numpy_stream(config.seed, STAGE, "crop", step)
-        generator = torch_stream(config.seed, STAGE, "augment", step)
-        for part in np.array_split(indices, settings.accumulation):
-            waveform, samples = pool.read(part, max_samples=crop_samples(config), generator=crop)
-            lengths = num_latents(config, samples)
-            with autocast():
-                log_mel = encoder.front_end(waveform.to(run.device))  # (B, F, M)
-                log_mel = gain_and_shift(
-                    log_mel,
-                    encoder.front_end.std,
-                    settings.gain_db,
-                    settings.mel_shift,
-                    generator,
-                )
-                latents = encoder.latents(log_mel)  # (B, T, 256)
-                padding = padding_mask(lengths, latents.shape[1], run.device)
-                hidden = objective.hide(lengths, latents.shape[1], generator)
-                context = encoder.context(latents, padding, hidden.to(run.device))  # (B, T, D)
-                loss, metrics = objective.loss(latents, context, encoder.out_of_context, hidden, generator)
-            if logging:
-                valid = latents.flatten(0, 1) if padding is None else latents[~padding]
-                metrics |= collapse_metrics(valid)
-            yield loss, metrics
-
-    history = train(encoder, losses, settings, stage=STAGE, seed=config.seed, run=run)
-    return Pretrained(encoder, history)
+    task = Pretraining(config, pool, run.device)
+    history = train(task, task.settings, seed=config.seed, run=run)
+    return Pretrained(task.model, history)
 
 
 def new_encoder(config: TrialConfig, pool: ClipSet, device: torch.device) -> Encoder:
