@@ -164,6 +164,11 @@ def test_collapse_metrics():
     assert point["latent_std"].item() == pytest.approx(0, abs=1e-6)
 
 
+def test_collapse_metrics_of_what_diverged_are_no_numbers():
+    found = collapse_metrics(torch.tensor([[math.inf, 1.0], [1.0, 2.0]]))
+    assert torch.isnan(found["latent_effective_rank"])
+
+
 # --- the contract that every objective keeps ----------------------------------------------------------------
 
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from workbench.config import ModelConfig
 from workbench.model.depthwise import DepthwiseConv
-from workbench.model.dropout import Dropout
+from workbench.model.dropout import Dropout, is_packed
 
 
 class Conformer(nn.Module):
@@ -133,10 +133,10 @@ class SelfAttention(nn.Module):
         return self.dropout(self.project(attended.transpose(1, 2).reshape(batch, length, width)))
 
     def _attend(self, query: Tensor, key: Tensor, value: Tensor, seen: Tensor | None) -> Tensor:
-        if not (self.training and self.weight_dropout.p > 0) or query.device.type != "cpu":
+        if query.device.type != "cpu" or not (self.training or is_packed()):
             p = self.weight_dropout.p if self.training else 0.0
             return nn.functional.scaled_dot_product_attention(query, key, value, attn_mask=seen, dropout_p=p)
-        # torch's own attention with dropout on a CPU writes the weights out too, and draws its mask slowly.
+        # torch's own for a CPU draws dropout slowly, and runs the trials of a pack one by one.
         weights = query * query.shape[-1] ** -0.5 @ key.transpose(-1, -2)  # (B, H, T, T)
         if seen is not None:
             weights = weights.masked_fill(~seen, -torch.inf)

@@ -5,7 +5,7 @@ B clips, S samples, F frames, M mel bands, T latents, D width, C classes.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -21,8 +21,9 @@ from workbench.model.heads import Classifier
 from workbench.random_streams import derive, numpy_stream, torch_stream
 from workbench.training import metrics as clip_metrics
 from workbench.training.batches import BalancedClasses, BatchOrder, ShuffledEpochs
-from workbench.training.loop import Run, Validation, train
+from workbench.training.loop import Course, Diverged, Run, Stopped, Validation, train
 from workbench.training.objectives import Metrics
+from workbench.training.pack import train_together
 from workbench.training.pretrain import autocast_for, crop_samples, num_latents
 
 STAGE = "finetune"
@@ -114,6 +115,22 @@ class Finetuning:
 
 def finetune(config: TrialConfig, splits: Splits, encoder: Encoder, run: Run) -> Finetuned:
     """Train `encoder` (changed in place) and a new classifier on the labelled clips. Raises Diverged."""
+    course = _course(config, splits, encoder, run)
+    return _finetuned(course, train(course))
+
+
+def finetune_together(
+    trials: Sequence[tuple[TrialConfig, Splits, Encoder, Run]],
+) -> list[Finetuned | Diverged | Stopped]:
+    """`finetune` of each (config, splits, encoder, run), as one pack; what ends one is in its place."""
+    courses = [_course(*trial) for trial in trials]
+    return [
+        end if isinstance(end, Diverged | Stopped) else _finetuned(course, end)
+        for course, end in zip(courses, train_together(courses), strict=True)
+    ]
+
+
+def _course(config: TrialConfig, splits: Splits, encoder: Encoder, run: Run) -> Course[Finetuning]:
     settings = config.finetuning
     task = Finetuning(config, splits, encoder, run.device)
     points = np.linspace(0, settings.steps, settings.num_evaluations + 1)[1:].round().astype(int)
@@ -122,11 +139,15 @@ def finetune(config: TrialConfig, splits: Splits, encoder: Encoder, run: Run) ->
         after=frozenset(points.tolist()),
         select="validation/accuracy" if splits.single_label else "validation/mAP",
     )
-    history = train(task, settings, seed=config.seed, run=run, validation=validation)
-    select = validation.select
+    return Course(task, settings, seed=config.seed, run=run, validation=validation)
+
+
+def _finetuned(course: Course[Finetuning], history: list[dict[str, float]]) -> Finetuned:
+    assert course.validation is not None
+    select = course.validation.select
     best = max((row for row in history if select in row), key=lambda row: row[select])
     values = {name: value for name, value in best.items() if name.startswith("validation/")}
-    return Finetuned(task.model, history, values | {"best_step": best["step"]})
+    return Finetuned(course.task.model, history, values | {"best_step": best["step"]})
 
 
 def new_clip_model(config: TrialConfig, encoder: Encoder, num_classes: int) -> ClipModel:

@@ -1,4 +1,4 @@
-"""The one training loop: steps, accumulates, clips, evaluates, logs, saves and resumes."""
+"""The one training loop: steps, accumulates, clips, validates, logs, saves and resumes."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Any, Generic, Protocol, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -89,88 +89,160 @@ class Run:
     earlier_seconds: float = 0.0  # set: spent before the checkpoint that was resumed from
 
 
-def train(
-    task: Task[Any],
-    config: PretrainingConfig | FinetuningConfig,
-    *,
-    seed: int,
-    run: Run,
-    validation: Validation | None = None,
-) -> list[dict[str, float]]:
-    """Train the task's model in place for `config.steps` updates; returns the history, one row a log point.
+TaskT = TypeVar("TaskT", bound=Task[Any])
 
-    With `validation` the model ends as it was at its best (the first time, in a tie). Every draw depends on
-    the seed and the step alone, so a run that resumes from its checkpoint gives the same weights and history
-    as one that was never stopped. Raises Diverged when the loss is not finite, or the validation's scores are
-    not; Stopped, once a checkpoint is saved, when the run is told to.
+
+class Course(Generic[TaskT]):
+    """One training from its first update, or its checkpoint, to its last: what surrounds the updates.
+
+    Logs, validates, keeps the model at its best, saves, stops. Every draw depends on the seed and the step
+    alone, so that a run that resumes gives the same weights and history as one that was never stopped.
     """
-    began = time.monotonic()
-    model, stage = task.model, task.stage
-    named = {name: p for name, p in model.named_parameters() if p.requires_grad}
-    optimiser = build_optimiser(list(named.values()), config.optimiser)
-    state = TrainingState(step=0, model={}, optimiser={}, history=[])
-    if run.checkpoint is not None and run.checkpoint.exists():
-        state = TrainingState.load(run.checkpoint)
-        model.load_state_dict(state.model)
-        restore_optimiser(optimiser, named, state.optimiser)
-        run.earlier_seconds = state.seconds
-    history = state.history
-    log_every = max(1, config.steps // LOG_POINTS)
-    window = [
-        {name: torch.tensor(value, device=run.device) for name, value in row.items()} for row in state.window
-    ]
-    saved_at = time.monotonic()
 
-    for step in range(state.step, config.steps):
-        done = step + 1
-        logging = done % log_every == 0 or done == config.steps
-        lr = config.optimiser.peak_lr * learning_rate_scale(config.schedule, step, config.steps)
+    def __init__(
+        self,
+        task: TaskT,
+        config: PretrainingConfig | FinetuningConfig,
+        *,
+        seed: int,
+        run: Run,
+        validation: Validation | None = None,
+    ) -> None:
+        """Takes the model and the history of the run's checkpoint, if there is one."""
+        self.task, self.config, self.run = task, config, run
+        self.validation, self._seed = validation, seed
+        self._began = self._saved_at = time.monotonic()
+        self._state = TrainingState(step=0, model={}, optimiser={}, history=[])
+        if run.checkpoint is not None and run.checkpoint.exists():
+            self._state = TrainingState.load(run.checkpoint)
+            task.model.load_state_dict(self._state.model)
+            run.earlier_seconds = self._state.seconds
+        self._log_every = max(1, config.steps // LOG_POINTS)
+        self._window: list[Metrics] = [
+            {name: torch.tensor(value, device=run.device) for name, value in row.items()}
+            for row in self._state.window
+        ]
+
+    @property
+    def history(self) -> list[dict[str, float]]:
+        """A row a log point, and one a validation."""
+        return self._state.history
+
+    @property
+    def optimiser_state(self) -> dict[str, dict[str, Tensor]]:
+        """Of the checkpoint, by parameter."""
+        return self._state.optimiser
+
+    @property
+    def step(self) -> int:
+        """Updates done."""
+        return self._state.step
+
+    @property
+    def ended(self) -> bool:
+        return self.step == self.config.steps
+
+    @property
+    def lr(self) -> float:
+        """Of the coming update."""
+        scale = learning_rate_scale(self.config.schedule, self.step, self.config.steps)
+        return self.config.optimiser.peak_lr * scale
+
+    @property
+    def dropout_seed(self) -> int:
+        """Of the coming update."""
+        return derive(self._seed, self.task.stage, "dropout", self.step)
+
+    @property
+    def logging(self) -> bool:
+        """Whether the coming update ends at a log point."""
+        done = self.step + 1
+        return done % self._log_every == 0 or done == self.config.steps
+
+    def updated(
+        self,
+        metrics: list[Metrics],
+        grad_norm: Tensor,
+        optimiser_state: Callable[[], dict[str, dict[str, Tensor]]],
+    ) -> None:
+        """After an update with these metrics of its micro-batches. Raises Diverged, Stopped."""
+        task, run, state, stage = self.task, self.run, self._state, self.task.stage
+        logging, lr = self.logging, self.lr
+        state.step += 1
+        self._window += metrics
+        run.tracker.progress(stage, state.step, self.config.steps)
+        if logging:
+            row = _mean_of(self._window) | {"lr": lr, "grad_norm": float(grad_norm)}
+            self._window = []
+            if not all(map(_finite, row.values())):
+                raise self._diverged()
+            self._note(row)
+        if self.validation is not None and state.step in self.validation.after:
+            self._validate(self.validation)
+        if self.ended:
+            if state.best is not None:
+                task.model.load_state_dict(state.best)
+            return
+        stopping = run.should_stop()
+        if run.checkpoint is not None and (stopping or time.monotonic() - self._saved_at >= run.save_seconds):
+            state.model = task.model.state_dict()
+            state.optimiser = optimiser_state()
+            state.window = [{name: float(value) for name, value in m.items()} for m in self._window]
+            state.seconds = run.earlier_seconds + time.monotonic() - self._began
+            state.save(run.checkpoint)
+            self._saved_at = time.monotonic()
+        if stopping:
+            raise Stopped(stage, state.step)
+
+    def _validate(self, validation: Validation) -> None:
+        state, select = self._state, validation.select
+        try:
+            row = validation.score()
+        except FloatingPointError:
+            raise self._diverged() from None
+        best_so_far = max((r[select] for r in self.history if select in r), default=float("-inf"))
+        if state.best is None or row[select] > best_so_far:
+            state.best = {name: t.detach().clone() for name, t in self.task.model.state_dict().items()}
+            state.best_step = state.step
+        self._note(row)
+
+    def _note(self, row: dict[str, float]) -> None:
+        self.history.append({"step": self.step, **row})
+        self.run.tracker.log(self.task.stage, self.step, row)
+
+    def _diverged(self) -> Diverged:
+        return Diverged(self.task.stage, self.step, self.history[-1] if self.history else {})
+
+
+def train(course: Course[Any]) -> list[dict[str, float]]:
+    """Train the task's model in place; returns the history.
+
+    With a validation the model ends as it was at its best (the first time, in a tie). Raises Diverged when
+    the loss, or the validation's scores, are not finite; Stopped, once a checkpoint is saved, when told to.
+    """
+    task, config = course.task, course.config
+    named = trainable(task.model)
+    optimiser = build_optimiser(list(named.values()), config.optimiser)
+    restore_optimiser(optimiser, named, course.optimiser_state)
+    max_norm = config.optimiser.max_grad_norm or float("inf")
+    while not course.ended:
         for group in optimiser.param_groups:
-            group["lr"] = lr
-        torch.manual_seed(derive(seed, stage, "dropout", step))
-        for heard in task.hear(step):
-            loss, metrics = task.loss(heard)
+            group["lr"] = course.lr
+        torch.manual_seed(course.dropout_seed)
+        metrics = []
+        for heard in task.hear(course.step):
+            loss, found = task.loss(heard)
             (loss / config.accumulation).backward()
-            window.append(metrics | task.watch(heard) if logging else metrics)
-        norm = nn.utils.clip_grad_norm_(named.values(), config.optimiser.max_grad_norm or float("inf"))
+            metrics.append(found | task.watch(heard) if course.logging else found)
+        norm = nn.utils.clip_grad_norm_(named.values(), max_norm)
         optimiser.step()
         optimiser.zero_grad(set_to_none=True)
+        course.updated(metrics, norm, lambda: optimiser_state(optimiser, named))
+    return course.history
 
-        run.tracker.progress(stage, done, config.steps)
-        if logging:
-            row = _mean_of(window) | {"lr": lr, "grad_norm": float(norm)}
-            window = []
-            if not all(map(_finite, row.values())):
-                raise Diverged(stage, done, history[-1] if history else {})
-            history.append({"step": done, **row})
-            run.tracker.log(stage, done, row)
-        if validation is not None and done in validation.after:
-            try:
-                row = validation.score()
-            except FloatingPointError:
-                raise Diverged(stage, done, history[-1] if history else {}) from None
-            if state.best is None or row[validation.select] > _best_so_far(history, validation.select):
-                state.best = {name: t.detach().clone() for name, t in model.state_dict().items()}
-                state.best_step = done
-            history.append({"step": done, **row})
-            run.tracker.log(stage, done, row)
-        if done == config.steps:
-            break
-        stopping = run.should_stop()
-        if run.checkpoint is not None and (stopping or time.monotonic() - saved_at >= run.save_seconds):
-            state.step = done
-            state.model = model.state_dict()
-            state.optimiser = optimiser_state(optimiser, named)
-            state.window = [{name: float(value) for name, value in m.items()} for m in window]
-            state.seconds = run.earlier_seconds + time.monotonic() - began
-            state.save(run.checkpoint)
-            saved_at = time.monotonic()
-        if stopping:
-            raise Stopped(stage, done)
 
-    if state.best is not None:
-        model.load_state_dict(state.best)
-    return history
+def trainable(model: nn.Module) -> dict[str, nn.Parameter]:
+    return {name: p for name, p in model.named_parameters() if p.requires_grad}
 
 
 def build_optimiser(parameters: list[nn.Parameter], config: OptimiserConfig) -> torch.optim.Optimizer:
@@ -195,7 +267,3 @@ def _mean_of(window: list[Metrics]) -> dict[str, float]:
 
 def _finite(value: float) -> bool:
     return value - value == 0.0
-
-
-def _best_so_far(history: list[dict[str, float]], select: str) -> float:
-    return max((row[select] for row in history if select in row), default=float("-inf"))

@@ -134,10 +134,11 @@ def collapse_metrics(latents: Tensor) -> Metrics:
     """
     centred = latents.float() - latents.float().mean(0)
     covariance = centred.T @ centred / len(latents)
-    spectrum = torch.linalg.eigvalsh(covariance).clamp_min(0)
+    finite = covariance.isfinite().all()  # else eigvalsh would raise: it is the loss that tells a divergence
+    spectrum = torch.linalg.eigvalsh(torch.where(finite, covariance, 0.0)).clamp_min(0)
     share = spectrum / spectrum.sum().clamp_min(1e-30)
     entropy = -torch.special.xlogy(share, share).sum()
     return {
         "latent_std": covariance.diagonal().clamp_min(0).sqrt().mean(),
-        "latent_effective_rank": entropy.exp(),
+        "latent_effective_rank": torch.where(finite, entropy.exp(), torch.nan),
     }

@@ -6,7 +6,7 @@ B clips, S samples, F frames, M mel bands, T latents, D width.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -22,8 +22,9 @@ from workbench.data.clips import ClipSet
 from workbench.model.encoder import Encoder, padding_mask
 from workbench.random_streams import derive, numpy_stream, torch_stream
 from workbench.training.batches import ShuffledEpochs, onto
-from workbench.training.loop import Run, train
+from workbench.training.loop import Course, Diverged, Run, Stopped, train
 from workbench.training.objectives import Hidden, Metrics, build_objective, collapse_metrics
+from workbench.training.pack import train_together
 
 STAGE = "pretrain"
 STATISTICS_CLIPS = 512  # heard for the standardisation of the log-mel
@@ -95,8 +96,23 @@ class Pretraining:
 def pretrain(config: TrialConfig, pool: ClipSet, run: Run) -> Pretrained:
     """Train an encoder on `pool` by the objective of `config.pretraining`. Raises Diverged."""
     task = Pretraining(config, pool, run.device)
-    history = train(task, task.settings, seed=config.seed, run=run)
+    history = train(Course(task, task.settings, seed=config.seed, run=run))
     return Pretrained(task.model, history)
+
+
+def pretrain_together(
+    trials: Sequence[tuple[TrialConfig, ClipSet, Run]],
+) -> list[Pretrained | Diverged | Stopped]:
+    """`pretrain` of each (config, pool, run), as one pack; what ends one is returned in its place."""
+    tasks = [Pretraining(config, pool, run.device) for config, pool, run in trials]
+    courses = [
+        Course(task, task.settings, seed=config.seed, run=run)
+        for task, (config, _, run) in zip(tasks, trials, strict=True)
+    ]
+    return [
+        end if isinstance(end, Diverged | Stopped) else Pretrained(task.model, end)
+        for task, end in zip(tasks, train_together(courses), strict=True)
+    ]
 
 
 def new_encoder(config: TrialConfig, pool: ClipSet, device: torch.device) -> Encoder:

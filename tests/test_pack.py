@@ -1,0 +1,149 @@
+"""Trials trained together give what each gives alone."""
+
+import pytest
+import torch
+
+from workbench.config import Constant
+from workbench.training.checkpoint import TrainingState
+from workbench.training.finetune import finetune, finetune_together
+from workbench.training.loop import Diverged, Run, Stopped
+from workbench.training.pretrain import new_encoder, pretrain, pretrain_together
+
+UPDATES = 12
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="module")
+def trial(tiny_trial, with_changes):
+    changes = {"pretraining.steps": UPDATES, "finetuning.steps": UPDATES, "finetuning.output_dropout": 0.2}
+    return with_changes(tiny_trial, changes)
+
+
+# Batch norm takes a bias before it away again, and softmax a bias of all keys: their gradients are rounding
+# alone, whose sign Adam follows.
+WITHOUT_EFFECT = ("depthwise.bias", "running_mean", "query_key_value.bias")
+
+
+def _assert_same(ours, alone, tolerance=2e-3):
+    """Weights after some updates: rounding grows with each."""
+    for (name, one), (_, other) in zip(ours.state_dict().items(), alone.state_dict().items(), strict=True):
+        if name.endswith(WITHOUT_EFFECT):
+            continue
+        torch.testing.assert_close(
+            one.float(), other.float(), atol=tolerance, rtol=tolerance, msg=lambda m, n=name: f"{n}: {m}"
+        )
+
+
+def _assert_same_history(ours, alone):
+    assert [sorted(row) for row in ours] == [sorted(row) for row in alone]
+    for one, other in zip(ours, alone, strict=True):
+        assert one == pytest.approx(other, rel=0.01, abs=0.01)
+
+
+VARIANTS = [
+    {},
+    {"seed": 1},
+    {"pretraining.optimiser.peak_lr": 1e-3, "pretraining.schedule": Constant()},
+    {"pretraining.steps": UPDATES // 2},
+    {"model.dropout": 0.3, "pretraining.optimiser.weight_decay": 0.1, "pretraining.gain_db": 3.0},
+]
+
+
+def test_pre_training_together_is_pre_training_alone(trial, tiny_splits, with_changes):
+    trials = [with_changes(trial, changes) for changes in VARIANTS]
+    alone = [pretrain(one, tiny_splits.pool, Run()) for one in trials]
+    together = pretrain_together([(one, tiny_splits.pool, Run()) for one in trials])
+    for ours, theirs in zip(together, alone, strict=True):
+        _assert_same(ours.encoder, theirs.encoder)
+        _assert_same_history(ours.history, theirs.history)
+    first, second = (one.encoder.features.weight for one in together[:2])
+    assert not torch.equal(first, second)
+
+
+@pytest.mark.parametrize("frozen", [False, True])
+@pytest.mark.parametrize("consistency", [0.0, 1.0])
+def test_fine_tuning_together_is_fine_tuning_alone(trial, tiny_splits, with_changes, frozen, consistency):
+    common = {"finetuning.freeze_encoder": frozen, "finetuning.consistency_weight": consistency}
+    variants = [
+        {},
+        {"seed": 3},
+        {"finetuning.optimiser.peak_lr": 5e-4, "finetuning.output_dropout": 0.4},
+        {"finetuning.class_balanced": True, "finetuning.augmentation.mixup": None},
+    ]
+    trials = [with_changes(trial, common | changes) for changes in variants]
+
+    def encoder(one):
+        return new_encoder(one, tiny_splits.pool, CPU)
+
+    alone = [finetune(one, tiny_splits, encoder(one), Run()) for one in trials]
+    together = finetune_together([(one, tiny_splits, encoder(one), Run()) for one in trials])
+    for ours, theirs in zip(together, alone, strict=True):
+        _assert_same(ours.model, theirs.model)
+        _assert_same_history(ours.history, theirs.history)
+        assert ours.validation == pytest.approx(theirs.validation, rel=0.01, abs=0.01)
+
+
+def test_accumulation_is_each_trials_own(trial, tiny_splits, with_changes):
+    trials = [with_changes(trial, {"pretraining.accumulation": 2, "seed": seed}) for seed in (0, 1)]
+    together = pretrain_together([(one, tiny_splits.pool, Run()) for one in trials])
+    for ours, one in zip(together, trials, strict=True):
+        _assert_same(ours.encoder, pretrain(one, tiny_splits.pool, Run()).encoder)
+
+
+def test_one_that_diverges_leaves_the_others_as_they_are(trial, tiny_splits, with_changes):
+    wild = with_changes(trial, {"pretraining.optimiser.peak_lr": 1e20, "pretraining.schedule": Constant()})
+    trials = [trial, wild, with_changes(trial, {"seed": 1})]
+    first, broken, last = pretrain_together([(one, tiny_splits.pool, Run()) for one in trials])
+    assert isinstance(broken, Diverged)
+    for ours, one in ((first, trials[0]), (last, trials[2])):
+        _assert_same(ours.encoder, pretrain(one, tiny_splits.pool, Run()).encoder)
+
+
+@pytest.mark.parametrize("resumed_together", [True, False])
+def test_a_pack_that_stops_goes_on_together_or_apart(
+    trial, tiny_splits, with_changes, tmp_path, resumed_together
+):
+    trials = [with_changes(trial, {"seed": seed}) for seed in (0, 1)]
+    paths = [tmp_path / f"{number}.safetensors" for number in range(2)]
+    asked = []
+
+    def stop():
+        asked.append(True)
+        return len(asked) > 8  # two trials ask after each update
+
+    stopped = pretrain_together(
+        [
+            (one, tiny_splits.pool, Run(checkpoint=path, should_stop=stop))
+            for one, path in zip(trials, paths, strict=True)
+        ]
+    )
+    assert all(isinstance(one, Stopped) for one in stopped)
+    assert [TrainingState.load(path).step for path in paths] == [5, 5]
+    arguments = [
+        (one, tiny_splits.pool, Run(checkpoint=path)) for one, path in zip(trials, paths, strict=True)
+    ]
+    ended = pretrain_together(arguments) if resumed_together else [pretrain(*each) for each in arguments]
+    for ours, one in zip(ended, trials, strict=True):
+        alone = pretrain(one, tiny_splits.pool, Run())
+        _assert_same(ours.encoder, alone.encoder)
+        _assert_same_history(ours.history, alone.history)
+
+
+def test_a_pack_is_the_same_every_time(trial, tiny_splits, with_changes):
+    trials = [with_changes(trial, {"seed": seed}) for seed in (0, 1)]
+    runs = [pretrain_together([(one, tiny_splits.pool, Run()) for one in trials]) for _ in range(2)]
+    for one, other in zip(*runs, strict=True):
+        _assert_same(one.encoder, other.encoder, tolerance=0)
+
+
+def test_batches_of_several_shapes_are_refused(trial, tiny_splits, with_changes):
+    larger = with_changes(trial, {"pretraining.batch_size": 2 * trial.pretraining.batch_size})
+    with pytest.raises(ValueError, match="one shape"):
+        pretrain_together([(one, tiny_splits.pool, Run()) for one in (trial, larger)])
+
+
+def test_the_same_trial_twice_is_the_same_twice(trial, tiny_splits):
+    """Each draws its own dropout masks, from its own seed."""
+    assert trial.model.dropout > 0
+    twins = pretrain_together([(trial, tiny_splits.pool, Run()) for _ in range(2)])
+    _assert_same(twins[0].encoder, twins[1].encoder, tolerance=1e-6)
