@@ -77,7 +77,10 @@ def test_the_benchmark_runs_without_them_and_keeps_its_figures(tmp_path):
     assert "machinery: left out" in printed
     figures = json.loads((tmp_path / "figures.json").read_text())
     assert [row["stage"] for row in figures["step"]] == ["pretrain", "finetune"]
-    for row in [*figures["step"], *figures["feed"]]:
+    assert [(row["stage"], row["trials"]) for row in figures["packed"]] == [
+        (stage, trials) for stage in ("pretrain", "finetune") for trials in (2, 4)
+    ]
+    for row in [*figures["step"], *figures["packed"], *figures["feed"]]:
         assert row["ratio"] == pytest.approx(row["plain"][0] / row["ours"][0])
         assert f"{row['ratio']:.2f}" in printed
     for row in figures["step"]:

@@ -1,7 +1,7 @@
 """How fast the core is on this device: `python -m workbench.bench [PART ...] [--shape SHAPE ...]`.
 
-Parts: `step` (updates of both stages, the front end's share, memory), `feed` (clips from disk) and
-`machinery` (what a study adds to a trial; needs ray, optuna and mlflow, the others torch alone). Each figure
+Parts: `step` (updates of both stages, the front end's share, memory), `packed` (trials trained together, beside
+one at a time; quick's shape alone), `feed` (clips from disk) and `machinery` (what a study adds to a trial; needs ray, optuna and mlflow, the others torch alone). Each figure
 stands beside a plain reference from the same run, in turn with it; ratios are medians of the rounds.
 """
 
@@ -19,6 +19,7 @@ import torch
 from workbench.bench.ceiling import matrix_flops
 from workbench.bench.feed import measure_feed
 from workbench.bench.flops import Kind
+from workbench.bench.packed import measure_packed
 from workbench.bench.shapes import CPU_BATCH, SHAPES, batch_of, sized
 from workbench.bench.step import StepFigures, measure_step
 from workbench.bench.timing import Compared
@@ -26,7 +27,8 @@ from workbench.config import TrialConfig
 from workbench.hardware import device_name
 from workbench.training.pretrain import computed_in
 
-PARTS = ("step", "feed", "machinery")
+PARTS = ("step", "packed", "feed", "machinery")
+PACKS = {"cpu": (2, 4), "cuda": (2, 4, 8, 16)}  # trials
 KINDS: tuple[Kind, ...] = ("pretrain", "finetune")
 # Updates a round: what takes a second or two.
 UPDATES = {"cpu": {"quick": 10, "cf_small": 1, "cf_large": 1}, "cuda": dict.fromkeys(SHAPES, 20)}
@@ -57,6 +59,8 @@ def main(arguments: list[str] | None = None) -> None:
     print(_describe(figures["device"]))
     if "step" in parts:
         figures["step"] = _steps(shapes, device, options.batch, options.rounds, figures["device"])
+    if "packed" in parts:
+        figures["packed"] = _packed(device, options.batch, options.rounds)
     if "feed" in parts:
         figures["feed"] = _feeds(shapes, options.rounds, figures.get("step", []))
     if "machinery" in parts:
@@ -147,6 +151,26 @@ def _step_line(row: dict[str, Any]) -> str:
 
 def _range(values: list[float]) -> str:
     return f"{min(values):.2f} to {max(values):.2f}"
+
+
+def _packed(device: torch.device, batch: int | None, rounds: int) -> list[dict[str, Any]]:
+    heads = f"{'trials':>6s} {'updates/s':>9s} {'apart':>8s} {'ratio':>6s} {'of rounds':>13s}"
+    print(f"\n{'packed, quick':20s} {heads}")
+    rows = []
+    for kind in KINDS:
+        for num_trials in PACKS[device.type]:
+            config = sized(SHAPES["quick"], batch or batch_of(SHAPES["quick"], kind))
+            updates = UPDATES[device.type]["quick"]
+            found = measure_packed(
+                config, kind, device, num_trials=num_trials, updates=updates, rounds=rounds
+            ).seconds
+            rows.append({"stage": kind, "trials": num_trials, **_ratio(found)})
+            print(
+                f"{kind:20s} {num_trials:6d} {1 / found.seconds:9.1f} {1 / found.plain_seconds:8.1f} "
+                f"{found.ratio:6.2f} {_range(list(found.ratios)):>13s}",
+                flush=True,
+            )
+    return rows
 
 
 def _feeds(shapes: list[str], rounds: int, steps: list[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -46,6 +46,7 @@ class UpdateClock(SilentTracker):
         """Enough is after so many updates, or so many seconds and an update."""
         self._device, self._updates, self._seconds, self._warm_up = device, updates, seconds, warm_up
         self._times: list[float] = []
+        self._ended = False
 
     def progress(self, stage: str, step: int, steps: int) -> None:
         if len(self._times) == self._warm_up - 1:
@@ -59,7 +60,12 @@ class UpdateClock(SilentTracker):
             return False
         self._wait()
         self._times[-1] = time.perf_counter()
+        self._ended = True
         return True
+
+    def has_ended(self) -> bool:
+        """Whether enough was enough, for what is trained beside."""
+        return self._ended
 
     def update_seconds(self) -> float:
         """Of one update: the median, on a GPU the mean."""
