@@ -135,6 +135,22 @@ def test_masked_batch_norm_is_batch_norm_over_the_valid_positions():
     torch.testing.assert_close(ours.eval()(x, padding)[~padding], reference.eval()(x[~padding]))
 
 
+@pytest.mark.parametrize("padded", [False, True])
+def test_activations_that_are_computed_again_change_nothing(padded):
+    """Neither outputs, gradients nor running statistics; dropout draws the same masks again."""
+    results = []
+    for recompute in (False, True):
+        torch.manual_seed(0)
+        model = Conformer(dataclasses.replace(TINY, dropout=0.2, recompute=recompute)).train()
+        x = torch.randn(3, 20, TINY.width, requires_grad=True)
+        padding = padding_mask(torch.tensor([20, 9, 3]), 20, x.device) if padded else None
+        out = model(x, padding)
+        out.square().mean().backward()
+        gradients = {name: p.grad for name, p in model.named_parameters()}
+        results.append((out, x.grad, gradients, dict(model.named_buffers())))
+    torch.testing.assert_close(results[0], results[1])
+
+
 def test_dropout_keeps_the_mean_and_drops_the_share():
     torch.manual_seed(0)
     x = torch.ones(1000, 1001)

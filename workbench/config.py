@@ -150,6 +150,9 @@ class ModelConfig:
     first_kernel: int = 31  # of the first block's depthwise convolution, in latents
     kernel: int = 15  # of the others
     dropout: float = 0.1
+    recompute: bool = placement(
+        False
+    )  # activations in the backward pass, block by block: a fraction of memory
 
     def __post_init__(self) -> None:
         _positive(self, "frames_per_latent", "latent_dim", "num_blocks", "width", "num_heads", "ffn_dim")

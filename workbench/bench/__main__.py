@@ -1,9 +1,9 @@
 """How fast the core is on this device: `python -m workbench.bench [PART ...] [--shape SHAPE ...]`.
 
 Parts: `step` (updates of both stages, the front end's share, memory), `packed` (trials trained together,
-beside one at a time; at quick's shape), `feed` (clips from disk) and `machinery` (what a study adds to a trial;
-needs ray, optuna and mlflow, the others torch alone). Each figure stands beside a plain reference from the
-same run, in turn with it; ratios are medians of the rounds.
+beside one at a time; at quick's shape), `feed` (clips from disk) and `machinery` (what a study adds to a
+trial; needs ray, optuna and mlflow, the others torch alone). Each figure stands beside a plain reference
+from the same run, in turn with it; ratios are medians of the rounds.
 """
 
 from __future__ import annotations

@@ -7,12 +7,34 @@ attention and absent from the batch statistics.
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, nullcontext
+from contextvars import ContextVar
+
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from workbench.config import ModelConfig
 from workbench.model.depthwise import DepthwiseConv
 from workbench.model.dropout import Dropout, is_packed
+
+# Whether a block runs again, in the backward pass: running statistics must not count it twice.
+_recomputing: ContextVar[bool] = ContextVar("_recomputing", default=False)
+
+
+@contextlib.contextmanager
+def _recomputation() -> Iterator[None]:
+    token = _recomputing.set(True)
+    try:
+        yield
+    finally:
+        _recomputing.reset(token)
+
+
+def _both_passes() -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
+    return nullcontext(), _recomputation()
 
 
 class Conformer(nn.Module):
@@ -20,14 +42,21 @@ class Conformer(nn.Module):
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
+        self.recompute = config.recompute
         kernels = [config.first_kernel] + [config.kernel] * (config.num_blocks - 1)
         self.blocks = nn.ModuleList(ConformerBlock(config, kernel) for kernel in kernels)
 
     def forward(self, x: Tensor, padding: Tensor | None = None) -> Tensor:
         """(B, T, D) -> (B, T, D)."""
         for block in self.blocks:
-            x = block(x, padding)
+            if self.recompute and torch.is_grad_enabled():
+                x = checkpoint(block, x, padding, use_reentrant=False, context_fn=_both_passes)
+            else:
+                x = block(x, padding)
         return x
+
+    def extra_repr(self) -> str:
+        return f"recompute={self.recompute}"
 
 
 class ConformerBlock(nn.Module):
@@ -90,21 +119,30 @@ class MaskedBatchNorm(nn.BatchNorm1d):
 
     def forward(self, x: Tensor, padding: Tensor | None = None) -> Tensor:
         """(B, T, D) -> (B, T, D)."""
-        if padding is None or not self.training:
-            return super().forward(x.flatten(0, 1)).view_as(x)
         assert self.running_mean is not None
         assert self.running_var is not None
+        if not self.training or (padding is None and not _recomputing.get()):
+            return super().forward(x.flatten(0, 1)).view_as(x)
+        if padding is None:
+            spent = (
+                self.running_mean.clone(),
+                self.running_var.clone(),
+            )  # the first pass has moved the real ones
+            return nn.functional.batch_norm(
+                x.flatten(0, 1), *spent, self.weight, self.bias, training=True, eps=self.eps
+            ).view_as(x)
         assert self.momentum is not None
         valid = (~padding)[..., None].to(x.dtype)
         count = valid.sum()
         mean = (x * valid).sum((0, 1)) / count
         variance = ((x - mean).square() * valid).sum((0, 1)) / count
-        with torch.no_grad():
-            unbiased = variance * count / (count - 1).clamp_min(1)
-            self.running_mean.lerp_(mean.to(self.running_mean.dtype), self.momentum)
-            self.running_var.lerp_(unbiased.to(self.running_var.dtype), self.momentum)
-            assert self.num_batches_tracked is not None
-            self.num_batches_tracked.add_(1)
+        if not _recomputing.get():
+            with torch.no_grad():
+                unbiased = variance * count / (count - 1).clamp_min(1)
+                self.running_mean.lerp_(mean.to(self.running_mean.dtype), self.momentum)
+                self.running_var.lerp_(unbiased.to(self.running_var.dtype), self.momentum)
+                assert self.num_batches_tracked is not None
+                self.num_batches_tracked.add_(1)
         return (x - mean) * (variance + self.eps).rsqrt() * self.weight + self.bias
 
 

@@ -77,6 +77,7 @@ class Job:
             "kind": self.kind,
             "front_end": identity(config.front_end),
             "model": identity(config.model),
+            "recompute": config.model.recompute,
             "precision": config.precision,
             "batch": self.batch,
             "clip_seconds": config.data.clip_seconds,
