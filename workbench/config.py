@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
-from workbench.settings import ConfigError, heard_from, placement
+from workbench.settings import ConfigError, StageKind, heard_from, placement
 
 # Hz; 64 ms are then 1,024 samples. The paper leaves the rate open, a thesis on the same task has 16 kHz.
 SAMPLE_RATE = 16_000
@@ -63,6 +63,10 @@ class CorpusData:
     test_clips: int = heard_from("evaluate", 1000)
     label_fraction: float = heard_from("finetune", 1.0)  # nested: the 10 % are among the 30 %
 
+    def is_of_one_length(self, kind: StageKind) -> bool:
+        """Whether all clips that this stage trains on are equally long."""
+        return True
+
     def __post_init__(self) -> None:
         _positive(self, "pool_clips", "labelled_clips", "validation_clips", "test_clips")
         _events(self, "clip_seconds")
@@ -89,6 +93,10 @@ class Esc50Data:
     corpus_clip_seconds: float = 3.2
     label_fraction: float = heard_from("finetune", 1.0)
     skip_unreadable: bool = False
+
+    def is_of_one_length(self, kind: StageKind) -> bool:
+        """A copy of the recordings may have some that are shorter than the published 5 s."""
+        return False
 
     def __post_init__(self) -> None:
         _positive(self, "clip_seconds")

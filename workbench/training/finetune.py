@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -21,12 +21,12 @@ from workbench.model.heads import Classifier
 from workbench.random_streams import derive, numpy_stream, torch_stream
 from workbench.training import metrics as clip_metrics
 from workbench.training.batches import BalancedClasses, BatchOrder, ShuffledEpochs
-from workbench.training.loop import Course, Diverged, Run, Stopped, Validation, train
+from workbench.training.loop import Course, Diverged, Run, Stopped, Validation
 from workbench.training.objectives import Metrics
-from workbench.training.pack import train_together
+from workbench.training.pack import pack_key, train_together
 from workbench.training.pretrain import autocast_for, crop_samples, num_latents
 
-STAGE = "finetune"
+STAGE: Literal["finetune"] = "finetune"
 EVALUATION_BATCH = 64  # clips
 
 
@@ -82,6 +82,7 @@ class Finetuning:
         self.model = new_clip_model(config, encoder, len(splits.classes)).to(device).train()
         self._order = batch_order(config, splits.train)
         self._autocast = autocast_for(config, device)
+        self.pack_key = pack_key(config, STAGE)
 
     def hear(self, step: int) -> Iterator[Heard]:
         augmentation = self.settings.augmentation
@@ -116,7 +117,7 @@ class Finetuning:
 def finetune(config: TrialConfig, splits: Splits, encoder: Encoder, run: Run) -> Finetuned:
     """Train `encoder` (changed in place) and a new classifier on the labelled clips. Raises Diverged."""
     course = _course(config, splits, encoder, run)
-    return _finetuned(course, train(course))
+    return _finetuned(course, run.train(course))
 
 
 def finetune_together(

@@ -31,11 +31,17 @@ class Task(Protocol[HeardT]):
     tensors and of what was heard.
     """
 
-    stage: str
+    @property
+    def stage(self) -> str:
+        """Its name."""
 
     @property
     def model(self) -> nn.Module:
         """Trained in place."""
+
+    @property
+    def pack_key(self) -> str | None:
+        """The same for tasks that can train together; None for one that can with none."""
 
     def hear(self, step: int) -> Iterator[HeardT]:
         """The micro-batches of an update, on the device."""
@@ -86,6 +92,7 @@ class Run:
     checkpoint: Path | None = None  # resumed from if it is there
     save_seconds: float = SAVE_SECONDS
     should_stop: Callable[[], bool] = lambda: False  # asked after every update
+    train: Callable[[Course[Any]], list[dict[str, float]]] = field(default_factory=lambda: train)
     earlier_seconds: float = 0.0  # set: spent before the checkpoint that was resumed from
 
 

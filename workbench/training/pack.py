@@ -9,16 +9,19 @@ P trials of the pack, N weights of a trial.
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 from torch.utils._pytree import tree_map
 
+from workbench.config import TrialConfig
 from workbench.model.dropout import drawn_by
+from workbench.settings import digest, identity
 from workbench.training.loop import Course, Diverged, Stopped, trainable
 from workbench.training.objectives import Metrics
 
@@ -51,6 +54,31 @@ def train_together(courses: Sequence[Course[Any]]) -> list[list[dict[str, float]
         states = [pack.optimiser_state(list(left).index(n)) if n in left else {} for n in range(len(courses))]
         left = {number: course for number, course in left.items() if number not in found}
     return [found[number] for number in range(len(courses))]
+
+
+def pack_key(config: TrialConfig, kind: Literal["pretrain", "finetune"]) -> str | None:
+    """The same for trials that can train together; None where batches are not all of one shape."""
+    model = dataclasses.replace(config.model, dropout=0.5 if config.model.dropout else 0.0)
+    content: dict[str, Any] = {
+        "kind": kind,
+        "front_end": identity(config.front_end),
+        "model": identity(model),
+        "precision": config.precision,
+        "clip_seconds": config.data.clip_seconds,
+    }
+    if config.model.recompute or not config.data.is_of_one_length(kind):
+        return None
+    if kind == "pretrain":
+        assert config.pretraining is not None
+        content["batch"] = [config.pretraining.batch_size, config.pretraining.accumulation]
+        content["objective"] = identity(config.pretraining.objective)
+    else:
+        settings = config.finetuning
+        content["batch"] = [settings.batch_size, settings.accumulation]
+        content["loss"] = [settings.pooling, settings.freeze_encoder, settings.consistency_weight]
+        content["output_dropout"] = settings.output_dropout > 0
+        content["data"] = config.data.kind
+    return digest(content)
 
 
 class Pack:

@@ -9,7 +9,7 @@ import contextlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -22,11 +22,11 @@ from workbench.data.clips import ClipSet
 from workbench.model.encoder import Encoder, padding_mask
 from workbench.random_streams import derive, numpy_stream, torch_stream
 from workbench.training.batches import ShuffledEpochs, onto
-from workbench.training.loop import Course, Diverged, Run, Stopped, train
+from workbench.training.loop import Course, Diverged, Run, Stopped
 from workbench.training.objectives import Hidden, Metrics, build_objective, collapse_metrics
-from workbench.training.pack import train_together
+from workbench.training.pack import pack_key, train_together
 
-STAGE = "pretrain"
+STAGE: Literal["pretrain"] = "pretrain"
 STATISTICS_CLIPS = 512  # heard for the standardisation of the log-mel
 
 
@@ -59,6 +59,7 @@ class Pretraining:
         self._objective = build_objective(self.settings.objective)
         self._order = ShuffledEpochs(len(pool), self.settings.batch_size, config.seed, STAGE)
         self._autocast = autocast_for(config, device)
+        self.pack_key = pack_key(config, STAGE)
 
     def hear(self, step: int) -> Iterator[Heard]:
         crop = numpy_stream(self.config.seed, STAGE, "crop", step)
@@ -96,7 +97,7 @@ class Pretraining:
 def pretrain(config: TrialConfig, pool: ClipSet, run: Run) -> Pretrained:
     """Train an encoder on `pool` by the objective of `config.pretraining`. Raises Diverged."""
     task = Pretraining(config, pool, run.device)
-    history = train(Course(task, task.settings, seed=config.seed, run=run))
+    history = run.train(Course(task, task.settings, seed=config.seed, run=run))
     return Pretrained(task.model, history)
 
 

@@ -1,0 +1,113 @@
+"""Trials in threads train together at each training, one thread at a time, and end as they would alone."""
+
+import threading
+import time
+
+import pytest
+import torch
+
+from workbench.training import rendezvous
+from workbench.training.finetune import finetune, score
+from workbench.training.loop import Diverged, Run
+from workbench.training.pack import pack_key
+from workbench.training.pretrain import pretrain
+from workbench.training.rendezvous import Rendezvous
+
+UPDATES = 4
+CPU = torch.device("cpu")
+
+
+@pytest.fixture
+def trials(tiny_trial, with_changes):
+    short = {
+        "pretraining.steps": UPDATES,
+        "finetuning.steps": UPDATES,
+        "data.validation_clips": 32,
+        "data.test_clips": 32,
+    }
+    changes = [{"seed": 0}, {"seed": 1}, {"seed": 2, "finetuning.optimiser.peak_lr": 1e-3}]
+    return [with_changes(tiny_trial, short | change) for change in changes]
+
+
+def _whole(trial, splits, train=None):
+    """Pre-training, fine-tuning and a score."""
+    run = Run() if train is None else Run(train=train)
+    encoder = pretrain(trial, splits.pool, run).encoder
+    model = finetune(trial, splits, encoder, run).model
+    return score(trial, model, splits.validation, CPU, "validation")[1]
+
+
+@pytest.fixture
+def packs(monkeypatch):
+    """How many trained together, each time."""
+    sizes = []
+
+    def counted(courses):
+        sizes.append(len(courses))
+        return together(courses)
+
+    together = rendezvous.train_together
+    monkeypatch.setattr(rendezvous, "train_together", counted)
+    return sizes
+
+
+def test_trials_meet_at_each_training_and_end_as_alone(trials, tiny_splits, packs):
+    alone = [_whole(trial, tiny_splits) for trial in trials]
+    meeting = Rendezvous()
+    met = meeting.run([lambda t=trial: _whole(t, tiny_splits, meeting.train) for trial in trials])
+    assert packs == [3, 3]
+    for one, other in zip(met, alone, strict=True):
+        assert one == pytest.approx(other, abs=2e-3)
+
+
+def test_one_that_ends_early_is_not_waited_for(trials, tiny_splits, packs, with_changes):
+    wild = with_changes(trials[0], {"pretraining.optimiser.peak_lr": 1e25, "pretraining.steps": 40})
+    meeting = Rendezvous()
+
+    def breaks():
+        raise KeyError("mine")
+
+    jobs = [lambda t=trial: _whole(t, tiny_splits, meeting.train) for trial in (wild, *trials[1:])]
+    diverged, first, second, broken = meeting.run([*jobs, breaks])
+    assert isinstance(diverged, Diverged)
+    assert isinstance(broken, KeyError)
+    assert first.shape == second.shape == (len(tiny_splits.validation), 12)
+    assert packs == [3, 2]
+
+
+def test_trials_of_other_shapes_train_apart(trials, tiny_splits, packs, with_changes):
+    larger = with_changes(trials[0], {"pretraining.batch_size": 8})
+    meeting = Rendezvous()
+    met = meeting.run([lambda t=t: _whole(t, tiny_splits, meeting.train) for t in (larger, *trials[1:])])
+    assert packs == [2, 3]
+    assert met[0] == pytest.approx(_whole(larger, tiny_splits), abs=2e-3)
+
+
+def test_one_thread_runs_at_a_time():
+    """New models draw from torch's global random state."""
+    inside, most = [], []
+
+    def job():
+        inside.append(threading.get_ident())
+        time.sleep(0.01)
+        most.append(len(inside))
+        inside.pop()
+
+    Rendezvous().run([job] * 5)
+    assert most == [1] * 5
+
+
+def test_what_a_pack_shares_is_in_its_key(tiny_trial, with_changes):
+    def key(kind, **changes):
+        return pack_key(with_changes(tiny_trial, {k.replace("__", "."): v for k, v in changes.items()}), kind)
+
+    for kind, stage in (("pretrain", "pretraining"), ("finetune", "finetuning")):
+        own = key(kind)
+        same = [{"seed": 9}, {f"{stage}__steps": 7}, {f"{stage}__optimiser__peak_lr": 0.1}]
+        same += [{"model__dropout": 0.3}, {"data__label_fraction": 0.5}]
+        assert {key(kind, **change) for change in same} == {own}
+        other = [{f"{stage}__batch_size": 4}, {"model__width": 32}, {"model__dropout": 0.0}]
+        other += [{"front_end__num_mels": 32}, {"data__clip_seconds": 3.2}]
+        assert own not in {key(kind, **change) for change in other}
+    assert key("finetune") != key("finetune", finetuning__freeze_encoder=True)
+    assert key("pretrain", model__recompute=True) is None
