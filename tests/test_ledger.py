@@ -5,6 +5,7 @@ import pytest
 from workbench.study.definition import load_study
 from workbench.study.ledger import GridLedger, SearchLedger, best_of
 from workbench.study.plan import Planner, work_of
+from workbench.training.pack import pack_key
 
 STUDY = """
 question: Which order?
@@ -65,6 +66,21 @@ def test_each_trial_is_handed_out_once_and_no_pretraining_twice_at_a_time(open_l
         ledger.complete(done.number, 0.5)
     assert len(seen) == len(set(seen)) == 8
     assert [e.state for e in ledger.ended()] == ["complete"] * 8
+
+
+def test_trials_that_train_together_are_found_by_the_stage_that_they_need_next(open_ledger):
+    ledger = open_ledger()
+    first = ledger.next()
+    assert (
+        ledger.num_ready(first.planned) == 2
+    )  # the other seed's, of both regimes; they share a pre-training
+    pack = [first]
+    while (following := ledger.next(like=first.planned)) is not None:
+        pack.append(following)
+    needed = [a.planned.stages.pretrain.key for a in pack]
+    key = pack_key(first.planned.trial.config, "pretrain")
+    assert [pack_key(a.planned.trial.config, "pretrain") for a in pack] == [key] * len(pack)
+    assert len(set(needed)) == len(needed) == 2
 
 
 def test_the_longest_comes_first(open_ledger):

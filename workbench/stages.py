@@ -20,6 +20,7 @@ from workbench.training.checkpoint import load_tensors, save_tensors
 from workbench.training.finetune import finetune, new_clip_model, score
 from workbench.training.loop import Diverged, Run
 from workbench.training.pretrain import computed_in, new_encoder, pretrain
+from workbench.training.rendezvous import Rendezvous
 from workbench.training.tracker import Tracker
 
 # Raised when the same settings come to give another result; a test compares with golden results.
@@ -97,15 +98,22 @@ def run_trial(
     report: Callable[[str], None] = print,
     should_stop: Callable[[], bool] = lambda: False,
     wait: bool = True,
+    meeting: Rendezvous | None = None,
 ) -> TrialResult:
-    """Obtain the stages of a trial. Raises Diverged, DataError, Stopped; with `wait=False`, StageBusy."""
+    """Obtain the stages of a trial. Raises Diverged, DataError, Stopped; with `wait=False`, StageBusy.
+
+    In a thread of `meeting` it trains together with the other trials there.
+    """
     stages = stages_of(config, data_fingerprint)
     splits = _Lazily(lambda: load_splits(config.data, data_root, config.seed, report, data_fingerprint))
     placed = {"device": device.type, "computed_in": computed_in(config, device)}
 
     def run_in(folder: Path) -> Run:
         checkpoint = folder / CHECKPOINT
-        return Run(device=device, tracker=tracker, checkpoint=checkpoint, should_stop=should_stop)
+        run = Run(device=device, tracker=tracker, checkpoint=checkpoint, should_stop=should_stop)
+        if meeting is not None:
+            run.train = meeting.train
+        return run
 
     def build_encoder(folder: Path) -> dict[str, Any]:
         run = run_in(folder)
@@ -113,7 +121,7 @@ def run_trial(
         save_tensors(folder / WEIGHTS, result.encoder.state_dict())
         _write_history(folder, result.history)
         metrics = {f"pretrain/{name}": value for name, value in result.history[-1].items()}
-        return {"metrics": metrics, "earlier_seconds": run.earlier_seconds, **placed}
+        return {"metrics": metrics, **_spent(run, meeting), **placed}
 
     def build_classifier(folder: Path) -> dict[str, Any]:
         encoder = new_encoder(config, splits.get().pool, device)
@@ -127,7 +135,7 @@ def run_trial(
             "metrics": result.validation,
             "labelled_clips": len(splits.get().train),
             "pool_hours": splits.get().pool.hours,
-            "earlier_seconds": run.earlier_seconds,
+            **_spent(run, meeting),
             **placed,
         }
 
@@ -154,6 +162,11 @@ def run_trial(
             store.discard_work(stage)  # its checkpoint would only diverge again
             raise
     return read_result(stages, store)
+
+
+def _spent(run: Run, meeting: Rendezvous | None) -> dict[str, float]:
+    """What the store is told of a stage's time: what came before, and how many shared it."""
+    return {"earlier_seconds": run.earlier_seconds, "shared_by": meeting.num_trials if meeting else 1}
 
 
 def read_result(stages: TrialStages, store: Store) -> TrialResult:

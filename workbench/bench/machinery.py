@@ -64,8 +64,9 @@ def _train_nothing(config: dict[str, Any], settings: dict[str, Any]) -> None:
     """A worker that writes a finished stage with curves, as a trial does, and trains nothing."""
     from ray import tune
 
-    trial = from_dict(TrialConfig, json.loads(config["trial"]))
-    stage = stages_of(trial, config["data_fingerprint"]).evaluate
+    (sent,) = config["trials"]
+    trial = from_dict(TrialConfig, json.loads(sent["config"]))
+    stage = stages_of(trial, sent["data_fingerprint"]).evaluate
 
     def build(folder: Path) -> dict[str, Any]:
         rows = ({"step": step, "loss": 1.0, "lr": 0.1, "grad_norm": 1.0} for step in range(CURVE_POINTS))
@@ -74,7 +75,7 @@ def _train_nothing(config: dict[str, Any], settings: dict[str, Any]) -> None:
         return {"metrics": metrics, "parameters": 1, "labelled_clips": 1, "pool_hours": 1.0}
 
     open_store(settings["store"]).obtain(stage, build)
-    tune.report({"event": "done", "value": 0.5})
+    tune.report({"event": "done", "number": sent["number"], "value": 0.5})
 
 
 def _ours(num_trials: int) -> float:

@@ -88,8 +88,9 @@ class Store:
     def obtain(self, stage: Stage, build: Build, *, wait: bool = True) -> Path:
         """The folder of the finished stage; `build` is called if it is not there, or is damaged.
 
-        `build(folder)` writes its files and returns facts for `stage.json`. The folder outlives a kill, so
-        a checkpoint in it is found by the next attempt. Only one process builds a stage; another that asks
+        `build(folder)` writes its files and returns facts for `stage.json`; of them `earlier_seconds` were
+        spent before a kill, and `shared_by` stages were built at once. The folder outlives a kill, so a
+        checkpoint in it is found by the next attempt. Only one process builds a stage; another that asks
         for it waits, or has StageBusy raised with `wait=False`. A damaged stage is set aside as
         `<key>.damaged-<time>`.
         """
@@ -132,12 +133,12 @@ class Store:
     def _build(self, stage: Stage, build: Build, work: Path) -> None:
         began, processing = time.monotonic(), time.process_time()
         facts = dict(build(work))
-        earlier = facts.pop("earlier_seconds", 0.0)
+        earlier, shared_by = facts.pop("earlier_seconds", 0.0), facts.pop("shared_by", 1)
         if not earlier:  # else it was another process that spent the rest
-            facts["cpu_seconds"] = round(time.process_time() - processing, 3)
+            facts["cpu_seconds"] = round((time.process_time() - processing) / shared_by, 3)
         for path in (*work.glob(CHECKPOINT), *work.glob("*.tmp")):  # the latter of a kill while writing
             path.unlink()
-        write_facts(work, stage, facts, time.monotonic() - began + earlier)
+        write_facts(work, stage, facts, (time.monotonic() - began + earlier) / shared_by)
 
     def _lock_file(self, name: str) -> Path:
         return self.root / "locks" / name

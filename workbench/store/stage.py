@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from workbench.settings import digest
+from workbench.settings import StageKind, digest
 
 FACTS = "stage.json"
 CHECKPOINT = "checkpoint.safetensors"  # in a stage's working folder; never published
@@ -22,7 +22,7 @@ CHECKPOINT = "checkpoint.safetensors"  # in a stage's working folder; never publ
 class Stage:
     """What a stage would compute."""
 
-    kind: str  # "pretrain", "finetune", "evaluate"
+    kind: StageKind
     version: int  # raised when the same settings come to mean another result
     settings: Any  # JSON
     parents: tuple[str, ...] = ()  # keys of the stages it reads

@@ -33,15 +33,24 @@ from workbench.hardware import device_name, resident_bytes
 from workbench.settings import ConfigError, digest, from_dict, identity, to_dict
 from workbench.store.stage import write_json
 from workbench.study.definition import Resources
-from workbench.training.finetune import EVALUATION_BATCH, finetune, new_clip_model, predict
+from workbench.training.finetune import (
+    EVALUATION_BATCH,
+    finetune,
+    finetune_together,
+    new_clip_model,
+    predict,
+)
 from workbench.training.loop import Run, Stopped
-from workbench.training.pretrain import STATISTICS_CLIPS, new_encoder, pretrain
+from workbench.training.pack import pack_key
+from workbench.training.pretrain import STATISTICS_CLIPS, new_encoder, pretrain, pretrain_together
 from workbench.training.tracker import UpdateClock
 
+FORMAT = 2  # of what is kept; older measurements are made again
 TIMED_SECONDS, TIMED_UPDATES = 2.5, 20  # whichever is over first, after the first two updates
 RUNG = 4  # from one batch size tried to the next
 RUNG_SECONDS = 2.0  # an update that is expected to take longer is extrapolated to
 MEMORY_SHARE = 0.4  # of what is free: more is extrapolated to
+PACK_GAIN = 0.95  # of the time of a pack half as large: a larger one must take less
 
 
 @dataclass(frozen=True)
@@ -51,8 +60,10 @@ class Rates:
     update_seconds: float
     heard_clip_seconds: float  # to evaluate a clip; of fine-tuning alone
     statistics_seconds: float  # before training: the log-mel statistics
-    bytes: int  # peak memory of the process that trains; on a GPU, of the GPU
+    bytes: int  # peak memory of the process that trains one trial; on a GPU, of the GPU
     measured_batch: int  # less than the batch where that was extrapolated
+    pack: int  # trials that one process had best train together
+    packed_update_seconds: float  # of one trial of such a pack
 
 
 @dataclass(frozen=True)
@@ -128,7 +139,8 @@ class Device:
 
     @property
     def key(self) -> str:
-        return digest([self.name, self.kind, self.threads, self.at_once_here, torch.__version__])[:16]
+        content = [FORMAT, self.name, self.kind, self.threads, self.at_once_here, torch.__version__]
+        return digest(content)[:16]
 
 
 class Calibration:
@@ -160,6 +172,7 @@ class Calibration:
                 job.key: dataclasses.replace(
                     rates,
                     update_seconds=rates.update_seconds * factor,
+                    packed_update_seconds=rates.packed_update_seconds * factor,
                     heard_clip_seconds=rates.heard_clip_seconds * factor,
                     statistics_seconds=rates.statistics_seconds * factor,
                 )
@@ -206,6 +219,8 @@ def _combined(same: tuple[Rates, ...]) -> Rates:
         mean("statistics_seconds"),
         max(rates.bytes for rates in same),
         min(rates.measured_batch for rates in same),
+        min(rates.pack for rates in same),
+        mean("packed_update_seconds"),
     )
 
 
@@ -244,13 +259,52 @@ def _measure_job(job: Job, device: torch.device, free: float) -> Rates:
     settings = job.config.pretraining if job.kind == "pretrain" else job.config.finetuning
     assert settings is not None
     seconds = _extrapolated([(b, s) for b, s, _ in rungs], job.batch)
+    whole = rungs[-1][0] == job.batch
+    pack, packed_seconds = _best_pack(job, device, seconds, free) if whole else (1, seconds)
     return Rates(
         update_seconds=seconds * settings.accumulation,
         heard_clip_seconds=_time_evaluation(job, device) if job.kind == "finetune" else 0.0,
         statistics_seconds=_time_statistics(job, device),
         bytes=int(_extrapolated([(b, m) for b, _, m in rungs], job.batch)),
         measured_batch=rungs[-1][0],
+        pack=pack,
+        packed_update_seconds=packed_seconds * settings.accumulation,
     )
+
+
+def _best_pack(job: Job, device: torch.device, alone: float, free: float) -> tuple[int, float]:
+    """How many trials are best trained together, and the seconds of one's update; twice as many as long as
+    that gains."""
+    best = (1, alone)
+    peak = _peak_memory(device)
+    while pack_key(job.config, job.kind) is not None and 2 * best[0] * peak < MEMORY_SHARE * free:
+        size = 2 * best[0]
+        seconds = _time_packed(job, size, device)
+        if seconds > PACK_GAIN * best[1]:
+            break
+        best = (size, seconds)
+    return best
+
+
+def _time_packed(job: Job, size: int, device: torch.device) -> float:
+    """Seconds of an update of one trial among `size`."""
+    clock = UpdateClock(device, updates=TIMED_UPDATES, seconds=TIMED_SECONDS / 2)
+    runs = [Run(device=device, tracker=clock, should_stop=clock.enough)]
+    runs += [Run(device=device, should_stop=clock.has_ended) for _ in range(1, size)]
+    trials = [_for_timing(job, job.batch, seed) for seed in range(size)]
+    if job.kind == "pretrain":
+        pool = _pool(job, 2 * job.batch)
+        pretrain_together([(trial, pool, run) for trial, run in zip(trials, runs, strict=True)])
+    else:
+        splits = _splits(job, 2 * job.batch)
+        encoders = [new_encoder(trial, _pool(job, 2), device) for trial in trials]
+        finetune_together(
+            [
+                (trial, splits, encoder, run)
+                for trial, encoder, run in zip(trials, encoders, runs, strict=True)
+            ]
+        )
+    return clock.update_seconds() / size
 
 
 def _affordable(rungs: list[tuple[int, float, int]], batch: int, free: float) -> bool:
@@ -276,18 +330,24 @@ def _time_updates(job: Job, batch: int, device: torch.device, *, thoroughly: boo
     seconds = TIMED_SECONDS if thoroughly else TIMED_SECONDS / 10
     clock = UpdateClock(device, updates=TIMED_UPDATES, seconds=seconds)
     run = Run(device=device, tracker=clock, should_stop=clock.enough)
-    sized: dict[str, Any] = {"batch_size": batch, "accumulation": 1, "steps": 10_000}
-    config = job.config
+    config = _for_timing(job, batch, job.config.seed)
     with contextlib.suppress(Stopped):
         if job.kind == "pretrain":
-            assert config.pretraining is not None
-            settings = dataclasses.replace(config.pretraining, **sized)
-            pretrain(dataclasses.replace(config, pretraining=settings), _pool(job, 2 * batch), run)
+            pretrain(config, _pool(job, 2 * batch), run)
         else:
-            tuning = dataclasses.replace(config.finetuning, num_evaluations=1, **sized)
-            config = dataclasses.replace(config, finetuning=tuning)
             finetune(config, _splits(job, 2 * batch), new_encoder(config, _pool(job, 2), device), run)
     return clock.update_seconds()
+
+
+def _for_timing(job: Job, batch: int, seed: int) -> TrialConfig:
+    """The job's trial with that micro-batch, without accumulation or end."""
+    sized: dict[str, Any] = {"batch_size": batch, "accumulation": 1, "steps": 10_000}
+    config = dataclasses.replace(job.config, seed=seed)
+    if job.kind == "pretrain":
+        assert config.pretraining is not None
+        return dataclasses.replace(config, pretraining=dataclasses.replace(config.pretraining, **sized))
+    tuning = dataclasses.replace(config.finetuning, num_evaluations=1, **sized)
+    return dataclasses.replace(config, finetuning=tuning)
 
 
 def _time_evaluation(job: Job, device: torch.device) -> float:

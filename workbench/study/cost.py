@@ -16,10 +16,11 @@ from workbench.data import synthesis
 from workbench.data.clips import Extent
 from workbench.model.encoder import num_parameters
 from workbench.places import Places
-from workbench.settings import ConfigError
+from workbench.settings import ConfigError, StageKind
 from workbench.store import Stage
-from workbench.study.calibration import Calibration, Device, Job, free_memory
+from workbench.study.calibration import Calibration, Device, Job, Rates, free_memory
 from workbench.study.plan import PlannedTrial, Planner, work_to_do
+from workbench.training.pack import pack_key
 
 START_SECONDS = 12.0  # Ray, MLflow and the first workers, on two cores; with few short trials it shows
 TRIAL_SECONDS = 0.5  # between the end of one trial and the next one's first update
@@ -33,8 +34,10 @@ MAKING_CLIPS = 4  # made to see how long the others will take
 class CostModel:
     """Seconds and bytes of trials on this device, by its calibration."""
 
-    def __init__(self, places: Places, device: Device, planner: Planner) -> None:
+    def __init__(self, places: Places, device: Device, planner: Planner, *, pack: int | None = None) -> None:
+        """`pack` is how many trials train together; None: as many as the device gains from."""
         self.device = device
+        self._pack = pack
         self._places = places
         self._planner = planner
         self._calibration = Calibration(places.root / "calibration", device)
@@ -52,6 +55,17 @@ class CostModel:
             self._seconds[config] = self._stage_seconds(config)
         return self._seconds[config]
 
+    def pack_size(self, config: TrialConfig, kind: StageKind) -> int:
+        """How many trials had best train this stage together."""
+        if pack_key(config, kind) is None:
+            return 1
+        if self._pack is not None:
+            return self._pack
+        return next(self._calibration.rates(job).pack for job in self._jobs(config) if job.kind == kind)
+
+    def _update_seconds(self, config: TrialConfig, kind: StageKind, rates: Rates) -> float:
+        return rates.packed_update_seconds if self.pack_size(config, kind) > 1 else rates.update_seconds
+
     def _stage_seconds(self, config: TrialConfig) -> dict[str, float]:
         extent = self.extent(config.data)
         *first, second = self._jobs(config)
@@ -60,13 +74,14 @@ class CostModel:
         heard = settings.num_evaluations * extent.validation_clips
         seconds = {
             "finetune": rates.statistics_seconds
-            + settings.steps * rates.update_seconds
+            + settings.steps * self._update_seconds(config, "finetune", rates)
             + heard * rates.heard_clip_seconds,
             "evaluate": extent.test_clips * rates.heard_clip_seconds + TRIAL_SECONDS,
         }
         if config.pretraining is not None:
             rates = self._calibration.rates(first[0])
-            seconds["pretrain"] = rates.statistics_seconds + config.pretraining.steps * rates.update_seconds
+            each = self._update_seconds(config, "pretrain", rates)
+            seconds["pretrain"] = rates.statistics_seconds + config.pretraining.steps * each
         return seconds
 
     def learn(self, planned: Iterable[PlannedTrial], took: Mapping[Stage, float]) -> None:
@@ -91,8 +106,11 @@ class CostModel:
         return any(self._calibration.rates(job).measured_batch < job.batch for job in self._jobs(config))
 
     def trial_bytes(self, config: TrialConfig) -> float:
-        """Peak memory of one trial: of the process, or of its GPU."""
-        peak = max(self._calibration.rates(job).bytes for job in self._jobs(config))
+        """Peak memory of a process that trains such a trial, or a pack of them; or of its GPU."""
+        peak = max(
+            self._calibration.rates(job).bytes * self.pack_size(config, job.kind)
+            for job in self._jobs(config)
+        )
         return peak + (WORKER_BYTES if self.device.kind == "cpu" else 0)
 
     def stage_bytes(self, config: TrialConfig) -> dict[str, float]:
@@ -133,6 +151,7 @@ class Cost:
     memory_bytes: float  # at most, of everything at once
     disk_bytes: float  # added
     extrapolated: bool  # from batches smaller than the trials'
+    pack: int  # trials that train as one, at most
 
 
 @dataclass(frozen=True)
@@ -148,7 +167,7 @@ class Plan:
 def cost_of(planned: Sequence[PlannedTrial], has: Callable[[Stage], bool], model: CostModel) -> Cost:
     """What these trials cost, in the order in which they would be run."""
     if not planned:
-        return Cost(0, 0, 0, 0, 0, 0, 0, False)
+        return Cost(0, 0, 0, 0, 0, 0, 0, False, 1)
     missing = work_to_do(planned, has, model.seconds)
     once = work_to_do(planned, lambda stage: False, model.seconds)
     alone = sum(
@@ -178,6 +197,9 @@ def cost_of(planned: Sequence[PlannedTrial], has: Callable[[Stage], bool], model
         + sum(extent.unprepared_bytes for extent in unprepared.values())
         + (checkpoints if missing else 0.0),
         extrapolated=any(model.is_extrapolated(config) for config in configs),
+        pack=max(
+            model.pack_size(item.trial.config, stage.kind) for item in planned for stage in item.stages.all()
+        ),
     )
 
 
@@ -238,7 +260,8 @@ def refuse_what_cannot_fit(cost: Cost, model: CostModel, places: Places) -> None
             f"{device.concurrency} trials at once would take {gigabytes(cost.memory_bytes)} of memory, "
             f"{gigabytes(cost.trial_bytes)} each, and {gigabytes(free)} are free; run fewer at once "
             "(--set resources.concurrency=1), or cut the batch by pretraining.accumulation and "
-            "finetuning.accumulation, or take a smaller preset",
+            "finetuning.accumulation, compute activations again (--set model.recompute=true), or take a "
+            "smaller preset",
         )
     disk = shutil.disk_usage(nearest_folder(places.root)).free
     if cost.disk_bytes > disk:
@@ -275,6 +298,8 @@ def print_cost(cost: Cost, model: CostModel, write: Callable[[str], None]) -> No
             f"memory: {gigabytes(cost.trial_bytes)} a trial, {gigabytes(cost.memory_bytes)} in all; "
             f"disk: {gigabytes(cost.disk_bytes)}"
         )
+    if cost.pack > 1:
+        write(f"packs: up to {cost.pack} trials of the same shapes train as one")
     if cost.extrapolated:
         write("some batches are too large to be measured here; their cost is extrapolated from smaller ones")
 

@@ -40,9 +40,10 @@ class Resources:
     concurrency: int | None = None  # trials at once; None: one for each CPU core, or GPU
     threads: int = 1  # of torch, a trial
     device: Literal["auto", "cpu", "cuda"] = "auto"
+    pack: int | None = None  # trials trained as one; None: as many as the device gains from, by measurement
 
     def __post_init__(self) -> None:
-        for name in ("concurrency", "threads"):
+        for name in ("concurrency", "threads", "pack"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ConfigError(name, f"must be at least 1, is {value}")

@@ -28,6 +28,7 @@ from workbench.random_streams import derive
 from workbench.store import Stage
 from workbench.study.definition import Choice, Integer, Search, Study
 from workbench.study.plan import PlannedTrial, Planner, place, work_of, work_to_do
+from workbench.training.pack import pack_key
 
 optuna.logging.set_verbosity(optuna.logging.CRITICAL)  # what is wrong is raised, and told once
 os.environ.setdefault("PGCONNECT_TIMEOUT", "10")  # seconds; for a host that does not answer, else minutes
@@ -100,20 +101,37 @@ class Ledger:
         self._running: dict[int, PlannedTrial] = {}
         self._entered: list[Assignment] = []  # in the storage and at no worker: cut off, put back, held
 
-    def next(self) -> Assignment | None:
-        """A trial to run now, or None when none is ready yet, or none is left."""
-        ready = (a for a in self._entered if not self._must_wait(a.planned))
+    def next(self, like: PlannedTrial | None = None) -> Assignment | None:
+        """A trial to run now, or None when none is ready yet, or none is left.
+
+        `like` asks for one whose next stage can be trained together with that of another.
+        """
+        ready = (a for a in self._entered if self._is_ready(a.planned, like))
         assignment = next(ready, None)
         if assignment is not None:
             self._entered.remove(assignment)
         else:
-            assignment = self._next()
+            assignment = self._next(like)
         if assignment is not None:
             self._running[assignment.number] = assignment.planned
         return assignment
 
-    def _next(self) -> Assignment | None:
+    def num_ready(self, like: PlannedTrial) -> int:
+        """How many `next(like)` could give now."""
+        return sum(self._is_ready(a.planned, like) for a in self._entered)
+
+    def _next(self, like: PlannedTrial | None) -> Assignment | None:
         raise NotImplementedError
+
+    def _is_ready(self, planned: PlannedTrial, like: PlannedTrial | None) -> bool:
+        if like is not None and self._pack_key(planned) != self._pack_key(like):
+            return False
+        return not self._must_wait(planned)
+
+    def _pack_key(self, planned: PlannedTrial) -> str | None:
+        """Of the stage that it needs next."""
+        missing = planned.stages.missing(self.store.has)
+        return pack_key(planned.trial.config, missing[0].kind) if missing else None
 
     def _must_wait(self, planned: PlannedTrial) -> bool:
         """Whether what it needs next is being computed."""
@@ -236,9 +254,12 @@ class GridLedger(Ledger):
     def _not_begun(self) -> list[PlannedTrial]:
         return self._pending
 
-    def _next(self) -> Assignment | None:
+    def num_ready(self, like: PlannedTrial) -> int:
+        return super().num_ready(like) + sum(self._is_ready(planned, like) for planned in self._pending)
+
+    def _next(self, like: PlannedTrial | None) -> Assignment | None:
         """The longest of those that need not wait, so that workers do not wait for it at the end."""
-        ready = [planned for planned in self._pending if not self._must_wait(planned)]
+        ready = [planned for planned in self._pending if self._is_ready(planned, like)]
         if not ready:
             return None
         chosen = max(ready, key=self._work_of)
@@ -310,14 +331,16 @@ class SearchLedger(Ledger):
     def _not_begun(self) -> list[PlannedTrial]:
         return [] if self._found_nothing_new else [self._typical] * (self.num_trials - self._num_proposed())
 
-    def next(self) -> Assignment | None:
+    def next(self, like: PlannedTrial | None = None) -> Assignment | None:
         for assignment in list(self._entered):
             if self._tell_known(assignment):
                 self._entered.remove(assignment)
-        return super().next()
+        return super().next(like)
 
-    def _next(self) -> Assignment | None:
+    def _next(self, like: PlannedTrial | None) -> Assignment | None:
         """A proposal that need not wait; some that must are kept for later."""
+        if like is not None:
+            return None  # one by one: a pruner may end a trial before the others
         in_a_row = 0
         while self._not_begun() and len(self._entered) < LOOK_AHEAD:
             number = len(self._optuna.get_trials(deepcopy=False))

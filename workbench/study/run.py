@@ -7,7 +7,7 @@ import fcntl
 import json
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import torch
@@ -19,7 +19,7 @@ from workbench.settings import digest, identity
 from workbench.stages import read_result
 from workbench.store import Store
 from workbench.study import results
-from workbench.study.cost import Cost, Plan, duration
+from workbench.study.cost import Cost, CostModel, Plan, duration
 from workbench.study.definition import Study, Trial
 from workbench.study.interruption import INTERRUPTED, Interruption
 from workbench.study.ledger import LEDGER_ERRORS, Ended, GridLedger, Work, open_ledger
@@ -168,7 +168,9 @@ def _run_trials(
             return INTERRUPTED if interrupted else 1
 
         with ray_started(model.device, folder / "processes.json", last_words), progress, interruption:
-            run_trials(ledger, places, progress, model.device, interruption)
+            run_trials(
+                ledger, places, progress, model.device, interruption, pack_size=_pack_size(model, store)
+            )
         to_confirm = study.search is not None and study.search.confirm_seeds
         if interruption.requested and (ledger.num_left or to_confirm):
             raise StudyInterrupted
@@ -176,6 +178,16 @@ def _run_trials(
         new = [stage for stage in missing if store.has(stage)]
         model.learn(plan.planned, {stage: store.facts(stage)["seconds"] for stage in new})
     return results.StudyRecord.read(definition)
+
+
+def _pack_size(model: CostModel, store: Store) -> Callable[[PlannedTrial], int]:
+    """By the stage that a trial needs next."""
+
+    def size(planned: PlannedTrial) -> int:
+        missing = planned.stages.missing(store.has)
+        return model.pack_size(planned.trial.config, missing[0].kind) if missing else 1
+
+    return size
 
 
 def _flag(study: Study, places: Places) -> str:

@@ -14,7 +14,6 @@ import os
 import platform
 import shutil
 import threading
-import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -34,27 +33,21 @@ os.environ.setdefault("TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_
 
 import psutil
 import ray
-import torch
 from ray import tune
 from ray.exceptions import RayError
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
 
-from workbench.config import TrialConfig
-from workbench.data.clips import DataError
-from workbench.data.corpus import die_with_parent
 from workbench.places import Places
-from workbench.settings import from_dict, to_dict
-from workbench.stages import run_trial
-from workbench.store import StageBusy, open_store
+from workbench.settings import to_dict
 from workbench.store.stage import write_json
 from workbench.study.calibration import Device
-from workbench.study.interruption import Interruption, is_flagged
+from workbench.study.interruption import Interruption
 from workbench.study.ledger import Assignment, Ledger
-from workbench.training.loop import Diverged, Stopped
+from workbench.study.plan import PlannedTrial
+from workbench.study.worker import ENDS, work
 
 WORKER_DEATHS = 3  # survived by a trial; each time it is handed out again, and goes on from its checkpoint
-REPORT_SECONDS = 1.0  # between a worker's reports of progress
 WATCH_SECONDS = 0.5  # between looks at whether Ray's servers live
 
 
@@ -77,6 +70,7 @@ class Watcher:
 
 
 Worker = Callable[..., None]  # what Tune calls in a worker's process: (config, settings)
+PackSize = Callable[[PlannedTrial], int]
 
 
 def run_trials(
@@ -85,11 +79,14 @@ def run_trials(
     watcher: Watcher,
     device: Device,
     interruption: Interruption,
+    *,
+    pack_size: PackSize = lambda planned: 1,
     worker: Worker | None = None,
 ) -> None:
     """Run every trial that the ledger has left; returns when each has ended, or when interrupted.
 
-    Ray must have been started. Raises StudyStopped.
+    `pack_size` says how many trials like one a worker trains together. Ray must have been started. Raises
+    StudyStopped.
     """
     folder = places.study(ledger.study.id) / "tune"
     shutil.rmtree(folder, ignore_errors=True)  # of an earlier launch; nothing in it is read
@@ -104,7 +101,7 @@ def run_trials(
         "select": f"validation/{ledger.study.metric}",
         "folder": str(Path.cwd()),
     }
-    handout = _Handout(ledger, watcher, interruption)
+    handout = _Handout(ledger, watcher, interruption, pack_size, device.concurrency)
     trainable = tune.with_parameters(worker or _train, settings=settings)
     tuner = tune.Tuner(
         tune.with_resources(trainable, per_trial),
@@ -238,47 +235,87 @@ def _init_ray(num_cpus: int) -> None:
 
 
 class _Handout(Searcher):
-    """What Tune calls a search algorithm: hands out the ledger's trials, and enters how they ended."""
+    """What Tune calls a search algorithm: hands out the ledger's trials, and enters how they ended.
 
-    def __init__(self, ledger: Ledger, watcher: Watcher, interruption: Interruption) -> None:
+    What Tune takes for a trial is what one worker is given: a trial of the ledger, or some that train
+    together.
+    """
+
+    def __init__(
+        self,
+        ledger: Ledger,
+        watcher: Watcher,
+        interruption: Interruption,
+        pack_size: PackSize,
+        num_workers: int,
+    ) -> None:
         super().__init__(metric="value", mode="max")
         self._ledger = ledger
         self._watcher = watcher
         self._interruption = interruption
-        self._numbers: dict[str, int] = {}  # Tune's id -> the ledger's number
+        self._pack_size = pack_size
+        self._num_workers = num_workers
+        self._open: dict[str, set[int]] = {}  # Tune's id -> the ledger's numbers that have not ended
         self._deaths: Counter[int] = Counter()  # of workers, by the ledger's number
         self.broken = ""  # why no further trial makes sense
 
     def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
         if self._ledger.num_left == 0 or self.broken or self._interruption.requested:
             return Searcher.FINISHED
-        assignment = self._ledger.next()
-        if assignment is None:
+        group = self._next_group()
+        if not group:
             return None
-        self._numbers[trial_id] = assignment.number
-        self._watcher.started(assignment)
-        return {
-            "number": assignment.number,
-            # As text: Tune flattens a mapping and sends it back with every report.
-            "trial": json.dumps(to_dict(assignment.planned.trial.config)),
-            "data_fingerprint": assignment.planned.data_fingerprint,
-        }
+        self._open[trial_id] = {assignment.number for assignment in group}
+        for assignment in group:
+            self._watcher.started(assignment)
+        # In a list: Tune flattens a mapping and sends it back with every report.
+        return {"trials": [_to_send(assignment) for assignment in group]}
+
+    def _next_group(self) -> list[Assignment]:
+        """A trial, and others to train with it; no more than leaves the other workers their part."""
+        first = self._ledger.next()
+        if first is None:
+            return []
+        group = [first]
+        most = 1 if self._deaths[first.number] else self._pack_size(first.planned)
+        if most > 1:
+            fair = math.ceil((1 + self._ledger.num_ready(first.planned)) / self._num_workers)
+            while len(group) < min(most, fair):
+                following = self._ledger.next(like=first.planned)
+                if following is None:
+                    break
+                group.append(following)
+        return group
 
     def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
-        if result.get("event") == "progress":
-            number = self._numbers[trial_id]
-            self._watcher.progress(number, result["stage"], result["step"], result["steps"])
-        elif result.get("event") == "note":
-            self._watcher.note(result["text"])
+        match result.get("event"):
+            case "progress":
+                self._watcher.progress(result["number"], result["stage"], result["step"], result["steps"])
+            case "note":
+                self._watcher.note(result["text"])
+            case event if event in ENDS:
+                self._end(trial_id, result)
 
     def on_trial_complete(
         self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False
     ) -> None:
-        number = self._numbers.pop(trial_id, None)
-        if number is None:
-            return
         result = result or {}
-        match result.get("event"):
+        if result.get("event") in ENDS:
+            self._end(trial_id, result)
+        for number in sorted(self._open.pop(trial_id, ())):
+            if result.get("event") == "validation" and not error:
+                self._ledger.prune(number)
+            else:
+                self._survive(number)
+            self._watcher.ended(number)
+
+    def _end(self, trial_id: str, result: dict[str, Any]) -> None:
+        """As the trial itself has told, once."""
+        number = result["number"]
+        if number not in self._open.get(trial_id, ()):
+            return
+        self._open[trial_id].remove(number)
+        match result["event"]:
             case "done":
                 self._ledger.complete(number, result["value"])
             case "failed":
@@ -288,17 +325,17 @@ class _Handout(Searcher):
                 self._ledger.put_back(number)
             case "busy" | "stopped":
                 self._ledger.put_back(number)
-            case "validation" if not error:
-                self._ledger.prune(number)
-            case _:
-                self._deaths[number] += 1
-                if self._deaths[number] <= WORKER_DEATHS:
-                    self._ledger.put_back(number)
-                    self._watcher.note(f"trial {number}: its worker died; another will go on with it")
-                else:
-                    times = self._deaths[number]
-                    self._ledger.fail(number, f"its worker died {times} times; memory may be short")
         self._watcher.ended(number)
+
+    def _survive(self, number: int) -> None:
+        """Its worker has died."""
+        self._deaths[number] += 1
+        if self._deaths[number] <= WORKER_DEATHS:
+            self._ledger.put_back(number)
+            self._watcher.note(f"trial {number}: its worker died; another will go on with it")
+        else:
+            times = self._deaths[number]
+            self._ledger.fail(number, f"its worker died {times} times; memory may be short")
 
     def __reduce__(self) -> Any:
         return (
@@ -311,6 +348,15 @@ class _Handout(Searcher):
 
     def restore(self, checkpoint_path: str) -> None:
         raise NotImplementedError("a study goes on by the same command, with a fresh Tuner")
+
+
+def _to_send(assignment: Assignment) -> dict[str, Any]:
+    planned = assignment.planned
+    return {
+        "number": assignment.number,
+        "config": json.dumps(to_dict(planned.trial.config)),
+        "data_fingerprint": planned.data_fingerprint,
+    }
 
 
 class _Scheduler(FIFOScheduler):
@@ -348,71 +394,4 @@ class _Tick(tune.Callback):
 
 
 def _train(config: dict[str, Any], settings: dict[str, Any]) -> None:
-    """One trial. Its own failures are results; only a worker that dies is tried again."""
-    # Ray takes a dead raylet that nobody has reaped for alive: this worker would wait to report, and hold its
-    # stage's lock, for ever.
-    die_with_parent()
-    torch.set_num_threads(settings["threads"])
-    with contextlib.suppress(OSError):  # on another machine it may not be there
-        os.chdir(settings["folder"])  # a cluster's worker starts elsewhere; data.root may be relative
-    trial = from_dict(TrialConfig, json.loads(config["trial"]))
-    select = settings["select"]
-
-    def note(text: str) -> None:
-        tune.report({"event": "note", "text": text})
-
-    try:
-        result = run_trial(
-            trial,
-            config["data_fingerprint"],
-            store=open_store(settings["store"], note),
-            data_root=Path(settings["data"]),
-            device=torch.device(settings["device"]),
-            tracker=_Reporter(config["number"], select),
-            report=lambda line: None,
-            should_stop=is_flagged(settings["stop"]),
-            wait=False,
-        )
-        tune.report({"event": "done", "value": result.metrics[select]})
-    except Stopped:
-        tune.report({"event": "stopped"})
-    except StageBusy:  # by a trial of another study; a worker is not to be held while it runs
-        tune.report({"event": "busy"})
-    except Diverged as error:
-        tune.report({"event": "failed", "reason": str(error)})
-    except torch.OutOfMemoryError as error:
-        tune.report({"event": "failed", "reason": f"out of GPU memory: {error}"})
-    except MemoryError:
-        tune.report({"event": "failed", "reason": "out of memory"})
-    except (OSError, DataError) as error:  # a full disk, data that are gone: not the trial's fault
-        tune.report({"event": "broken", "reason": str(error)})
-    except Exception as error:
-        reason = f"{type(error).__name__}: {error}"
-        logging.getLogger(__name__).exception("trial %d", config["number"])
-        tune.report({"event": "failed", "reason": reason})
-
-
-class _Reporter:
-    """The training loop's tracker in a worker."""
-
-    def __init__(self, number: int, select: str) -> None:
-        self._number = number
-        self._select = select
-        self._last = 0.0
-
-    def progress(self, stage: str, step: int, steps: int) -> None:
-        now = time.monotonic()
-        if now - self._last >= REPORT_SECONDS:
-            self._last = now
-            tune.report({"event": "progress", "stage": stage, "step": step, "steps": steps})
-
-    def log(self, stage: str, step: int, metrics: dict[str, float]) -> None:
-        if self._select in metrics:
-            tune.report(
-                {
-                    "event": "validation",
-                    "number": self._number,
-                    "step": step,
-                    "value": metrics[self._select],
-                }
-            )
+    work(config, settings, tune.report)

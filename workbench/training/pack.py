@@ -12,7 +12,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -21,7 +21,7 @@ from torch.utils._pytree import tree_map
 
 from workbench.config import TrialConfig
 from workbench.model.dropout import drawn_by
-from workbench.settings import digest, identity
+from workbench.settings import StageKind, digest, identity
 from workbench.training.loop import Course, Diverged, Stopped, trainable
 from workbench.training.objectives import Metrics
 
@@ -56,8 +56,10 @@ def train_together(courses: Sequence[Course[Any]]) -> list[list[dict[str, float]
     return [found[number] for number in range(len(courses))]
 
 
-def pack_key(config: TrialConfig, kind: Literal["pretrain", "finetune"]) -> str | None:
-    """The same for trials that can train together; None where batches are not all of one shape."""
+def pack_key(config: TrialConfig, kind: StageKind) -> str | None:
+    """The same for stages that can train together; None for one that can with none."""
+    if kind == "evaluate" or config.model.recompute or not config.data.is_of_one_length(kind):
+        return None
     model = dataclasses.replace(config.model, dropout=0.5 if config.model.dropout else 0.0)
     content: dict[str, Any] = {
         "kind": kind,
@@ -66,8 +68,6 @@ def pack_key(config: TrialConfig, kind: Literal["pretrain", "finetune"]) -> str 
         "precision": config.precision,
         "clip_seconds": config.data.clip_seconds,
     }
-    if config.model.recompute or not config.data.is_of_one_length(kind):
-        return None
     if kind == "pretrain":
         assert config.pretraining is not None
         content["batch"] = [config.pretraining.batch_size, config.pretraining.accumulation]

@@ -23,13 +23,14 @@ class Rendezvous:
 
     def __init__(self) -> None:
         self._turn = threading.Lock()
+        self.num_trials = 0
         self._running = 0  # threads that have not ended
         self._waiting: list[_Waiting] = []
 
     def run(self, jobs: Sequence[Callable[[], ResultT]]) -> list[ResultT | BaseException]:
         """What each returns or raises."""
         results: list[Any] = [None] * len(jobs)
-        self._running = len(jobs)
+        self.num_trials = self._running = len(jobs)
 
         def work(number: int) -> None:
             with self._turn:
