@@ -5,7 +5,7 @@ N clips, B clips of a batch, C classes.
 
 from __future__ import annotations
 
-from typing import Protocol, TypeVar
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -13,14 +13,12 @@ from torch import Tensor
 
 from workbench.random_streams import numpy_stream
 
-TensorsT = TypeVar("TensorsT", bound=tuple[Tensor, ...])
 
-
-def onto(device: torch.device, tensors: TensorsT) -> TensorsT:
-    """A named tuple of tensors, moved; a GPU is not waited for."""
+def onto(device: torch.device, tensor: Tensor) -> Tensor:
+    """Moved; a GPU copies from pinned memory, and is not waited for."""
     if device.type == "cuda":
-        tensors = type(tensors)(*(tensor.pin_memory() for tensor in tensors))
-    return type(tensors)(*(tensor.to(device, non_blocking=True) for tensor in tensors))
+        tensor = tensor.pin_memory()
+    return tensor.to(device, non_blocking=True)
 
 
 class BatchOrder(Protocol):

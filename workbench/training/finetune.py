@@ -20,7 +20,7 @@ from workbench.model.encoder import Encoder, padding_mask
 from workbench.model.heads import Classifier
 from workbench.random_streams import derive, numpy_stream, torch_stream
 from workbench.training import metrics as clip_metrics
-from workbench.training.batches import BalancedClasses, BatchOrder, ShuffledEpochs
+from workbench.training.batches import BalancedClasses, BatchOrder, ShuffledEpochs, onto
 from workbench.training.loop import Course, Diverged, Run, Stopped, Validation
 from workbench.training.objectives import Metrics
 from workbench.training.pack import pack_key, train_together
@@ -92,10 +92,10 @@ class Finetuning:
         generator = torch_stream(self.config.seed, STAGE, "augment", step)
         for part in np.array_split(self._order.batch(step), self.settings.accumulation):
             waveform, samples = self.clips.read(part, max_samples=crop_samples(self.config), generator=crop)
-            waveform = waveform.to(self.device).repeat(versions, 1)  # every version augmented anew
+            waveform = onto(self.device, waveform).repeat(versions, 1)  # every version augmented anew
             frames = (samples // self.config.front_end.hop_samples).repeat(versions)
             lengths = num_latents(self.config, samples).repeat(versions)
-            targets = torch.from_numpy(self.clips.labels[part]).float().to(self.device)
+            targets = onto(self.device, torch.from_numpy(self.clips.labels[part]).float())
             waveform = jitter(waveform, augmentation.jitter_samples, generator)
             log_mel = front_end(waveform)  # (B, F, M)
             log_mel = time_mask(log_mel, frames, augmentation.time_mask, generator)

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from workbench.config import FinetuningConfig, OptimiserConfig, PretrainingConfig
 from workbench.random_streams import derive
+from workbench.training.ahead import Ahead
 from workbench.training.checkpoint import TrainingState, optimiser_state, restore_optimiser
 from workbench.training.objectives import Metrics
 from workbench.training.schedule import learning_rate_scale
@@ -232,19 +233,20 @@ def train(course: Course[Any]) -> list[dict[str, float]]:
     optimiser = build_optimiser(list(named.values()), config.optimiser)
     restore_optimiser(optimiser, named, course.optimiser_state)
     max_norm = config.optimiser.max_grad_norm or float("inf")
-    while not course.ended:
-        for group in optimiser.param_groups:
-            group["lr"] = course.lr
-        torch.manual_seed(course.dropout_seed)
-        metrics = []
-        for heard in task.hear(course.step):
-            loss, found = task.loss(heard)
-            (loss / config.accumulation).backward()
-            metrics.append(found | task.watch(heard) if course.logging else found)
-        norm = nn.utils.clip_grad_norm_(named.values(), max_norm)
-        optimiser.step()
-        optimiser.zero_grad(set_to_none=True)
-        course.updated(metrics, norm, lambda: optimiser_state(optimiser, named))
+    with Ahead(task.hear, range(course.step, config.steps), course.run.device) as ahead:
+        while not course.ended:
+            for group in optimiser.param_groups:
+                group["lr"] = course.lr
+            torch.manual_seed(course.dropout_seed)
+            metrics = []
+            for heard in ahead.of(course.step):
+                loss, found = task.loss(heard)
+                (loss / config.accumulation).backward()
+                metrics.append(found | task.watch(heard) if course.logging else found)
+            norm = nn.utils.clip_grad_norm_(named.values(), max_norm)
+            optimiser.step()
+            optimiser.zero_grad(set_to_none=True)
+            course.updated(metrics, norm, lambda: optimiser_state(optimiser, named))
     return course.history
 
 

@@ -9,9 +9,10 @@ P trials of the pack, N weights of a trial.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -22,6 +23,7 @@ from torch.utils._pytree import tree_map
 from workbench.config import TrialConfig
 from workbench.model.dropout import drawn_by
 from workbench.settings import StageKind, digest, identity
+from workbench.training.ahead import Ahead
 from workbench.training.loop import Course, Diverged, Stopped, trainable
 from workbench.training.objectives import Metrics
 
@@ -29,21 +31,39 @@ EPSILON = 1e-8  # AdamW's, as torch has it
 ALIGNMENT = 16  # weights: each tensor begins where vectors of numbers may
 
 
-def train_together(courses: Sequence[Course[Any]]) -> list[list[dict[str, float]] | Diverged | Stopped]:
+End = list[dict[str, float]] | Diverged | Stopped  # a history, or what ended it early
+
+
+def train_together(courses: Sequence[Course[Any]]) -> list[End]:
     """Of each its history, or what ended it; the models of all are trained in place.
 
     The courses' models, batches and losses are of the same shapes and settings, but for: seeds, data,
     augmentation, learning rates, schedules, weight decay, clipping, number of updates and dropout
     probabilities (none of them zero, or all). Raises ValueError where tensors cannot be stacked.
     """
-    found: dict[int, list[dict[str, float]] | Diverged | Stopped] = {}
+    found: dict[int, End] = {}
     left = {number: course for number, course in enumerate(courses) if not course.ended}
     found |= {number: course.history for number, course in enumerate(courses) if course.ended}
     states = [course.optimiser_state for course in courses]
     while left:
         pack = Pack(list(left.values()), [states[number] for number in left])
-        while not found.keys() & left.keys():
-            metrics, norms = pack.update()
+        found |= _until_one_ends(pack, left)
+        states = [pack.optimiser_state(list(left).index(n)) if n in left else {} for n in range(len(courses))]
+        left = {number: course for number, course in left.items() if number not in found}
+    return [found[number] for number in range(len(courses))]
+
+
+def _until_one_ends(pack: Pack, left: dict[int, Course[Any]]) -> dict[int, End]:
+    """Update all of the pack, whose numbers `left` gives; those that ended with the last update, and how."""
+    found: dict[int, End] = {}
+    with contextlib.ExitStack() as stack:
+        ahead = [
+            stack.enter_context(Ahead(c.task.hear, range(c.step, c.config.steps), c.run.device))
+            for c in left.values()
+        ]
+        while not found:
+            heard = [each.of(c.step) for each, c in zip(ahead, left.values(), strict=True)]
+            metrics, norms = pack.update(heard)
             for row, (number, course) in enumerate(left.items()):
                 try:
                     course.updated(metrics[row], norms[row], functools.partial(pack.optimiser_state, row))
@@ -51,9 +71,7 @@ def train_together(courses: Sequence[Course[Any]]) -> list[list[dict[str, float]
                     found[number] = end
                 else:
                     found |= {number: course.history} if course.ended else {}
-        states = [pack.optimiser_state(list(left).index(n)) if n in left else {} for n in range(len(courses))]
-        left = {number: course for number, course in left.items() if number not in found}
-    return [found[number] for number in range(len(courses))]
+    return found
 
 
 def pack_key(config: TrialConfig, kind: StageKind) -> str | None:
@@ -117,14 +135,14 @@ class Pack:
         self._generators = [torch.Generator(self._device) for _ in courses]
         self._members = torch.arange(len(courses), device=self._device)
 
-    def update(self) -> tuple[list[list[Metrics]], Tensor]:
-        """One update of each: metrics of its micro-batches, and the norms (P,) of the gradients."""
+    def update(self, heard_by_each: Sequence[Iterator[Any]]) -> tuple[list[list[Metrics]], Tensor]:
+        """One update of each, from its micro-batches: their metrics, and the norms (P,) of the gradients."""
         courses = self._courses
         for generator, course in zip(self._generators, courses, strict=True):
             generator.manual_seed(course.dropout_seed)
         self._gradients.zero_()
         every: list[list[Metrics]] = [[] for _ in courses]
-        for heard in zip(*(course.task.hear(course.step) for course in courses), strict=True):
+        for heard in zip(*heard_by_each, strict=True):
             losses, metrics = self._losses(_stacked(heard))
             self._backward((losses / courses[0].config.accumulation).sum())
             for row, course in enumerate(courses):

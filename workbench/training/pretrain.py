@@ -67,7 +67,7 @@ class Pretraining:
         for part in np.array_split(self._order.batch(step), self.settings.accumulation):
             waveform, samples = self.pool.read(part, max_samples=crop_samples(self.config), generator=crop)
             lengths = num_latents(self.config, samples)
-            log_mel = self.model.front_end(waveform.to(self.device))  # (B, F, M)
+            log_mel = self.model.front_end(onto(self.device, waveform))  # (B, F, M)
             log_mel = gain_and_shift(
                 log_mel,
                 self.model.front_end.std,
@@ -77,7 +77,8 @@ class Pretraining:
             )
             total = self.model.num_latents(log_mel)
             hidden = self._objective.hide(lengths, total, generator)
-            yield Heard(log_mel, padding_mask(lengths, total, self.device), onto(self.device, hidden))
+            hidden = Hidden(*(onto(self.device, tensor) for tensor in hidden))
+            yield Heard(log_mel, padding_mask(lengths, total, self.device), hidden)
 
     def loss(self, heard: Heard) -> tuple[Tensor, Metrics]:
         encoder = self.model

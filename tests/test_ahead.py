@@ -1,0 +1,66 @@
+"""Batches that are prepared ahead are those that would have been heard, in their order."""
+
+import threading
+import time
+
+import pytest
+import torch
+
+from workbench.training.ahead import Ahead
+from workbench.training.pretrain import Pretraining
+
+CPU = torch.device("cpu")
+
+
+def _numbers(step):
+    yield from (10 * step + part for part in range(3))
+
+
+@pytest.mark.parametrize("in_thread", [False, True])
+def test_micro_batches_come_in_order(in_thread):
+    with Ahead(_numbers, range(4, 7), CPU, in_thread=in_thread) as ahead:
+        assert [list(ahead.of(step)) for step in range(4, 7)] == [[40, 41, 42], [50, 51, 52], [60, 61, 62]]
+
+
+def test_batches_are_the_same_ahead(tiny_trial, tiny_splits):
+    task = Pretraining(tiny_trial, tiny_splits.pool, CPU)
+    with Ahead(task.hear, range(3), CPU, in_thread=True) as ahead:
+        for step in range(3):
+            for ours, alone in zip(ahead.of(step), task.hear(step), strict=True):
+                assert torch.equal(ours.log_mel, alone.log_mel)
+                assert all(map(torch.equal, ours.hidden, alone.hidden))
+
+
+def test_one_is_prepared_while_another_is_used():
+    prepared = []
+
+    def hear(step):
+        prepared.append(step)
+        yield step
+
+    with Ahead(hear, range(10), CPU, in_thread=True) as ahead:
+        assert list(ahead.of(0)) == [0]
+        deadline = time.monotonic() + 5
+        while 1 not in prepared and time.monotonic() < deadline:
+            time.sleep(0.01)
+        assert prepared[:2] == [0, 1]
+        assert len(prepared) <= 3  # and no more than one of them kept
+
+
+def test_an_error_is_raised_where_the_batch_is_asked_for():
+    def hear(step):
+        yield 0
+        raise ValueError("unreadable")
+
+    with (
+        Ahead(hear, range(3), CPU, in_thread=True) as ahead,
+        pytest.raises(ValueError, match="unreadable"),
+    ):
+        list(ahead.of(0))
+
+
+def test_no_thread_is_left():
+    before = threading.active_count()
+    with Ahead(_numbers, range(1000), CPU, in_thread=True) as ahead:
+        list(ahead.of(0))
+    assert threading.active_count() == before

@@ -1,0 +1,94 @@
+"""What the next updates hear, prepared while a GPU computes the last one.
+
+A thread reads, draws and augments one micro-batch ahead, on a stream of its own from pinned memory: copies
+and the front end run beside the update, and the device does not wait for the processor.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import queue
+import threading
+from collections.abc import Callable, Iterator
+from types import TracebackType
+from typing import Any, Generic, TypeVar
+
+import torch
+from torch import Tensor
+from torch.utils._pytree import tree_leaves
+
+HeardT = TypeVar("HeardT")
+_END = object()  # of an update's micro-batches
+
+
+class Ahead(Generic[HeardT]):
+    """The micro-batches of updates from `first` on, in their order; a context, which ends the thread."""
+
+    def __init__(
+        self,
+        hear: Callable[[int], Iterator[HeardT]],
+        updates: range,
+        device: torch.device,
+        *,
+        in_thread: bool | None = None,
+    ) -> None:
+        """`in_thread=None`: on a GPU; a processor has nothing to wait for."""
+        self._hear, self._updates, self._device = hear, updates, device
+        self._in_thread = device.type == "cuda" if in_thread is None else in_thread
+        self._ready: queue.Queue[Any] = queue.Queue(maxsize=1)
+        self._ended = threading.Event()
+        self._thread = threading.Thread(target=self._prepare, daemon=True)
+
+    def __enter__(self) -> Ahead[HeardT]:
+        if self._in_thread:
+            self._thread.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._ended.set()
+        while self._thread.is_alive():
+            with contextlib.suppress(queue.Empty):  # the thread may wait for a place
+                self._ready.get(timeout=0.01)
+
+    def of(self, step: int) -> Iterator[HeardT]:
+        """Of one update; updates must be asked for in their order."""
+        if not self._in_thread:
+            yield from self._hear(step)
+            return
+        while True:
+            item, event = self._ready.get()
+            if isinstance(item, BaseException):
+                raise item
+            if item is _END:
+                return
+            if event is not None:
+                current = torch.cuda.current_stream()
+                current.wait_event(event)
+                for leaf in tree_leaves(item):
+                    if isinstance(leaf, Tensor):
+                        leaf.record_stream(current)  # else its memory would be given away too early
+            yield item
+
+    def _prepare(self) -> None:
+        on_gpu = self._device.type == "cuda"
+        stream = torch.cuda.Stream() if on_gpu else None
+        try:
+            with torch.cuda.stream(stream) if stream is not None else contextlib.nullcontext():
+                for step in self._updates:
+                    for heard in self._hear(step):
+                        if not self._put(heard, stream.record_event() if stream is not None else None):
+                            return
+                    if not self._put(_END, None):
+                        return
+        except BaseException as error:  # is raised where the batch is asked for
+            self._put(error, None)
+
+    def _put(self, item: Any, event: Any) -> bool:
+        """Whether anybody still wants it."""
+        while not self._ended.is_set():
+            with contextlib.suppress(queue.Full):
+                self._ready.put((item, event), timeout=0.1)
+                return True
+        return False
