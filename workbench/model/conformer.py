@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from workbench import processes
 from workbench.config import ModelConfig
 from workbench.model.depthwise import DepthwiseConv
 from workbench.model.dropout import Dropout, is_packed
@@ -115,27 +116,29 @@ class ConvolutionModule(nn.Module):
 
 
 class MaskedBatchNorm(nn.BatchNorm1d):
-    """Batch norm over (B, T) for each of D channels; padded positions enter no statistics."""
+    """Batch norm over (B, T) for each of D channels, and over all processes.
+
+    Padded positions enter no statistics, and a block that is computed again not twice.
+    """
 
     def forward(self, x: Tensor, padding: Tensor | None = None) -> Tensor:
         """(B, T, D) -> (B, T, D)."""
         assert self.running_mean is not None
         assert self.running_var is not None
-        if not self.training or (padding is None and not _recomputing.get()):
-            return super().forward(x.flatten(0, 1)).view_as(x)
-        if padding is None:
-            spent = (
-                self.running_mean.clone(),
-                self.running_var.clone(),
-            )  # the first pass has moved the real ones
-            return nn.functional.batch_norm(
-                x.flatten(0, 1), *spent, self.weight, self.bias, training=True, eps=self.eps
-            ).view_as(x)
+        if not self.training or (padding is None and processes.count() == 1):
+            flat = x.flatten(0, 1)
+            if not (self.training and _recomputing.get()):
+                return super().forward(flat).view_as(x)
+            spent = self.running_mean.clone(), self.running_var.clone()  # the first pass moved the real ones
+            again = nn.functional.batch_norm(
+                flat, *spent, self.weight, self.bias, training=True, eps=self.eps
+            )
+            return again.view_as(x)
         assert self.momentum is not None
-        valid = (~padding)[..., None].to(x.dtype)
-        count = valid.sum()
-        mean = (x * valid).sum((0, 1)) / count
-        variance = ((x - mean).square() * valid).sum((0, 1)) / count
+        valid = x.new_ones(*x.shape[:2], 1) if padding is None else (~padding)[..., None].to(x.dtype)
+        count = processes.total(valid.sum())
+        mean = processes.total((x * valid).sum((0, 1))) / count
+        variance = processes.total(((x - mean).square() * valid).sum((0, 1))) / count
         if not _recomputing.get():
             with torch.no_grad():
                 unbiased = variance * count / (count - 1).clamp_min(1)

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from workbench import processes
 from workbench.audio.augment import jitter, mixup, time_mask
 from workbench.config import TrialConfig
 from workbench.data.clips import ClipSet, Splits
@@ -207,16 +208,18 @@ def predict(config: TrialConfig, model: ClipModel, clips: ClipSet, device: torch
     was_training = model.training
     model.eval()
     autocast = autocast_for(config, device)
-    scores = []
-    for begin in range(0, len(clips), EVALUATION_BATCH):
-        waveform, samples = clips.read(np.arange(begin, min(begin + EVALUATION_BATCH, len(clips))))
+    scores = torch.zeros(len(clips), clips.labels.shape[1], device=device)
+    beginnings = range(0, len(clips), EVALUATION_BATCH)
+    for begin in beginnings[processes.rank() :: processes.count()]:
+        end = min(begin + EVALUATION_BATCH, len(clips))
+        waveform, samples = clips.read(np.arange(begin, end))
         with autocast():
             log_mel = model.encoder.front_end(waveform.to(device))
             lengths = num_latents(config, samples)
             logits = model(log_mel, padding_mask(lengths, model.encoder.num_latents(log_mel), device))
-        scores.append(logits.softmax(-1) if config.data.single_label else logits.sigmoid())
+        scores[begin:end] = logits.softmax(-1) if config.data.single_label else logits.sigmoid()
     model.train(was_training)
-    return torch.cat(scores).cpu().numpy()
+    return processes.total(scores).cpu().numpy()
 
 
 def score(

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Generic, Protocol, TypeVar
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
+from workbench import processes
 from workbench.config import FinetuningConfig, OptimiserConfig, PretrainingConfig
 from workbench.random_streams import derive
 from workbench.training.ahead import Ahead
@@ -191,8 +194,9 @@ class Course(Generic[TaskT]):
             if state.best is not None:
                 task.model.load_state_dict(state.best)
             return
-        stopping = run.should_stop()
-        if run.checkpoint is not None and (stopping or time.monotonic() - self._saved_at >= run.save_seconds):
+        stopping = processes.agreed(run.should_stop(), run.device)
+        due = stopping or time.monotonic() - self._saved_at >= run.save_seconds
+        if due and run.checkpoint is not None and processes.rank() == 0:
             state.model = task.model.state_dict()
             state.optimiser = optimiser_state()
             state.window = [{name: float(value) for name, value in m.items()} for m in self._window]
@@ -233,21 +237,45 @@ def train(course: Course[Any]) -> list[dict[str, float]]:
     optimiser = build_optimiser(list(named.values()), config.optimiser)
     restore_optimiser(optimiser, named, course.optimiser_state)
     max_norm = config.optimiser.max_grad_norm or float("inf")
+    loss_of: nn.Module = LossOf(task)
+    if processes.count() > 1:  # a fine-tuning does not use all of an encoder
+        loss_of = DistributedDataParallel(loss_of, broadcast_buffers=False, find_unused_parameters=True)
     with Ahead(task.hear, range(course.step, config.steps), course.run.device) as ahead:
         while not course.ended:
             for group in optimiser.param_groups:
                 group["lr"] = course.lr
             torch.manual_seed(course.dropout_seed)
             metrics = []
-            for heard in ahead.of(course.step):
-                loss, found = task.loss(heard)
-                (loss / config.accumulation).backward()
+            for part, every in enumerate(ahead.of(course.step), start=1):
+                heard = processes.own_part(every)
+                with _gradients_kept(loss_of) if part < config.accumulation else nullcontext():
+                    loss, found = loss_of(heard)
+                    (loss / config.accumulation).backward()
                 metrics.append(found | task.watch(heard) if course.logging else found)
             norm = nn.utils.clip_grad_norm_(named.values(), max_norm)
             optimiser.step()
             optimiser.zero_grad(set_to_none=True)
             course.updated(metrics, norm, lambda: optimiser_state(optimiser, named))
     return course.history
+
+
+class LossOf(nn.Module):
+    """A task's loss as a module's forward: what can be distributed, or given other tensors."""
+
+    def __init__(self, task: Task[Any]) -> None:
+        super().__init__()
+        self.model = task.model
+        self._task = task
+
+    def forward(self, heard: Any) -> tuple[Tensor, Metrics]:
+        return self._task.loss(heard)
+
+
+def _gradients_kept(loss_of: nn.Module) -> AbstractContextManager[None]:
+    """Before the last micro-batch of an update gradients stay in their process."""
+    if isinstance(loss_of, DistributedDataParallel):
+        return loss_of.no_sync()
+    return nullcontext()
 
 
 def trainable(model: nn.Module) -> dict[str, nn.Parameter]:
@@ -266,12 +294,10 @@ def build_optimiser(parameters: list[nn.Parameter], config: OptimiserConfig) -> 
 
 
 def _mean_of(window: list[Metrics]) -> dict[str, float]:
-    """Mean of each metric over the micro-batches that report it; one wait for the device."""
-    names = {name for metrics in window for name in metrics}
-    return {
-        name: float(torch.stack([m[name].float() for m in window if name in m]).mean())
-        for name in sorted(names)
-    }
+    """Mean of each metric over the micro-batches that report it, and over all processes."""
+    names = sorted({name for metrics in window for name in metrics})
+    means = [torch.stack([m[name].float() for m in window if name in m]).mean() for name in names]
+    return dict(zip(names, processes.mean(torch.stack(means)).tolist(), strict=True))
 
 
 def _finite(value: float) -> bool:

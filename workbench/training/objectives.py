@@ -13,6 +13,7 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor, nn
 
+from workbench import processes
 from workbench.config import ContrastiveConfig, ObjectiveConfig
 from workbench.training.masking import masked_positions, span_mask
 
@@ -104,7 +105,7 @@ def _candidate_loss(similarity: Tensor, draws: Tensor, valid: Tensor) -> tuple[T
     distractors = similarity + torch.log(draws)  # log 0 = -inf: not a candidate
     scores = torch.cat([positive[..., None], distractors], dim=2).masked_fill(~asked[..., None], 0.0)
     losses = scores.logsumexp(2) - scores[..., 0]
-    count = asked.sum().clamp_min(1)
+    count = processes.mean(asked.sum().float()).clamp_min(1)  # so that the mean of losses is over all latents
     loss = (losses * asked).sum() / count
     with torch.no_grad():
         # Strictly above every distractor: a collapse, where all are equal, counts as wrong.
@@ -132,8 +133,9 @@ def collapse_metrics(latents: Tensor) -> Metrics:
     The effective rank is exp(entropy) of the covariance's normalised spectrum (Roy and Vetterli 2007), L at
     most.
     """
-    centred = latents.float() - latents.float().mean(0)
-    covariance = centred.T @ centred / len(latents)
+    count = processes.mean(torch.tensor(float(len(latents)), device=latents.device))
+    centred = latents.float() - processes.mean(latents.float().sum(0)) / count
+    covariance = processes.mean(centred.T @ centred) / count
     finite = covariance.isfinite().all()  # else eigvalsh would raise: it is the loss that tells a divergence
     spectrum = torch.linalg.eigvalsh(torch.where(finite, covariance, 0.0)).clamp_min(0)
     share = spectrum / spectrum.sum().clamp_min(1e-30)

@@ -24,7 +24,7 @@ from workbench.config import TrialConfig
 from workbench.model.dropout import drawn_by
 from workbench.settings import StageKind, digest, identity
 from workbench.training.ahead import Ahead
-from workbench.training.loop import Course, Diverged, Stopped, trainable
+from workbench.training.loop import Course, Diverged, LossOf, Stopped, trainable
 from workbench.training.objectives import Metrics
 
 EPSILON = 1e-8  # AdamW's, as torch has it
@@ -108,7 +108,7 @@ class Pack:
         """`states` are AdamW's, by parameter; empty of a training that has not begun."""
         self._courses = courses
         self._device = courses[0].run.device
-        self._loss = _Loss(courses[0])
+        self._loss = LossOf(courses[0].task)
         models = [course.task.model for course in courses]
         named = [trainable(model) for model in models]
         self._spans = _spans(named[0])
@@ -224,18 +224,6 @@ class Pack:
     def _per_trial(self, values: list[float]) -> Tensor:
         """(P, 1)."""
         return torch.tensor(values, dtype=torch.float32).to(self._device, non_blocking=True)[:, None]
-
-
-class _Loss(nn.Module):
-    """A task's loss as a module's forward: what `functional_call` can put other tensors into."""
-
-    def __init__(self, course: Course[Any]) -> None:
-        super().__init__()
-        self.model = course.task.model
-        self._task = course.task
-
-    def forward(self, heard: Any) -> tuple[Tensor, Metrics]:
-        return self._task.loss(heard)
 
 
 def _below_model(tensors: dict[str, Tensor]) -> dict[str, Tensor]:

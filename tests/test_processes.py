@@ -1,0 +1,99 @@
+"""Two processes that share every batch train as one with the joint batch."""
+
+import dataclasses
+import os
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing
+
+from workbench.data import load_splits
+from workbench.training.checkpoint import load_tensors, save_tensors
+from workbench.training.finetune import finetune
+from workbench.training.loop import Run, Stopped
+from workbench.training.pretrain import pretrain
+
+PROCESSES = 2
+
+
+def _train(trial, data_root, run=None):
+    """Weights and curves of both stages."""
+    splits = load_splits(trial.data, data_root, trial.seed, lambda line: None)
+    pretrained = pretrain(trial, splits.pool, run or Run())
+    model = finetune(trial, splits, pretrained.encoder, Run())
+    weights = dict(model.model.state_dict())
+    return weights, [*pretrained.history, *model.history]
+
+
+def _process(rank, trial, data_root, folder, stop_after):
+    torch.set_num_threads(1)
+    os.environ["GLOO_SOCKET_IFNAME"] = "lo"
+    dist.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=PROCESSES)
+    asked = []
+
+    def stop():
+        asked.append(True)
+        return rank == 0 and len(asked) == stop_after
+
+    try:
+        weights, history = _train(
+            trial, data_root, Run(checkpoint=folder / "checkpoint.safetensors", should_stop=stop)
+        )
+        save_tensors(folder / f"{rank}.safetensors", weights, history)
+    except Stopped:
+        (folder / f"stopped-{rank}").touch()
+    dist.destroy_process_group()
+
+
+def _distributed(trial, data_root, folder, stop_after=0):
+    (folder / "meeting").unlink(missing_ok=True)
+    torch.multiprocessing.spawn(_process, (trial, data_root, folder, stop_after), nprocs=PROCESSES)
+
+
+@pytest.fixture(scope="module")
+def trial(tiny_trial, with_changes):
+    """Without dropout, whose masks are each process's own; with accumulation, and every augmentation."""
+    changes = {
+        "model.dropout": 0.0,
+        "pretraining.steps": 6,
+        "pretraining.accumulation": 2,
+        "pretraining.gain_db": 3.0,
+        "finetuning.steps": 6,
+        "finetuning.consistency_weight": 1.0,
+    }
+    return with_changes(tiny_trial, changes)
+
+
+@pytest.fixture(scope="module")
+def alone(trial, data_root):
+    return _train(trial, data_root)
+
+
+def _assert_same(found, alone):
+    weights, history = found
+    for name, expected in alone[0].items():
+        if not name.endswith(("depthwise.bias", "running_mean", "query_key_value.bias")):  # see test_pack
+            torch.testing.assert_close(weights[name].float(), expected.float(), atol=2e-3, rtol=2e-3)
+    for ours, theirs in zip(history, alone[1], strict=True):
+        assert ours == pytest.approx(theirs, rel=0.01, abs=0.01)
+
+
+def test_two_processes_train_as_one_with_the_joint_batch(trial, data_root, alone, tmp_path):
+    _distributed(trial, data_root, tmp_path)
+    for rank in range(PROCESSES):
+        _assert_same(load_tensors(tmp_path / f"{rank}.safetensors"), alone)
+
+
+def test_processes_stop_together_and_go_on(trial, data_root, alone, tmp_path):
+    _distributed(trial, data_root, tmp_path, stop_after=3)
+    assert {path.name for path in tmp_path.glob("stopped-*")} == {"stopped-0", "stopped-1"}
+    _distributed(trial, data_root, tmp_path)
+    _assert_same(load_tensors(tmp_path / "0.safetensors"), alone)
+
+
+def test_a_batch_that_cannot_be_shared_is_refused(trial, data_root, tmp_path):
+    odd = dataclasses.replace(trial, pretraining=dataclasses.replace(trial.pretraining, batch_size=6))
+    with pytest.raises(Exception, match="micro-batch of 3 clips cannot be shared by 2 processes"):
+        _distributed(odd, Path(data_root), tmp_path)
