@@ -2,6 +2,8 @@
 
 import dataclasses
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -9,6 +11,7 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing
 
+from workbench import trial as trial_command
 from workbench.data import load_splits
 from workbench.training.checkpoint import load_tensors, save_tensors
 from workbench.training.finetune import finetune
@@ -91,6 +94,31 @@ def test_processes_stop_together_and_go_on(trial, data_root, alone, tmp_path):
     assert {path.name for path in tmp_path.glob("stopped-*")} == {"stopped-0", "stopped-1"}
     _distributed(trial, data_root, tmp_path)
     _assert_same(load_tensors(tmp_path / "0.safetensors"), alone)
+
+
+def test_torchrun_trains_a_trial_that_its_study_then_finds(root, project, run, tmp_path):
+    study = tmp_path / "mine.yaml"
+    study.write_text("question: Alone?\npreset: smoke\nseeds: [0]\nregimes: [full]\n")
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--local-addr", "127.0.0.1"]
+    torchrun += ["--nproc-per-node", str(PROCESSES)]
+    done = subprocess.run(
+        [*torchrun, "-m", "workbench.trial", str(study), "0", "--root", str(root)],
+        cwd=project,
+        capture_output=True,
+        text=True,
+        check=False,
+        env=os.environ | {"GLOO_SOCKET_IFNAME": "lo", "OMP_NUM_THREADS": "1"},
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stdout.count("trial 0: full  seed 0, 2 x cpu") == 1, done.stdout  # by one process
+    assert "test/mAP" in done.stdout
+    planned = run(root, study, "--dry-run")
+    assert "found: 3 stages" in planned.stdout, planned.stdout + planned.stderr
+
+
+def test_a_number_that_is_no_trials_is_refused(project, capsys):
+    assert trial_command.main([str(project / "studies/smoke.yaml"), "99"]) == 2
+    assert "number: must be one of 0 to 7, is 99" in capsys.readouterr().err
 
 
 def test_a_batch_that_cannot_be_shared_is_refused(trial, data_root, tmp_path):

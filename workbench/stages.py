@@ -10,12 +10,13 @@ from typing import Any
 
 import torch
 
+from workbench import processes
 from workbench.config import TrialConfig
 from workbench.data import load_splits
 from workbench.data.clips import Splits
 from workbench.model.encoder import Encoder, num_parameters
 from workbench.settings import StageKind, identity
-from workbench.store import CHECKPOINT, Stage, Store
+from workbench.store import CHECKPOINT, Build, Stage, Store
 from workbench.training.checkpoint import load_tensors, save_tensors
 from workbench.training.finetune import finetune, new_clip_model, score
 from workbench.training.loop import Diverged, Run
@@ -102,7 +103,8 @@ def run_trial(
 ) -> TrialResult:
     """Obtain the stages of a trial. Raises Diverged, DataError, Stopped; with `wait=False`, StageBusy.
 
-    In a thread of `meeting` it trains together with the other trials there.
+    In a thread of `meeting` it trains together with the other trials there. Several processes may call it
+    for one trial, on a store in a folder that all of them see.
     """
     stages = stages_of(config, data_fingerprint)
     splits = _Lazily(lambda: load_splits(config.data, data_root, config.seed, report, data_fingerprint))
@@ -118,8 +120,7 @@ def run_trial(
     def build_encoder(folder: Path) -> dict[str, Any]:
         run = run_in(folder)
         result = pretrain(config, splits.get().pool, run)
-        save_tensors(folder / WEIGHTS, result.encoder.state_dict())
-        _write_history(folder, result.history)
+        _write(folder, result.encoder, result.history)
         metrics = {f"pretrain/{name}": value for name, value in result.history[-1].items()}
         return {"metrics": metrics, **_spent(run, meeting), **placed}
 
@@ -129,8 +130,7 @@ def run_trial(
             encoder.load_state_dict(_weights(store.fetch(stages.pretrain)))
         run = run_in(folder)
         result = finetune(config, splits.get(), encoder, run)
-        save_tensors(folder / WEIGHTS, result.model.state_dict())
-        _write_history(folder, result.history)
+        _write(folder, result.model, result.history)
         return {
             "metrics": result.validation,
             "labelled_clips": len(splits.get().train),
@@ -146,7 +146,8 @@ def run_trial(
         model.load_state_dict(_weights(store.fetch(stages.finetune)))
         metrics, scores = score(config, model.to(device), test, device, "test")
         targets = torch.from_numpy(test.labels)
-        save_tensors(folder / PREDICTIONS, {"scores": torch.from_numpy(scores), "targets": targets})
+        if processes.rank() == 0:
+            save_tensors(folder / PREDICTIONS, {"scores": torch.from_numpy(scores), "targets": targets})
         return {
             "metrics": metrics,
             "parameters": num_parameters(config.front_end, config.model),
@@ -157,11 +158,31 @@ def run_trial(
     build = {"pretrain": build_encoder, "finetune": build_classifier, "evaluate": build_figures}
     for stage in stages.missing(store.is_sound) or [stages.evaluate]:
         try:
-            store.obtain(stage, build[stage.kind], wait=wait)
+            _obtain(store, stage, build[stage.kind], device, wait=wait)
         except Diverged:
             store.discard_work(stage)  # its checkpoint would only diverge again
             raise
     return read_result(stages, store)
+
+
+def _obtain(store: Store, stage: Stage, build: Build, device: torch.device, *, wait: bool) -> None:
+    """By all processes of a trial: the first one holds the stage and writes it, the others train with it."""
+    if processes.rank() > 0:
+        if processes.agreed(False, device):
+            build(store.work(stage))
+        processes.agreed(False, device)  # until it is published
+        return
+    is_built = False
+
+    def build_with_the_others(folder: Path) -> dict[str, Any]:
+        nonlocal is_built
+        is_built = processes.agreed(True, device)
+        return build(folder)
+
+    store.obtain(stage, build_with_the_others, wait=wait)
+    if not is_built:
+        processes.agreed(False, device)
+    processes.agreed(True, device)
 
 
 def _spent(run: Run, meeting: Rendezvous | None) -> dict[str, float]:
@@ -204,5 +225,8 @@ def _weights(folder: Path) -> dict[str, torch.Tensor]:
     return load_tensors(folder / WEIGHTS)[0]
 
 
-def _write_history(folder: Path, history: list[dict[str, float]]) -> None:
-    (folder / HISTORY).write_text("".join(json.dumps(row) + "\n" for row in history))
+def _write(folder: Path, model: torch.nn.Module, history: list[dict[str, float]]) -> None:
+    """By the first process of a trial."""
+    if processes.rank() == 0:
+        save_tensors(folder / WEIGHTS, model.state_dict())
+        (folder / HISTORY).write_text("".join(json.dumps(row) + "\n" for row in history))

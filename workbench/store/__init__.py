@@ -7,10 +7,10 @@ fingerprint and its parents' keys. A finished stage is the folder `<kind>/<key>`
 
 from collections.abc import Callable
 
-from workbench.store.local import Entry, Store
+from workbench.store.local import Build, Entry, Store
 from workbench.store.stage import CHECKPOINT, FACTS, Stage, StageBusy
 
-__all__ = ["CHECKPOINT", "FACTS", "Entry", "Stage", "StageBusy", "Store", "open_store"]
+__all__ = ["CHECKPOINT", "FACTS", "Build", "Entry", "Stage", "StageBusy", "Store", "open_store"]
 
 
 def open_store(location: str, report: Callable[[str], None] = print) -> Store:
