@@ -244,7 +244,7 @@ def train(course: Course[Any]) -> list[dict[str, float]]:
         while not course.ended:
             for group in optimiser.param_groups:
                 group["lr"] = course.lr
-            torch.manual_seed(course.dropout_seed)
+            torch.manual_seed(course.dropout_seed + processes.rank())  # masks are each process's own
             metrics = []
             for part, every in enumerate(ahead.of(course.step), start=1):
                 heard = processes.own_part(every)
