@@ -14,6 +14,7 @@ from workbench.study.interruption import Interruption
 from workbench.study.ledger import Assignment, Ended, Ledger
 from workbench.study.tune import Watcher
 
+TRUST_SECONDS = 60.0  # that the plan's rate counts for, beside what is seen
 PLAIN_SECONDS = 20.0  # between status lines where the output is no terminal
 
 
@@ -26,13 +27,18 @@ class Progress(Watcher):
         console: Console,
         record: Callable[[int], Ended | None],
         interruption: Interruption,
+        expected_rate: float | None = None,
     ) -> None:
-        """`record(number)` writes an ended trial away and says how it ended."""
+        """`record(number)` writes an ended trial away and says how it ended.
+
+        `expected_rate` is the plan's: work, in the ledger's unit, that all workers do a second.
+        """
         self._ledger = ledger
         self._interruption = interruption
         self._stopping = False
         self._console = console
         self._record = record
+        self._expected_rate = expected_rate
         self._running: dict[int, _Running] = {}
         self._began = self._printed = time.monotonic()
         self._work_done = 0.0  # since then, in the ledger's unit
@@ -109,10 +115,13 @@ class Progress(Watcher):
 
     def _time_left(self) -> str:
         elapsed = time.monotonic() - self._began
-        if self._work_done == 0 or elapsed < 5:
+        done, seconds = self._work_done, elapsed
+        if self._expected_rate is not None:  # the first updates of a worker say little by themselves
+            done, seconds = done + TRUST_SECONDS * self._expected_rate, seconds + TRUST_SECONDS
+        elif done == 0 or elapsed < 5:
             return "time left: measuring"
         left = self._ledger.work_left() - sum(self._done_of(running) for running in self._running.values())
-        return f"about {_duration(max(0.0, left) * elapsed / self._work_done)} left"
+        return f"about {_duration(max(0.0, left) * seconds / done)} left"
 
     def _done_of(self, running: _Running) -> float:
         """Of a running trial's work, what it is past in stages that still count as work."""

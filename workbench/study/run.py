@@ -152,7 +152,9 @@ def _run_trials(
         _prepare_data(study, places, console)
         console.print(f"{ledger.num_left} of {ledger.num_trials} trials to run", markup=False)
         interruption = Interruption(_flag(study, places))
-        progress = Progress(ledger, console, books.record, interruption)
+        wall = plan.cost.wall_seconds
+        rate = plan.cost.computing_seconds / wall if wall else None
+        progress = Progress(ledger, console, books.record, interruption, rate)
 
         def last_words(reason: str) -> int:
             progress.__exit__()  # gives the terminal back
