@@ -8,7 +8,15 @@ import pytest
 
 from workbench.study.results import studies, trial_table
 
-from .books import assert_each_ended_once, wait_for, workers_of
+from .books import (
+    assert_all_gone,
+    assert_each_ended_once,
+    family_of,
+    is_loopback,
+    listening,
+    wait_for,
+    workers_of,
+)
 
 SMOKE = "studies/smoke.yaml"
 PACKED = ("--set", "resources.pack=4", "--set", "resources.concurrency=1")
@@ -44,3 +52,19 @@ def test_a_pack_whose_worker_dies_goes_on_one_by_one(root, command, project):
     assert driver.returncode == 0, printed
     assert len(re.findall("its worker died; another will go on", printed)) > 1
     assert_each_ended_once(root, 8)
+
+
+@pytest.mark.slow
+def test_processes_that_share_a_trial_end_it_and_end_with_their_worker(root, command, project, run):
+    shared = ("--set", "resources.processes=2", "--set", "seeds=[0]", "--set", "regimes=[full]")
+    with subprocess.Popen(command(root, SMOKE, *shared), cwd=project, stdout=subprocess.PIPE) as driver:
+        wait_for(lambda: list((root / "store" / "pretrain").glob("*.work")))
+        family = family_of(driver.pid)
+        ranks = [process for process in family if "workbench.study.worker" in process.cmdline()]
+        assert len(ranks) == 2
+        assert all(is_loopback(address.ip) for address in listening(driver.pid))
+        driver.kill()
+    assert_all_gone(ranks)
+    done = run(root, SMOKE, *shared)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert_each_ended_once(root, 2)

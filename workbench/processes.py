@@ -7,6 +7,9 @@ draws what concerns the whole batch. Dropout masks are each process's own.
 
 from __future__ import annotations
 
+import datetime
+import os
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -14,6 +17,36 @@ import torch.distributed as dist
 import torch.distributed.nn.functional as with_gradient
 from torch import Tensor
 from torch.utils._pytree import tree_map
+
+MEETING = "WORKBENCH_MEETING"  # a file
+PATIENCE = datetime.timedelta(days=1)  # of processes that wait for the one that decodes the data
+
+
+def as_one_of(rank: int, count: int, meeting: Path) -> dict[str, str]:
+    """The environment of a process that meets the others on this machine, by a file: no port is opened."""
+    loopback = {"GLOO_SOCKET_IFNAME": "lo", "NCCL_SOCKET_IFNAME": "lo"}
+    place = {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(count)}
+    return loopback | place | {MEETING: str(meeting)}
+
+
+def join() -> torch.device:
+    """This process's device; where it is one of several, it meets the others first."""
+    place = int(os.environ.get("LOCAL_RANK", 0))
+    device = torch.device("cuda", place) if torch.cuda.is_available() else torch.device("cpu")
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    if "RANK" in os.environ:
+        backend = "nccl" if device.type == "cuda" else "gloo"
+        meeting = os.environ.get(MEETING)  # else torchrun says where
+        where = f"file://{meeting}" if meeting else "env://"
+        rank, size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+        dist.init_process_group(backend, where, PATIENCE, rank=rank, world_size=size)
+    return device
+
+
+def leave() -> None:
+    if dist.is_available() and dist.is_initialized():
+        dist.destroy_process_group()
 
 
 def count() -> int:

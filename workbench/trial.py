@@ -8,14 +8,11 @@ batch among two processes.
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 import time
-from datetime import timedelta
 from pathlib import Path
 
 import torch
-import torch.distributed as dist
 
 from workbench import processes
 from workbench.data import load_splits
@@ -29,7 +26,6 @@ from workbench.training.loop import Diverged
 from workbench.training.tracker import SilentTracker
 
 REPORT_SECONDS = 10.0
-PATIENCE = timedelta(days=1)  # of processes that wait for one that decodes the data
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -44,8 +40,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--root", type=Path, default=DEFAULT_ROOT, help="where results are kept")
     options = parser.parse_args(arguments)
     try:
-        device = _device()
-        _run(options, device)
+        _run(options, processes.join())
     except Diverged as error:
         print(error, file=sys.stderr)
         return 1
@@ -53,20 +48,8 @@ def main(arguments: list[str] | None = None) -> int:
         print(error, file=sys.stderr)
         return 2
     finally:
-        if dist.is_initialized():
-            dist.destroy_process_group()
+        processes.leave()
     return 0
-
-
-def _device() -> torch.device:
-    """Of this process, which joins the others that torchrun has started."""
-    place = int(os.environ.get("LOCAL_RANK", 0))
-    device = torch.device("cuda", place) if torch.cuda.is_available() else torch.device("cpu")
-    if device.type == "cuda":
-        torch.cuda.set_device(device)
-    if "RANK" in os.environ:
-        dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=PATIENCE)
-    return device
 
 
 def _run(options: argparse.Namespace, device: torch.device) -> None:

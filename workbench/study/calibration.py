@@ -116,6 +116,7 @@ class Device:
     concurrency: int
     num_gpus: int
     num_machines: int = 1  # of a cluster; they are taken to be like this one
+    processes: int = 1  # that share a trial; rates are measured with one, and corrected by what trials took
 
     @classmethod
     def of(cls, resources: Resources) -> Device:
@@ -123,8 +124,10 @@ class Device:
         gpus = 0 if resources.device == "cpu" or not torch.cuda.is_available() else torch.cuda.device_count()
         if resources.device == "cuda" and not gpus:
             raise ConfigError("resources.device", "is cuda, and torch finds no GPU here; use auto or cpu")
-        concurrency = resources.concurrency or gpus or len(os.sched_getaffinity(0))
-        return cls("cuda" if gpus else "cpu", resources.threads, concurrency, gpus)
+        there = gpus or len(os.sched_getaffinity(0))
+        concurrency = resources.concurrency or max(1, there // resources.processes)
+        kind = "cuda" if gpus else "cpu"
+        return cls(kind, resources.threads, concurrency, gpus, processes=resources.processes)
 
     @property
     def name(self) -> str:
@@ -140,6 +143,7 @@ class Device:
     @property
     def key(self) -> str:
         content = [FORMAT, self.name, self.kind, self.threads, self.at_once_here, torch.__version__]
+        content += [self.processes] if self.processes > 1 else []
         return digest(content)[:16]
 
 

@@ -89,9 +89,10 @@ class Cluster:
                 "the cluster has GPUs, and this machine, where the plan is measured, has none; start the "
                 "study on a node with a GPU, or --set resources.device=cpu",
             )
-        fits = [min(n.cpus // resources.threads, n.gpus if gpus else n.cpus) for n in self.nodes]
+        each = resources.processes  # of a trial, all of them on one node
+        fits = [min(n.cpus // resources.threads, n.gpus if gpus else n.cpus) // each for n in self.nodes]
         if not any(fits):
-            needed = f"{resources.threads} CPUs{' and a GPU' if gpus else ''}"
+            needed = f"{each * resources.threads} CPUs{f' and {each} GPU' if gpus else ''}"
             raise ConfigError("resources.threads", f"no node of the cluster has {needed} for a trial")
         hosts = {node.host for node, trials in zip(self.nodes, fits, strict=True) if trials}
         return Device(
@@ -100,6 +101,7 @@ class Cluster:
             resources.concurrency or sum(fits),
             gpus,
             num_machines=len(hosts),
+            processes=each,
         )
 
 

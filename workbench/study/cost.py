@@ -57,7 +57,7 @@ class CostModel:
 
     def pack_size(self, config: TrialConfig, kind: StageKind) -> int:
         """How many trials had best train this stage together."""
-        if pack_key(config, kind) is None:
+        if pack_key(config, kind) is None or self.device.processes > 1:
             return 1
         if self._pack is not None:
             return self._pack

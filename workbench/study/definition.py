@@ -40,13 +40,16 @@ class Resources:
     concurrency: int | None = None  # trials at once; None: one for each CPU core, or GPU
     threads: int = 1  # of torch, a trial
     device: Literal["auto", "cpu", "cuda"] = "auto"
+    processes: int = 1  # that share a trial's batches, each with a GPU, or so many threads, of its own
     pack: int | None = None  # trials trained as one; None: as many as the device gains from, by measurement
 
     def __post_init__(self) -> None:
-        for name in ("concurrency", "threads", "pack"):
+        for name in ("concurrency", "threads", "processes", "pack"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ConfigError(name, f"must be at least 1, is {value}")
+        if self.processes > 1 and (self.pack or 1) > 1:
+            raise ConfigError("pack", f"must be 1 where {self.processes} processes share a trial")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -91,12 +91,14 @@ def run_trials(
     folder = places.study(ledger.study.id) / "tune"
     shutil.rmtree(folder, ignore_errors=True)  # of an earlier launch; nothing in it is read
     sharing = math.ceil(device.concurrency / (device.num_gpus or 1))  # of a GPU; no trial uses more than one
-    per_trial = {"cpu": device.threads, "gpu": 1 / sharing if device.num_gpus else 0}
+    gpus = device.processes if device.processes > 1 else 1 / sharing
+    per_trial = {"cpu": device.threads * device.processes, "gpu": gpus if device.num_gpus else 0}
     settings = {
         "store": places.store_location,
         "data": str(places.data.resolve()),
         "stop": interruption.flag,
         "threads": device.threads,
+        "processes": device.processes,
         "device": device.kind,
         "select": f"validation/{ledger.study.metric}",
         "folder": str(Path.cwd()),
@@ -151,7 +153,7 @@ def ray_started(
     if own:  # from before the start: a server may die while Ray starts
         threading.Thread(target=_watch_ray, args=(psutil.Process(), done, last_words), daemon=True).start()
     try:
-        _start_ray(device.concurrency * device.threads)
+        _start_ray(device.concurrency * device.threads * device.processes)
         if own and processes is not None:
             _note_processes(processes)
         yield

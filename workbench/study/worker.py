@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+import collections
 import contextlib
 import functools
 import json
 import logging
 import os
 import queue
+import subprocess
+import sys
+import tempfile
 import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import torch
 
+from workbench import processes
 from workbench.config import TrialConfig
 from workbench.data.clips import DataError
 from workbench.data.corpus import die_with_parent
@@ -27,6 +32,7 @@ from workbench.training.loop import Diverged, Stopped
 from workbench.training.rendezvous import Rendezvous
 
 REPORT_SECONDS = 1.0  # between reports of a trial's progress
+EVENT = "event "  # before each, where it is a line of text
 ENDS = ("done", "failed", "broken", "busy", "stopped")  # events that end a trial
 
 Report = Callable[[dict[str, Any]], None]  # of an event, with the trial's number
@@ -41,12 +47,16 @@ def work(config: dict[str, Any], settings: dict[str, Any], report: Report) -> No
     with contextlib.suppress(OSError):  # on another machine it may not be there
         os.chdir(settings["folder"])  # a cluster's worker starts elsewhere; data.root may be relative
     trials = config["trials"]
+    if settings["processes"] > 1:
+        _run_in_processes(trials[0], settings, report)
+        return
     if len(trials) == 1:
-        _run(trials[0], settings, report)
+        _run(trials[0], settings, torch.device(settings["device"]), report)
         return
     meeting = Rendezvous()
     events: queue.SimpleQueue[dict[str, Any] | None] = queue.SimpleQueue()
-    jobs = [functools.partial(_run, trial, settings, events.put, meeting) for trial in trials]
+    device = torch.device(settings["device"])
+    jobs = [functools.partial(_run, trial, settings, device, events.put, meeting) for trial in trials]
 
     def meet() -> None:
         meeting.run(jobs)
@@ -57,8 +67,68 @@ def work(config: dict[str, Any], settings: dict[str, Any], report: Report) -> No
         report(event)
 
 
+def _run_in_processes(trial: dict[str, Any], settings: dict[str, Any], report: Report) -> None:
+    """One trial by `settings["processes"]` processes below this one; its events are lines of the first."""
+    count = settings["processes"]
+    command = [sys.executable, "-m", "workbench.study.worker"]
+    command += [json.dumps({"trial": trial, "settings": settings})]
+    with tempfile.TemporaryDirectory() as folder:
+        family = [
+            subprocess.Popen(
+                command,
+                stdout=subprocess.PIPE if rank == 0 else subprocess.DEVNULL,
+                stderr=subprocess.PIPE if rank == 0 else subprocess.DEVNULL,
+                text=True,
+                env=dict(os.environ) | processes.as_one_of(rank, count, Path(folder) / "meeting"),
+                preexec_fn=die_with_parent,
+            )
+            for rank in range(count)
+        ]
+        threading.Thread(target=_end_together, args=(family,), daemon=True).start()
+        first = family[0]
+        assert first.stdout is not None
+        assert first.stderr is not None
+        words = _Tail(first.stderr)
+        has_ended = False
+        for line in first.stdout:
+            if line.startswith(EVENT):
+                event = json.loads(line.removeprefix(EVENT))
+                has_ended |= event["event"] in ENDS
+                report(event)
+        for process in family:
+            process.wait()
+    if not has_ended:  # killed, or short of memory: as when a worker dies
+        raise RuntimeError(f"the trial's processes ended with {first.returncode}: {words.last()}")
+
+
+def _end_together(family: list[subprocess.Popen[str]]) -> None:
+    """What is left of a trial's processes when one has died would wait for it."""
+    while any(process.poll() is None for process in family):
+        if any(process.poll() for process in family):
+            for process in family:
+                process.kill()
+        time.sleep(0.5)
+
+
+class _Tail:
+    """Reads a stream to its end, so that its writer does not wait, and keeps the last of it."""
+
+    def __init__(self, stream: IO[str]) -> None:
+        self._lines: collections.deque[str] = collections.deque(maxlen=5)
+        self._thread = threading.Thread(target=lambda: self._lines.extend(stream), daemon=True)
+        self._thread.start()
+
+    def last(self) -> str:
+        self._thread.join()
+        return "".join(self._lines).strip()
+
+
 def _run(
-    trial: dict[str, Any], settings: dict[str, Any], report: Report, meeting: Rendezvous | None = None
+    trial: dict[str, Any],
+    settings: dict[str, Any],
+    device: torch.device,
+    report: Report,
+    meeting: Rendezvous | None = None,
 ) -> None:
     number, select = trial["number"], settings["select"]
 
@@ -71,7 +141,7 @@ def _run(
             trial["data_fingerprint"],
             store=open_store(settings["store"], lambda text: tell("note", text=text)),
             data_root=Path(settings["data"]),
-            device=torch.device(settings["device"]),
+            device=device,
             tracker=_Reporter(tell, select),
             report=lambda line: None,
             should_stop=is_flagged(settings["stop"]),
@@ -92,6 +162,8 @@ def _run(
     except (OSError, DataError) as error:  # a full disk, data that are gone: not the trial's fault
         tell("broken", reason=str(error))
     except Exception as error:
+        if processes.count() > 1:  # another of them may have died: then it is not the trial's fault
+            raise
         logging.getLogger(__name__).exception("trial %d", number)
         tell("failed", reason=f"{type(error).__name__}: {error}")
 
@@ -113,3 +185,23 @@ class _Reporter:
     def log(self, stage: str, step: int, metrics: dict[str, float]) -> None:
         if self._select in metrics:
             self._tell("validation", step=step, value=metrics[self._select])
+
+
+def main(content: str) -> None:
+    """One of the processes of a trial."""
+    die_with_parent()
+    sent = json.loads(content)
+    settings = sent["settings"]
+    torch.set_num_threads(settings["threads"])
+    device = processes.join()
+
+    def report(event: dict[str, Any]) -> None:
+        if processes.rank() == 0:
+            print(EVENT + json.dumps(event), flush=True)
+
+    _run(sent["trial"], settings, device, report)
+    processes.leave()
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])
