@@ -72,6 +72,7 @@ def test_a_step_of_each_stage_runs_without_ray_optuna_and_mlflow(data_root):
     _run_alone(STAGES, data_root)
 
 
+@pytest.mark.slow
 def test_the_benchmark_runs_without_them_and_keeps_its_figures(tmp_path):
     printed = _run_alone(BENCHMARK, tmp_path, tmp_path / "figures.json")
     assert "machinery: left out" in printed

@@ -107,7 +107,7 @@ def test_the_makespan_lies_between_its_bounds(planned, workers):
 
 # --- what cannot fit ----------------------------------------------------------------------------------------
 
-SMALL = Cost(60, 50, 50, 80, 1e6, 2e6, 1e6, False)
+SMALL = Cost(60, 50, 50, 80, 1e6, 2e6, 1e6, False, 1)
 
 
 @pytest.mark.parametrize(

@@ -29,6 +29,7 @@ def _scores(root):
     return table.set_index(names)[["test/mAP", "validation/mAP", "key"]].sort_index()
 
 
+@pytest.mark.slow  # test_rendezvous has the same without Ray
 def test_trials_of_a_pack_end_as_trials_apart(finished, root, run):
     done = run(root, SMOKE, *PACKED)
     assert done.returncode == 0, done.stdout + done.stderr

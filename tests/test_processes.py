@@ -96,6 +96,7 @@ def test_processes_stop_together_and_go_on(trial, data_root, alone, tmp_path):
     _assert_same(load_tensors(tmp_path / "0.safetensors"), alone)
 
 
+@pytest.mark.slow
 def test_torchrun_trains_a_trial_that_its_study_then_finds(root, project, run, tmp_path):
     study = tmp_path / "mine.yaml"
     study.write_text("question: Alone?\npreset: smoke\nseeds: [0]\nregimes: [full]\n")
