@@ -7,12 +7,14 @@ import math
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from scipy import stats
 
 from workbench.data import fingerprint
 from workbench.data.clips import Extent
 from workbench.places import Places
 from workbench.settings import ConfigError
+from workbench.study import calibration
 from workbench.study.__main__ import main
 from workbench.study.calibration import Calibration, Device, Job, _extrapolated
 from workbench.study.cost import Cost, CostModel, cost_of, makespan, refuse_what_cannot_fit
@@ -55,6 +57,9 @@ class FakeModel:
 
     def is_extrapolated(self, config):
         return False
+
+    def pack_size(self, config, kind):
+        return 1
 
     def extent(self, data):
         return Extent(256, ((1.6, 1.0),), 8, 8, 1.6, 12, 0, self.unprepared)
@@ -249,6 +254,23 @@ def test_a_shape_is_what_decides_an_updates_length(study, with_changes):
         assert all(Job(kind, changed, extent).key != jobs[kind] for kind in jobs), path
     for kind, path in (("pretrain", "pretraining.batch_size"), ("finetune", "finetuning.batch_size")):
         assert Job(kind, with_changes(config, {path: 4}), extent).key != jobs[kind]
+
+
+@pytest.mark.parametrize(
+    ("seconds", "best"),
+    [
+        ({2: 1.1}, (1, 1.0)),  # a processor that is busy with one
+        ({2: 0.6, 4: 0.4, 8: 0.39}, (4, 0.4)),  # the last gains too little for its memory
+        ({2: 0.5, 4: 0.25, 8: 0.125}, (8, 0.125)),  # 16 would not fit
+    ],
+)
+def test_a_pack_grows_as_long_as_the_device_gains(study, monkeypatch, seconds, best):
+    monkeypatch.setattr(calibration, "_time_packed", lambda job, size, device: seconds[size])
+    monkeypatch.setattr(calibration, "_peak_memory", lambda device: 1.0)
+    config = study.trials()[0].config
+    job = Job("finetune", config, FakeModel().extent(config.data))
+    room = 9 / calibration.MEMORY_SHARE  # for packs of 8
+    assert calibration._best_pack(job, torch.device("cpu"), 1.0, room) == best
 
 
 def test_a_batch_that_is_too_large_is_extrapolated():
