@@ -16,7 +16,7 @@ from workbench.places import Places
 from workbench.settings import ConfigError
 from workbench.study import calibration
 from workbench.study.__main__ import main
-from workbench.study.calibration import Calibration, Device, Job, _extrapolated
+from workbench.study.calibration import Calibration, Device, Job, Rates, _extrapolated
 from workbench.study.cost import Cost, CostModel, cost_of, makespan, refuse_what_cannot_fit
 from workbench.study.definition import Resources, load_study
 from workbench.study.plan import Planner
@@ -257,20 +257,22 @@ def test_a_shape_is_what_decides_an_updates_length(study, with_changes):
 
 
 @pytest.mark.parametrize(
-    ("seconds", "best"),
+    ("seconds", "best", "gains_nothing"),
     [
-        ({2: 1.1}, (1, 1.0)),  # a processor that is busy with one
-        ({2: 0.6, 4: 0.4, 8: 0.39}, (4, 0.4)),  # the last gains too little for its memory
-        ({2: 0.5, 4: 0.25, 8: 0.125}, (8, 0.125)),  # 16 would not fit
+        ({2: 1.1}, (1, 1.0), True),  # a processor that is busy with one
+        ({2: 0.6, 4: 0.4, 8: 0.39}, (4, 0.4), False),  # the last gains too little for its memory
+        ({2: 0.5, 4: 0.25, 8: 0.125}, (8, 0.125), False),  # 16 would not fit
     ],
 )
-def test_a_pack_grows_as_long_as_the_device_gains(study, monkeypatch, seconds, best):
+def test_a_pack_grows_as_long_as_the_device_gains(study, monkeypatch, seconds, best, gains_nothing):
     monkeypatch.setattr(calibration, "_time_packed", lambda job, size, device: seconds[size])
-    monkeypatch.setattr(calibration, "_peak_memory", lambda device: 1.0)
     config = study.trials()[0].config
     job = Job("finetune", config, FakeModel().extent(config.data))
+    alone = Rates(1.0, 0.1, 0.1, bytes=1, measured_batch=job.batch)
     room = 9 / calibration.MEMORY_SHARE  # for packs of 8
-    assert calibration._best_pack(job, torch.device("cpu"), 1.0, room) == best
+    found = calibration._with_pack(alone, job, torch.device("cpu"), room)
+    assert (found.pack, found.packed_update_seconds) == best
+    assert found.gains_nothing is gains_nothing
 
 
 def test_a_batch_that_is_too_large_is_extrapolated():

@@ -62,8 +62,9 @@ class Rates:
     statistics_seconds: float  # before training: the log-mel statistics
     bytes: int  # peak memory of the process that trains one trial; on a GPU, of the GPU
     measured_batch: int  # less than the batch where that was extrapolated
-    pack: int  # trials that one process had best train together
-    packed_update_seconds: float  # of one trial of such a pack
+    pack: int = 1  # trials that one process had best train together
+    packed_update_seconds: float = 0.0  # of one trial of such a pack
+    gains_nothing: bool = False  # whether it was seen that a pack of two takes as long as two
 
 
 @dataclass(frozen=True)
@@ -165,8 +166,12 @@ class Calibration:
         if not missing:
             return
         report(f"measuring {len(missing)} kinds of update on this device ({self._device.name}), once")
-        measured = _measure_together(missing, self._device)
+        measured = _measure_together(missing, self._device, self._too_long_to_pack())
         self._keep({job.key: rates for job, rates in zip(missing, measured, strict=True)})
+
+    def _too_long_to_pack(self) -> float:
+        """Seconds of the shortest update that gained nothing in a pack: longer ones leave less idle."""
+        return min((r.update_seconds for r in self._rates.values() if r.gains_nothing), default=math.inf)
 
     def learn(self, job: Job, factor: float) -> None:
         """A study's own stages took this much longer than expected: the next estimate knows."""
@@ -199,14 +204,14 @@ class Calibration:
             self._rates |= {key: Rates(**values) for key, values in rates.items()}
 
 
-def _measure_together(jobs: list[Job], device: Device) -> list[Rates]:
+def _measure_together(jobs: list[Job], device: Device, too_long_to_pack: float) -> list[Rates]:
     """In as many processes as there will be trials at once: they share caches and memory."""
     at_once = device.at_once_here
     free = free_memory(device.kind) / at_once
     work = [(to_dict(job.config), job.kind, dataclasses.asdict(job.extent)) for job in jobs]
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(at_once, context, initializer=die_with_parent) as pool:
-        futures = [pool.submit(_measure, work, device, free) for _ in range(at_once)]
+        futures = [pool.submit(_measure, work, device, free, too_long_to_pack) for _ in range(at_once)]
         columns = zip(*(future.result() for future in futures), strict=True)
         return [_combined(column) for column in columns]
 
@@ -225,6 +230,7 @@ def _combined(same: tuple[Rates, ...]) -> Rates:
         min(rates.measured_batch for rates in same),
         min(rates.pack for rates in same),
         mean("packed_update_seconds"),
+        any(rates.gains_nothing for rates in same),
     )
 
 
@@ -242,10 +248,20 @@ def free_memory(device_kind: str) -> int:
 # --- in a process of its own --------------------------------------------------------------------------------
 
 
-def _measure(work: list[tuple[Any, Any, Any]], device: Device, free: float) -> list[Rates]:
+def _measure(
+    work: list[tuple[Any, Any, Any]], device: Device, free: float, too_long_to_pack: float
+) -> list[Rates]:
     torch.set_num_threads(device.threads)
     jobs = [Job(kind, from_dict(TrialConfig, raw), Extent(**extent)) for raw, kind, extent in work]
-    return [_measure_job(job, torch.device(device.kind), free) for job in jobs]
+    place = torch.device(device.kind)
+    rates = [_measure_job(job, place, free) for job in jobs]
+    for number in sorted(range(len(jobs)), key=lambda n: rates[n].update_seconds):
+        if rates[number].update_seconds >= too_long_to_pack:
+            break
+        rates[number] = _with_pack(rates[number], jobs[number], place, free)
+        if rates[number].gains_nothing:
+            too_long_to_pack = rates[number].update_seconds
+    return rates
 
 
 def _measure_job(job: Job, device: torch.device, free: float) -> Rates:
@@ -263,31 +279,32 @@ def _measure_job(job: Job, device: torch.device, free: float) -> Rates:
     settings = job.config.pretraining if job.kind == "pretrain" else job.config.finetuning
     assert settings is not None
     seconds = _extrapolated([(b, s) for b, s, _ in rungs], job.batch)
-    whole = rungs[-1][0] == job.batch
-    pack, packed_seconds = _best_pack(job, device, seconds, free) if whole else (1, seconds)
     return Rates(
         update_seconds=seconds * settings.accumulation,
         heard_clip_seconds=_time_evaluation(job, device) if job.kind == "finetune" else 0.0,
         statistics_seconds=_time_statistics(job, device),
         bytes=int(_extrapolated([(b, m) for b, _, m in rungs], job.batch)),
         measured_batch=rungs[-1][0],
-        pack=pack,
-        packed_update_seconds=packed_seconds * settings.accumulation,
     )
 
 
-def _best_pack(job: Job, device: torch.device, alone: float, free: float) -> tuple[int, float]:
-    """How many trials are best trained together, and the seconds of one's update; twice as many as long as
-    that gains."""
-    best = (1, alone)
-    peak = _peak_memory(device)
-    while pack_key(job.config, job.kind) is not None and 2 * best[0] * peak < MEMORY_SHARE * free:
-        size = 2 * best[0]
-        seconds = _time_packed(job, size, device)
-        if seconds > PACK_GAIN * best[1]:
+def _with_pack(alone: Rates, job: Job, device: torch.device, free: float) -> Rates:
+    """With the pack that suits best: twice as many trials as long as that gains, and fits."""
+    if pack_key(job.config, job.kind) is None or alone.measured_batch < job.batch:
+        return alone
+    settings = job.config.pretraining if job.kind == "pretrain" else job.config.finetuning
+    assert settings is not None
+    best, best_seconds = 1, alone.update_seconds
+    gains_nothing = False
+    while 2 * best * alone.bytes < MEMORY_SHARE * free:
+        seconds = _time_packed(job, 2 * best, device) * settings.accumulation
+        if seconds > PACK_GAIN * best_seconds:
+            gains_nothing = best == 1
             break
-        best = (size, seconds)
-    return best
+        best, best_seconds = 2 * best, seconds
+    return dataclasses.replace(
+        alone, pack=best, packed_update_seconds=best_seconds, gains_nothing=gains_nothing
+    )
 
 
 def _time_packed(job: Job, size: int, device: torch.device) -> float:
