@@ -278,6 +278,7 @@ def test_results_that_were_deleted_are_made_again(root, run, write):
     assert trials_of(root)["test/mAP"].tolist() == before["test/mAP"].tolist()
 
 
+@pytest.mark.slow
 def test_levels_that_are_mappings_have_a_table_and_a_figure(root, run, write, tmp_path):
     study = write(
         "question: Which schedule?\npreset: smoke\n"
@@ -292,6 +293,7 @@ def test_levels_that_are_mappings_have_a_table_and_a_figure(root, run, write, tm
     assert plot_ablation.main(["--root", str(root), "--output", str(tmp_path / "figures")]) == 0
 
 
+@pytest.mark.slow
 def test_on_a_terminal_the_lines_are_drawn_in_place(root, command, project):
     """A line for each running trial and one for the study; what has ended scrolls above."""
     leader, follower = os.openpty()

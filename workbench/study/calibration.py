@@ -62,9 +62,8 @@ class Rates:
     statistics_seconds: float  # before training: the log-mel statistics
     bytes: int  # peak memory of the process that trains one trial; on a GPU, of the GPU
     measured_batch: int  # less than the batch where that was extrapolated
-    pack: int = 1  # trials that one process had best train together
+    pack: int = 1  # trials that a GPU had best train together; a processor has no time to gain
     packed_update_seconds: float = 0.0  # of one trial of such a pack
-    gains_nothing: bool = False  # whether it was seen that a pack of two takes as long as two
 
 
 @dataclass(frozen=True)
@@ -166,12 +165,8 @@ class Calibration:
         if not missing:
             return
         report(f"measuring {len(missing)} kinds of update on this device ({self._device.name}), once")
-        measured = _measure_together(missing, self._device, self._too_long_to_pack())
+        measured = _measure_together(missing, self._device)
         self._keep({job.key: rates for job, rates in zip(missing, measured, strict=True)})
-
-    def _too_long_to_pack(self) -> float:
-        """Seconds of the shortest update that gained nothing in a pack: longer ones leave less idle."""
-        return min((r.update_seconds for r in self._rates.values() if r.gains_nothing), default=math.inf)
 
     def learn(self, job: Job, factor: float) -> None:
         """A study's own stages took this much longer than expected: the next estimate knows."""
@@ -204,14 +199,14 @@ class Calibration:
             self._rates |= {key: Rates(**values) for key, values in rates.items()}
 
 
-def _measure_together(jobs: list[Job], device: Device, too_long_to_pack: float) -> list[Rates]:
+def _measure_together(jobs: list[Job], device: Device) -> list[Rates]:
     """In as many processes as there will be trials at once: they share caches and memory."""
     at_once = device.at_once_here
     free = free_memory(device.kind) / at_once
     work = [(to_dict(job.config), job.kind, dataclasses.asdict(job.extent)) for job in jobs]
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(at_once, context, initializer=die_with_parent) as pool:
-        futures = [pool.submit(_measure, work, device, free, too_long_to_pack) for _ in range(at_once)]
+        futures = [pool.submit(_measure, work, device, free) for _ in range(at_once)]
         columns = zip(*(future.result() for future in futures), strict=True)
         return [_combined(column) for column in columns]
 
@@ -230,7 +225,6 @@ def _combined(same: tuple[Rates, ...]) -> Rates:
         min(rates.measured_batch for rates in same),
         min(rates.pack for rates in same),
         mean("packed_update_seconds"),
-        any(rates.gains_nothing for rates in same),
     )
 
 
@@ -248,20 +242,14 @@ def free_memory(device_kind: str) -> int:
 # --- in a process of its own --------------------------------------------------------------------------------
 
 
-def _measure(
-    work: list[tuple[Any, Any, Any]], device: Device, free: float, too_long_to_pack: float
-) -> list[Rates]:
+def _measure(work: list[tuple[Any, Any, Any]], device: Device, free: float) -> list[Rates]:
     torch.set_num_threads(device.threads)
     jobs = [Job(kind, from_dict(TrialConfig, raw), Extent(**extent)) for raw, kind, extent in work]
     place = torch.device(device.kind)
     rates = [_measure_job(job, place, free) for job in jobs]
-    for number in sorted(range(len(jobs)), key=lambda n: rates[n].update_seconds):
-        if rates[number].update_seconds >= too_long_to_pack:
-            break
-        rates[number] = _with_pack(rates[number], jobs[number], place, free)
-        if rates[number].gains_nothing:
-            too_long_to_pack = rates[number].update_seconds
-    return rates
+    if device.kind == "cpu":
+        return rates
+    return [_with_pack(each, job, place, free) for each, job in zip(rates, jobs, strict=True)]
 
 
 def _measure_job(job: Job, device: torch.device, free: float) -> Rates:
@@ -295,16 +283,12 @@ def _with_pack(alone: Rates, job: Job, device: torch.device, free: float) -> Rat
     settings = job.config.pretraining if job.kind == "pretrain" else job.config.finetuning
     assert settings is not None
     best, best_seconds = 1, alone.update_seconds
-    gains_nothing = False
     while 2 * best * alone.bytes < MEMORY_SHARE * free:
         seconds = _time_packed(job, 2 * best, device) * settings.accumulation
         if seconds > PACK_GAIN * best_seconds:
-            gains_nothing = best == 1
             break
         best, best_seconds = 2 * best, seconds
-    return dataclasses.replace(
-        alone, pack=best, packed_update_seconds=best_seconds, gains_nothing=gains_nothing
-    )
+    return dataclasses.replace(alone, pack=best, packed_update_seconds=best_seconds)
 
 
 def _time_packed(job: Job, size: int, device: torch.device) -> float:

@@ -41,7 +41,7 @@ class Resources:
     threads: int = 1  # of torch, a trial
     device: Literal["auto", "cpu", "cuda"] = "auto"
     processes: int = 1  # that share a trial's batches, each with a GPU, or so many threads, of its own
-    pack: int | None = None  # trials trained as one; None: as many as the device gains from, by measurement
+    pack: int | None = None  # trials trained as one; None: on a GPU as many as it gains from, else 1
 
     def __post_init__(self) -> None:
         for name in ("concurrency", "threads", "processes", "pack"):
