@@ -123,7 +123,7 @@ def test_rays_own_end_is_told_and_the_study_goes_on(finished, root, start, run):
 @pytest.mark.parametrize(
     "signals",
     [
-        pytest.param([signal.SIGINT], id="once"),
+        pytest.param([signal.SIGINT], id="once", marks=pytest.mark.slow),
         pytest.param([signal.SIGINT] * 2, id="twice", marks=pytest.mark.slow),
         pytest.param([signal.SIGTERM], id="SIGTERM", marks=pytest.mark.slow),
     ],

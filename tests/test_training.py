@@ -331,6 +331,7 @@ def test_every_finetuning_setting_reaches_the_training(tiny_trial, tiny_splits, 
     assert histories[0] != histories[1]
 
 
+@pytest.mark.slow
 def test_bf16_learns_as_float32_does(tiny_trial, tiny_splits, with_changes, monkeypatch):
     """200 updates of each stage: no logged loss is off by more than 2 %. Here by autocast on a CPU."""
     trial = with_changes(tiny_trial, {"pretraining.steps": 200, "finetuning.steps": 200})
