@@ -1,6 +1,8 @@
 """A study whose workers train several trials as one."""
 
+import os
 import re
+import signal
 import subprocess
 
 import pandas as pd
@@ -48,7 +50,7 @@ def test_a_pack_whose_worker_dies_goes_on_one_by_one(root, command, project):
     with subprocess.Popen(packed, cwd=project, stdout=subprocess.PIPE, text=True) as driver:
         wait_for(lambda: list((root / "store" / "pretrain").glob("*.work")))
         (worker,) = wait_for(lambda: workers_of(driver.pid))
-        worker.kill()
+        os.kill(worker, signal.SIGKILL)
         printed, _ = driver.communicate(timeout=300)
     assert driver.returncode == 0, printed
     assert len(re.findall("its worker died; another will go on", printed)) > 1
