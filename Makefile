@@ -68,7 +68,7 @@ ui: install
 # The versions that were tested, for every platform and Python that pyproject.toml admits.
 lock: install
 	@$(BIN)/python -m pip install --quiet uv
-	@$(BIN)/uv pip compile --quiet --universal --upgrade --extra dev --no-emit-index-url --no-header \
+	@$(BIN)/uv pip compile --quiet --universal --upgrade --extra dev --no-header \
 		--no-annotate --python-version 3.11 pyproject.toml -o requirements.lock
 
 clean:

@@ -33,6 +33,7 @@ from workbench.training.rendezvous import Rendezvous
 
 REPORT_SECONDS = 1.0  # between reports of a trial's progress
 EVENT = "event "  # before each, where it is a line of text
+LEAVING_SECONDS = 5.0  # for a trial's other processes to end by themselves
 ENDS = ("done", "failed", "broken", "busy", "stopped")  # events that end a trial
 
 Report = Callable[[dict[str, Any]], None]  # of an event, with the trial's number
@@ -102,9 +103,10 @@ def _run_in_processes(trial: dict[str, Any], settings: dict[str, Any], report: R
 
 
 def _end_together(family: list[subprocess.Popen[str]]) -> None:
-    """What is left of a trial's processes when one has died would wait for it."""
+    """When one of a trial's processes has died, or the first has ended: the others would wait for it."""
     while any(process.poll() is None for process in family):
-        if any(process.poll() for process in family):
+        if family[0].poll() is not None or any(process.poll() for process in family):
+            time.sleep(LEAVING_SECONDS)
             for process in family:
                 process.kill()
         time.sleep(0.5)
