@@ -14,6 +14,8 @@ from workbench.data import load_splits
 from workbench.settings import from_dict
 from workbench.study.definition import read_preset
 
+from .small_datasets import write_esc50
+
 SMOKE = "studies/smoke.yaml"
 
 
@@ -62,6 +64,23 @@ def _replace(settings, path, value):
     head, *rest = path
     inner = _replace(getattr(settings, head), rest, value) if rest else value
     return dataclasses.replace(settings, **{head: inner})
+
+
+# --- a small copy of ESC-50 ---------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def pristine(tmp_path_factory):
+    root = tmp_path_factory.mktemp("esc50") / "ESC-50"
+    return root, write_esc50(root)
+
+
+@pytest.fixture
+def esc50(pristine, tmp_path):
+    """A copy to spoil, and its rows."""
+    root = tmp_path / "ESC-50"
+    shutil.copytree(pristine[0], root)
+    return root, [dict(row) for row in pristine[1]]
 
 
 # --- whole studies, by the command line ---------------------------------------------------------------------

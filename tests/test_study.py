@@ -26,7 +26,7 @@ from .books import (
     wait_for,
     workers_of,
 )
-from .test_data import write_esc50
+from .small_datasets import write_esc50
 
 SMOKE = "studies/smoke.yaml"
 

@@ -1,0 +1,208 @@
+"""Every dataset keeps one contract; then what is particular to the embedded corpus."""
+
+import dataclasses
+import multiprocessing
+import re
+
+import numpy as np
+import pytest
+import torch
+
+from workbench.config import CorpusData, Esc50Data
+from workbench.data import DATASETS, corpus, fingerprint, load_splits
+
+from .small_datasets import identity_of, no_report, parts_of, quiet, write_esc50
+
+# --- the contract ---------------------------------------------------------------------------------
+
+
+def _small_corpus(folder):
+    return CorpusData(clip_seconds=1.0, pool_clips=60, labelled_clips=120, validation_clips=20, test_clips=30)
+
+
+def _small_esc50(folder):
+    root = folder / "ESC-50"
+    write_esc50(root)
+    return Esc50Data(root=str(root), clip_seconds=0.5)
+
+
+SMALL = {"corpus": _small_corpus, "esc50": _small_esc50}  # folder of its audio, if it has any -> config
+
+
+class Case:
+    """A dataset with a small config, prepared once."""
+
+    def __init__(self, make, folder):
+        self.make = make
+        self.config = make(folder)
+        self.root = folder / "prepared"
+        self.load(report=quiet)
+
+    def load(self, seed=0, report=no_report, **changes):
+        return load_splits(dataclasses.replace(self.config, **changes), self.root, seed, report)
+
+
+@pytest.fixture(scope="module", params=sorted(DATASETS))
+def dataset(request, tmp_path_factory):
+    kind = request.param
+    if kind not in SMALL:
+        pytest.fail(f"the dataset {kind!r} has no small config for this suite; enter one in SMALL")
+    return Case(SMALL[kind], tmp_path_factory.mktemp(kind))
+
+
+def test_splits_are_there_and_apart(dataset):
+    splits = dataset.load()
+    recordings = {name: set(part.names.tolist()) for name, part in parts_of(splits).items()}
+    assert all(recordings.values())
+    assert not recordings["train"] & recordings["validation"]
+    assert not recordings["train"] & recordings["test"]
+    assert not recordings["validation"] & recordings["test"]
+    assert not recordings["pool"] & (recordings["validation"] | recordings["test"])
+    assert splits.left_out == ()
+
+
+def test_no_waveform_is_on_two_sides(dataset):
+    """Names could lie; the samples cannot."""
+    waveforms = {}
+    for name, part in parts_of(dataset.load()).items():
+        waveform, length = part.read(np.arange(len(part)))
+        waveforms[name] = {w[:n].numpy().tobytes() for w, n in zip(waveform, length, strict=True)}
+    for judged in ("validation", "test"):
+        assert not waveforms[judged] & (waveforms["pool"] | waveforms["train"])
+    assert not waveforms["validation"] & waveforms["test"]
+
+
+def test_labels_say_which_classes_a_clip_has(dataset):
+    splits = dataset.load()
+    for part in (splits.train, splits.validation, splits.test):
+        assert part.labels.shape == (len(part), len(splits.classes))
+        assert np.isin(part.labels, (0, 1)).all()
+        assert part.labels.any(axis=1).all()
+        if splits.single_label:
+            assert (part.labels.sum(axis=1) == 1).all()
+    assert splits.train.labels.any(axis=0).all()
+    assert len(set(splits.classes)) == len(splits.classes)
+    assert splits.pool.labels.shape == (len(splits.pool), 0)
+
+
+def test_the_seed_draws_the_labelled_subset(dataset):
+    subset = identity_of(dataset.load(seed=1, label_fraction=0.5).train)
+    assert len(set(subset)) == len(subset)
+    assert identity_of(dataset.load(seed=1, label_fraction=0.5).train) == subset
+    assert set(identity_of(dataset.load(seed=2, label_fraction=0.5).train)) != set(subset)
+
+
+def test_labelled_subsets_are_nested_and_as_large_as_asked(dataset):
+    whole = identity_of(dataset.load().train)
+    last = set()
+    for fraction in (0.01, 0.25, 0.5, 1.0):
+        subset = set(identity_of(dataset.load(label_fraction=fraction).train))
+        assert len(subset) == max(1, round(fraction * len(whole)))
+        assert last <= subset
+        last = subset
+    assert last == set(whole)
+
+
+def test_only_the_labelled_subset_depends_on_seed_and_fraction(dataset):
+    expected, splits = dataset.load(), dataset.load(seed=5, label_fraction=0.25)
+    for name in ("pool", "validation", "test"):
+        first, second = getattr(expected, name), getattr(splits, name)
+        assert identity_of(first) == identity_of(second)
+        np.testing.assert_array_equal(first.labels, second.labels)
+    assert (splits.classes, splits.fingerprint) == (expected.classes, expected.fingerprint)
+
+
+def test_labels_stay_with_their_clips(dataset):
+    def labels(seed):
+        train = dataset.load(seed=seed).train
+        return dict(zip(identity_of(train), train.labels.tolist(), strict=True))
+
+    assert labels(3) == labels(0)
+
+
+def test_the_fingerprint_says_what_not_where_nor_how_much(dataset, tmp_path):
+    expected = fingerprint(dataset.config)
+    assert re.fullmatch("[0-9a-f]{64}", expected)
+    assert fingerprint(dataset.config) == expected == dataset.load().fingerprint
+    assert fingerprint(dataset.make(tmp_path)) == expected
+    assert fingerprint(dataclasses.replace(dataset.config, label_fraction=0.1)) == expected
+
+
+def test_what_was_prepared_once_is_not_prepared_again(dataset):
+    before = sorted(path for path in dataset.root.rglob("*"))
+    stamps = [path.stat().st_mtime_ns for path in before]
+    dataset.load(report=no_report)
+    after = sorted(path for path in dataset.root.rglob("*"))
+    assert after == before
+    assert [path.stat().st_mtime_ns for path in after] == stamps
+    assert not [path for path in after if path.suffix == ".tmp"]
+
+
+def test_reading_pads_and_crops(dataset):
+    clips = dataset.load().test
+    indices = np.array([3, 0, 3])
+    waveform, length = clips.read(indices)
+    assert (waveform.dtype, length.dtype) == (torch.int16, torch.int64)
+    assert waveform.shape == (3, clips.length[indices].max())
+    np.testing.assert_array_equal(length, clips.length[indices])
+    assert not waveform[torch.arange(waveform.shape[1]) >= length[:, None]].any()
+    assert waveform.any(dim=1).all()
+    cropped, length = clips.read(indices, max_samples=1_000)
+    assert torch.equal(cropped, waveform[:, :1_000])
+    assert length.tolist() == [1_000] * 3
+
+
+# --- the embedded corpus --------------------------------------------------------------------------
+
+
+def test_a_larger_pool_begins_with_the_smaller(tmp_path):
+    """Across a file's end, and without making the first file again."""
+    recipe = corpus.synthesis.Recipe(clip_seconds=1.0)
+    reports = []
+    small = corpus.load_parts(recipe, {"pool": 100}, tmp_path, reports.append)[0]
+    before = [path.stat().st_mtime_ns for path in sorted(tmp_path.rglob("pool-000000*"))]
+    large = corpus.load_parts(recipe, {"pool": 200}, tmp_path, reports.append)[0]
+    assert [path.stat().st_mtime_ns for path in sorted(tmp_path.rglob("pool-000000*"))] == before
+    assert len(reports) == 2
+    assert (len(small), len(large)) == (100, 200)
+    assert large.names[:100].tolist() == small.names.tolist()
+    np.testing.assert_array_equal(large.labels[:100], small.labels)
+    assert torch.equal(large.read(np.arange(100))[0], small.read(np.arange(100))[0])
+    for i in (0, 127, 128, 199):
+        waveform, labels = corpus.synthesis.synthesise(recipe, "pool", i)
+        np.testing.assert_array_equal(large.read(np.array([i]))[0][0], waveform)
+        np.testing.assert_array_equal(large.labels[i], labels)
+
+
+def test_clip_counts_are_not_in_the_corpus_fingerprint_and_the_recipe_is():
+    config = _small_corpus(None)
+    counts = {"pool_clips": 1, "labelled_clips": 2, "validation_clips": 3, "test_clips": 4}
+    assert fingerprint(dataclasses.replace(config, **counts)) == fingerprint(config)
+    for change in ({"clip_seconds": 1.5}, {"max_events": 3}, {"recipe_seed": 1}):
+        assert fingerprint(dataclasses.replace(config, **change)) != fingerprint(config)
+
+
+def _load_at_once(barrier, results, config, root):
+    """In a process of its own."""
+    barrier.wait(timeout=60)
+    splits = load_splits(config, root, 0, quiet)
+    waveforms = [part.read(np.arange(len(part)))[0].numpy() for part in parts_of(splits).values()]
+    results.put([int(np.abs(waveform.astype(np.int64)).sum()) for waveform in waveforms])
+
+
+def test_two_processes_may_prepare_the_same_data_at_once(pristine, tmp_path):
+    """Two trials begin together on an empty cache; recordings and the embedded corpus in one."""
+    config = Esc50Data(root=str(pristine[0]), corpus_clips=100, corpus_clip_seconds=1.0)
+    context = multiprocessing.get_context("spawn")
+    barrier, results = context.Barrier(2), context.Queue()
+    arguments = (barrier, results, config, tmp_path / "prepared")
+    processes = [context.Process(target=_load_at_once, args=arguments) for _ in range(2)]
+    for process in processes:
+        process.start()
+    sums = [results.get(timeout=120) for _ in processes]
+    for process in processes:
+        process.join(timeout=60)
+    assert [process.exitcode for process in processes] == [0, 0]
+    assert sums[0] == sums[1]
+    assert not list(tmp_path.rglob("*.tmp"))
+    load_splits(config, tmp_path / "prepared", 0, no_report)
