@@ -11,12 +11,11 @@ from __future__ import annotations
 import copy
 import itertools
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
 import yaml
 
 from workbench.config import TrialConfig
@@ -25,6 +24,7 @@ from workbench.settings import ConfigError, digest, from_dict, identity, to_dict
 from workbench.strict_yaml import read_value, read_yaml
 from workbench.study.claims import FILE as CLAIMS_FILE
 from workbench.study.claims import Claim, claims_beside
+from workbench.study.search import Choice, Search, Winner, refuse_repeats
 
 PRESETS = Path(__file__).parent.parent / "presets"
 PLACEMENT = ("resources", "data.root")  # settings that cannot change a result
@@ -50,100 +50,6 @@ class Resources:
                 raise ConfigError(name, f"must be at least 1, is {value}")
         if self.processes > 1 and (self.pack or 1) > 1:
             raise ConfigError("pack", f"must be 1 where {self.processes} processes share a trial")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Uniform:
-    """A number between `low` and `high`, in the logarithm if `log`, in multiples of `step` if given."""
-
-    kind: Literal["uniform"] = "uniform"
-    low: float
-    high: float
-    log: bool = False
-    step: float | None = None
-
-    def __post_init__(self) -> None:
-        _check_range(self.low, self.high, self.log, self.step is not None)
-
-    def draw(self, generator: np.random.Generator) -> float:
-        if self.log:
-            return float(np.exp(generator.uniform(np.log(self.low), np.log(self.high))))
-        value = float(generator.uniform(self.low, self.high))
-        return value if self.step is None else self.low + (value - self.low) // self.step * self.step
-
-
-@dataclass(frozen=True, kw_only=True)
-class Integer:
-    """A whole number from `low` to `high`, both included."""
-
-    kind: Literal["integer"] = "integer"
-    low: int
-    high: int
-    log: bool = False
-    step: int = 1
-
-    def __post_init__(self) -> None:
-        _check_range(self.low, self.high, self.log, self.step != 1)
-
-    def draw(self, generator: np.random.Generator) -> int:
-        if self.log:
-            return round(float(np.exp(generator.uniform(np.log(self.low), np.log(self.high)))))
-        return self.low + int(generator.integers((self.high - self.low) // self.step + 1)) * self.step
-
-
-@dataclass(frozen=True, kw_only=True)
-class Choice:
-    """One of `values`."""
-
-    kind: Literal["choice"] = "choice"
-    values: tuple[Any, ...]
-
-    def __post_init__(self) -> None:
-        if not self.values:
-            raise ConfigError("values", "must not be empty")
-
-    def draw(self, generator: np.random.Generator) -> Any:
-        return self.values[int(generator.integers(len(self.values)))]
-
-
-Distribution = Uniform | Integer | Choice
-
-
-def _check_range(low: float, high: float, log: bool, stepped: bool) -> None:
-    if log and stepped:
-        raise ConfigError("step", "cannot stand beside log; leave one out")
-    if low > high:
-        raise ConfigError("low", f"must not exceed high ({high}), is {low}")
-    if log and low <= 0:
-        raise ConfigError("low", f"must be greater than 0 where log is true, is {low}")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Search:
-    """An Optuna search on the validation metric."""
-
-    space: dict[str, Distribution]  # dotted path -> where to look
-    num_trials: int
-    sampler: Literal["tpe", "random", "qmc"] = "tpe"
-    pruner: Literal["none", "median", "successive_halving"] = "none"
-    seed: int = 0
-    confirm_seeds: tuple[int, ...] = ()  # on which the winner is run again, beside the study's own settings
-
-    def __post_init__(self) -> None:
-        if self.num_trials < 1:
-            raise ConfigError("num_trials", f"must be at least 1, is {self.num_trials}")
-        if not self.space:
-            raise ConfigError("space", "must name at least one setting")
-        _refuse_repeats("confirm_seeds", self.confirm_seeds)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Winner:
-    """What a search has found."""
-
-    search: str  # its id
-    number: int | None  # of its trial; None for a stand-in
-    point: dict[str, Any]  # dotted path -> value
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -399,7 +305,7 @@ def _check(study: Study, file: StudyFile) -> None:
     if not re.fullmatch(r"[A-Za-z0-9_-]+", study.name):
         raise ConfigError("name", f"may hold letters, digits, - and _, is {study.name!r}")
     for name in ("seeds", "folds"):
-        _refuse_repeats(name, getattr(file, name))
+        refuse_repeats(name, getattr(file, name))
     if not study.seeds:
         raise ConfigError("seeds", "must name at least one seed")
     if study.search is None:
@@ -444,11 +350,6 @@ def _compared_with(study: Study, search: Search) -> list[Trial]:
             f"{error.message} (in the study's own settings, with which {CONFIRM_SEEDS} compares the winner: "
             "put a value that can be run into settings)",
         ) from None
-
-
-def _refuse_repeats(name: str, values: Sequence[int]) -> None:
-    if len(set(values)) != len(values):
-        raise ConfigError(name, f"must not repeat, are {list(values)}")
 
 
 def _refuse_same(trials: list[Trial]) -> None:

@@ -26,8 +26,9 @@ from sqlalchemy.pool import NullPool
 from workbench.config import TrialConfig
 from workbench.random_streams import derive
 from workbench.store import Stage
-from workbench.study.definition import Choice, Integer, Search, Study
+from workbench.study.definition import Study
 from workbench.study.plan import PlannedTrial, Planner, place, work_of, work_to_do
+from workbench.study.search import Choice, Integer, Search
 from workbench.training.pack import pack_key
 
 optuna.logging.set_verbosity(optuna.logging.CRITICAL)  # what is wrong is raised, and told once
