@@ -20,7 +20,7 @@ from workbench.training.finetune import finetune, new_clip_model
 from workbench.training.loop import Run, Stopped
 from workbench.training.objectives import Contrastive
 from workbench.training.pretrain import new_encoder, pretrain
-from workbench.training.tracker import UpdateClock
+from workbench.training.timing import UpdateClock
 
 from .torchaudio_weights import copy_into_layer
 

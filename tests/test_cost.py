@@ -265,7 +265,9 @@ def test_a_shape_is_what_decides_an_updates_length(study, with_changes):
     ],
 )
 def test_a_pack_grows_as_long_as_the_device_gains(study, monkeypatch, seconds, best):
-    monkeypatch.setattr(calibration, "_time_packed", lambda job, size, device: seconds[size])
+    monkeypatch.setattr(
+        calibration, "_time_updates", lambda job, batch, device, limit, num_trials: seconds[num_trials]
+    )
     config = study.trials()[0].config
     job = Job("finetune", config, FakeModel().extent(config.data))
     alone = Rates(1.0, 0.1, 0.1, bytes=1, measured_batch=job.batch)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
+import dataclasses
 import gc
 import time
 from dataclasses import dataclass
@@ -16,13 +16,10 @@ from workbench.bench.shapes import batch_of
 from workbench.bench.timing import Compared, in_turn, peak_bytes
 from workbench.config import TrialConfig
 from workbench.data.noise import noise_clips, noise_splits
-from workbench.training.finetune import finetune
-from workbench.training.loop import Run, Stopped
-from workbench.training.pretrain import new_encoder, pretrain
-from workbench.training.tracker import UpdateClock
+from workbench.training.pretrain import new_encoder
+from workbench.training.timing import UpdateClock, time_updates
 
 NUM_CLASSES = 12  # the embedded corpus's
-WARM_UP = 2  # updates of every round, not timed
 
 
 @dataclass(frozen=True)
@@ -67,25 +64,18 @@ def measure_step(
     )
 
 
-def core_seconds(config: TrialConfig, kind: Kind, device: torch.device, updates: int) -> float:
-    """Of an update: `pretrain` or `finetune` themselves, on noise, stopped after so many."""
-    clock = UpdateClock(device, updates=updates, warm_up=WARM_UP)
-    run = Run(device=device, tracker=clock, should_stop=clock.enough)
+def core_seconds(
+    config: TrialConfig, kind: Kind, device: torch.device, updates: int, num_trials: int = 1
+) -> float:
+    """Of an update of one trial: `pretrain` or `finetune` themselves; several are seeds of it, packed."""
     length = config.data.clip_seconds
-    encoder = None
-    with contextlib.suppress(Stopped):
-        if kind == "pretrain":
-            pool = noise_clips(2 * batch_of(config, kind), length, NUM_CLASSES).unlabelled()
-            pretrain(config, pool, run)
-        else:
-            splits = noise_splits(2 * batch_of(config, kind), length, length, NUM_CLASSES)
-            encoder = new_encoder(config, splits.pool, device)
-            finetune(config, splits, encoder, run)
-    return clock.update_seconds()
+    splits = noise_splits(2 * batch_of(config, kind), length, length, NUM_CLASSES)
+    trials = [dataclasses.replace(config, seed=seed) for seed in range(num_trials)]
+    return time_updates(kind, trials, splits, UpdateClock(device, updates=updates))
 
 
 def plain_seconds(config: TrialConfig, kind: Kind, device: torch.device, updates: int) -> float:
-    clock = UpdateClock(device, updates=updates, warm_up=WARM_UP)
+    clock = UpdateClock(device, updates=updates)
     clips = noise_clips(2 * batch_of(config, kind), config.data.clip_seconds, NUM_CLASSES)
     training = PlainTraining(config, kind, clips, device)
     step = 0

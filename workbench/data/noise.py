@@ -25,12 +25,12 @@ def noise_clips(count: int, seconds: ArrayLike, num_classes: int, name: str = "p
 
 
 def noise_splits(
-    num_train: int, seconds: float, evaluated_seconds: float, num_classes: int, *, single_label: bool = False
+    count: int, seconds: float, evaluated_seconds: float, num_classes: int, *, single_label: bool = False
 ) -> Splits:
-    """To train on `num_train` clips; of the other splits there are two clips each."""
+    """`count` clips to train on, with labels and without; two for validation, two for a test."""
     return Splits(
-        pool=noise_clips(2, seconds, num_classes).unlabelled(),
-        train=noise_clips(num_train, seconds, num_classes, "train"),
+        pool=noise_clips(count, seconds, num_classes).unlabelled(),
+        train=noise_clips(count, seconds, num_classes, "train"),
         validation=noise_clips(2, evaluated_seconds, num_classes, "validation"),
         test=noise_clips(2, evaluated_seconds, num_classes, "test"),
         classes=tuple(map(str, range(num_classes))),

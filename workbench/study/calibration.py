@@ -6,7 +6,6 @@ this machine cannot hold, or not soon, is extrapolated from smaller ones.
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import fcntl
 import json
@@ -26,24 +25,17 @@ import psutil
 import torch
 
 from workbench.config import TrialConfig
-from workbench.data.clips import ClipSet, Extent, Splits
+from workbench.data.clips import ClipSet, Extent
 from workbench.data.corpus import die_with_parent
 from workbench.data.noise import noise_clips, noise_splits
 from workbench.hardware import device_name, resident_bytes
 from workbench.settings import ConfigError, digest, from_dict, identity, to_dict
 from workbench.store.stage import write_json
 from workbench.study.definition import Resources
-from workbench.training.finetune import (
-    EVALUATION_BATCH,
-    finetune,
-    finetune_together,
-    new_clip_model,
-    predict,
-)
-from workbench.training.loop import Run, Stopped
+from workbench.training.finetune import EVALUATION_BATCH, new_clip_model, predict
 from workbench.training.pack import pack_key
-from workbench.training.pretrain import STATISTICS_CLIPS, new_encoder, pretrain, pretrain_together
-from workbench.training.tracker import UpdateClock
+from workbench.training.pretrain import STATISTICS_CLIPS, new_encoder
+from workbench.training.timing import UpdateClock, time_updates
 
 FORMAT = 2  # of what is kept; older measurements are made again
 TIMED_SECONDS, TIMED_UPDATES = 2.5, 20  # whichever is over first, after the first two updates
@@ -258,7 +250,7 @@ def _measure_job(job: Job, device: torch.device, free: float) -> Rates:
     rungs: list[tuple[int, float, int]] = []  # batch, seconds of an update, peak memory
     while True:
         whole = batch == job.batch
-        seconds = _time_updates(job, batch, device, thoroughly=whole)
+        seconds = _time_updates(job, batch, device, TIMED_SECONDS if whole else TIMED_SECONDS / 10)
         rungs.append((batch, seconds, _peak_memory(device)))
         following = min(batch * RUNG, job.batch)
         if whole or not _affordable(rungs, following, free):
@@ -284,32 +276,11 @@ def _with_pack(alone: Rates, job: Job, device: torch.device, free: float) -> Rat
     assert settings is not None
     best, best_seconds = 1, alone.update_seconds
     while 2 * best * alone.bytes < MEMORY_SHARE * free:
-        seconds = _time_packed(job, 2 * best, device) * settings.accumulation
+        seconds = _time_updates(job, job.batch, device, TIMED_SECONDS / 2, 2 * best) * settings.accumulation
         if seconds > PACK_GAIN * best_seconds:
             break
         best, best_seconds = 2 * best, seconds
     return dataclasses.replace(alone, pack=best, packed_update_seconds=best_seconds)
-
-
-def _time_packed(job: Job, size: int, device: torch.device) -> float:
-    """Seconds of an update of one trial among `size`."""
-    clock = UpdateClock(device, updates=TIMED_UPDATES, seconds=TIMED_SECONDS / 2)
-    runs = [Run(device=device, tracker=clock, should_stop=clock.enough)]
-    runs += [Run(device=device, should_stop=clock.has_ended) for _ in range(1, size)]
-    trials = [_for_timing(job, job.batch, seed) for seed in range(size)]
-    if job.kind == "pretrain":
-        pool = _pool(job, 2 * job.batch)
-        pretrain_together([(trial, pool, run) for trial, run in zip(trials, runs, strict=True)])
-    else:
-        splits = _splits(job, 2 * job.batch)
-        encoders = [new_encoder(trial, _pool(job, 2), device) for trial in trials]
-        finetune_together(
-            [
-                (trial, splits, encoder, run)
-                for trial, encoder, run in zip(trials, encoders, runs, strict=True)
-            ]
-        )
-    return clock.update_seconds() / size
 
 
 def _affordable(rungs: list[tuple[int, float, int]], batch: int, free: float) -> bool:
@@ -330,18 +301,20 @@ def _extrapolated(points: list[tuple[int, float]], batch: int) -> float:
     return value + slope * (batch - last)
 
 
-def _time_updates(job: Job, batch: int, device: torch.device, *, thoroughly: bool) -> float:
-    """Median seconds of an update; the first two are not counted if there are others."""
-    seconds = TIMED_SECONDS if thoroughly else TIMED_SECONDS / 10
+def _time_updates(job: Job, batch: int, device: torch.device, seconds: float, num_trials: int = 1) -> float:
+    """Of an update of one trial with that micro-batch; several are seeds of it, trained together."""
+    trials = [_for_timing(job, batch, seed) for seed in range(num_trials)]
+    splits = noise_splits(
+        2 * batch,
+        job.config.data.clip_seconds,
+        job.extent.evaluated_seconds,
+        job.extent.num_classes,
+        single_label=job.config.data.single_label,
+    )
+    # Fine-tuning hears of the pool only what its log-mel statistics take: timed by itself.
+    splits = dataclasses.replace(splits, pool=_pool(job, 2 * batch if job.kind == "pretrain" else 2))
     clock = UpdateClock(device, updates=TIMED_UPDATES, seconds=seconds)
-    run = Run(device=device, tracker=clock, should_stop=clock.enough)
-    config = _for_timing(job, batch, job.config.seed)
-    with contextlib.suppress(Stopped):
-        if job.kind == "pretrain":
-            pretrain(config, _pool(job, 2 * batch), run)
-        else:
-            finetune(config, _splits(job, 2 * batch), new_encoder(config, _pool(job, 2), device), run)
-    return clock.update_seconds()
+    return time_updates(job.kind, trials, splits, clock)
 
 
 def _for_timing(job: Job, batch: int, seed: int) -> TrialConfig:
@@ -391,13 +364,3 @@ def _pool(job: Job, count: int) -> ClipSet:
     edges = np.cumsum(shares) / sum(shares) * count
     seconds = np.array(lengths)[np.searchsorted(edges, np.arange(count) + 0.5).clip(max=len(lengths) - 1)]
     return noise_clips(count, seconds, job.extent.num_classes).unlabelled()
-
-
-def _splits(job: Job, count: int) -> Splits:
-    return noise_splits(
-        count,
-        job.config.data.clip_seconds,
-        job.extent.evaluated_seconds,
-        job.extent.num_classes,
-        single_label=job.config.data.single_label,
-    )
