@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
+from workbench.data.labels import Labels
 from workbench.training.batches import BalancedClasses, ShuffledEpochs
 
 SHAPES = [(12, 4), (10, 4), (7, 3), (5, 8), (3, 10), (1, 4), (6, 1)]  # clips N, batch size B
@@ -48,7 +49,7 @@ def test_a_step_draws_the_same_whatever_was_drawn_before(clips, batch_size):
     "make",
     [
         lambda seed, stage: ShuffledEpochs(1000, 64, seed, stage),
-        lambda seed, stage: BalancedClasses(_skewed_labels(), 64, seed, stage),
+        lambda seed, stage: BalancedClasses(Labels.of_matrix(_skewed_labels()), 64, seed, stage),
     ],
     ids=["shuffled", "balanced"],
 )
@@ -62,7 +63,7 @@ def test_seed_and_stage_decide_the_order(make):
 
 def test_balanced_classes_are_drawn_uniformly_and_their_clips_too():
     labels = _skewed_labels()
-    order = BalancedClasses(labels, 100, seed=0, stage="finetune")
+    order = BalancedClasses(Labels.of_matrix(labels), 100, seed=0, stage="finetune")
     drawn = np.concatenate([order.batch(step) for step in range(200)])
     # A class with probability 1 / 4 (of those that have clips), then one of its clips.
     clips_of_class = labels.sum(axis=0)
@@ -80,14 +81,14 @@ def test_balanced_classes_are_drawn_uniformly_and_their_clips_too():
 
 def test_balanced_classes_never_draw_a_clip_without_labels():
     labels = _skewed_labels()
-    order = BalancedClasses(labels, 100, seed=0, stage="finetune")
+    order = BalancedClasses(Labels.of_matrix(labels), 100, seed=0, stage="finetune")
     drawn = np.concatenate([order.batch(step) for step in range(200)])
     assert labels[drawn].any(axis=1).all()
 
 
 def test_balanced_steps_do_not_depend_on_each_other():
-    first = BalancedClasses(_skewed_labels(), 16, seed=0, stage="finetune")
-    second = BalancedClasses(_skewed_labels(), 16, seed=0, stage="finetune")
+    first = BalancedClasses(Labels.of_matrix(_skewed_labels()), 16, seed=0, stage="finetune")
+    second = BalancedClasses(Labels.of_matrix(_skewed_labels()), 16, seed=0, stage="finetune")
     expected = [first.batch(step) for step in range(5)]
     for step in (4, 0, 2, 4):
         np.testing.assert_array_equal(second.batch(step), expected[step])

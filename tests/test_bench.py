@@ -61,7 +61,7 @@ def _same_weights(config, kind, clips):
     """The rival and the core's model, with the core's weights."""
     rival = PlainTraining(config, kind, clips, CPU)
     encoder = new_encoder(config, clips.unlabelled(), CPU).train()
-    model = new_clip_model(config, encoder, clips.labels.shape[1])
+    model = new_clip_model(config, encoder, clips.labels.num_classes)
     layers = [*rival.encoder.first.conformer_layers, *rival.encoder.rest.conformer_layers]
     for block, layer in zip(encoder.conformer.blocks, layers, strict=True):
         copy_into_layer(block, layer)
@@ -78,7 +78,7 @@ def test_the_rivals_finetuning_loss_is_the_cores():
     clips = noise_clips(4, config.data.clip_seconds, 3)
     rival, model = _same_weights(config, "finetune", clips)
     waveform, samples = clips.read(np.arange(4))
-    targets = torch.from_numpy(clips.labels).float()
+    targets = torch.from_numpy(clips.labels.matrix()).float()
     expected = rival.finetuning_loss(waveform, samples, targets, torch.Generator())
     logits = model(model.encoder.front_end(waveform))
     ours = torch.nn.functional.binary_cross_entropy_with_logits(logits, targets)

@@ -1,4 +1,4 @@
-"""Clips, splits and labelled subsets: what every dataset is built from."""
+"""Clips and splits: what every dataset is built from."""
 
 import dataclasses
 
@@ -7,10 +7,11 @@ import pytest
 import torch
 
 from workbench.config import SAMPLE_RATE
-from workbench.data.clips import ClipSet, DataError, Splits, labelled_subset, nested_order
+from workbench.data.clips import ClipSet, DataError, Splits, labelled_subset
+from workbench.data.labels import Labels
 
 
-def _clips(names, samples=10, labels=None):
+def _clips(names, samples=10):
     """Clips of `samples` each; sample s of clip i is 100 i + s."""
     count = len(names)
     flat = (100 * np.arange(count)[:, None] + np.arange(samples)).astype(np.int16).reshape(-1)
@@ -19,7 +20,7 @@ def _clips(names, samples=10, labels=None):
         source=np.zeros(count, np.int64),
         start=np.arange(count) * samples,
         length=np.full(count, samples),
-        labels=np.ones((count, 1), np.uint8) if labels is None else labels,
+        labels=Labels.of_lists([[0]] * count, 1),
         names=np.array(names, dtype=str),
     )
 
@@ -51,7 +52,7 @@ def test_joined_and_taken_clips_keep_their_audio():
     assert waveform[0].tolist() == [200, 201, 202, 203, 204, 0, 0, 0, 0, 0]
     assert waveform[1].tolist() == list(range(100, 110))
     assert joined.hours == pytest.approx(35 / SAMPLE_RATE / 3600)
-    assert joined.unlabelled().labels.shape == (5, 0)
+    assert joined.unlabelled().labels.matrix().shape == (5, 0)
 
 
 def _splits(**changes):
@@ -85,56 +86,6 @@ def test_a_recording_on_two_sides_is_refused_by_name(first, second):
 def test_an_empty_split_is_refused_by_name(name):
     with pytest.raises(DataError, match=f"{name} split is empty"):
         _splits(**{name: ""})
-
-
-def _skewed_labels(count=1_000, num_classes=10, unlabelled=0):
-    """Multi-label, from half of the clips down to one in a hundred."""
-    generator = np.random.default_rng(1)
-    share = 0.5 * 0.02 ** (np.arange(num_classes) / (num_classes - 1))
-    labels = (generator.random((count, num_classes)) < share).astype(np.uint8)
-    silent = ~labels.any(axis=1)
-    labels[silent, generator.integers(0, num_classes, silent.sum())] = 1
-    labels[generator.permutation(count)[:unlabelled]] = 0
-    return labels
-
-
-def test_nested_order_is_a_permutation_of_its_own_per_seed():
-    labels = _skewed_labels()
-    order = nested_order(labels, np.random.default_rng(0))
-    assert sorted(order) == list(range(len(labels)))
-    np.testing.assert_array_equal(nested_order(labels, np.random.default_rng(0)), order)
-    assert not np.array_equal(nested_order(labels, np.random.default_rng(1)), order)
-
-
-@pytest.mark.parametrize("seed", [0, 1, 2])
-def test_every_beginning_of_the_nested_order_is_stratified(seed):
-    """A class has its share at every length, to 1 % of the clips; by chance it would miss by twice that."""
-    labels = _skewed_labels()
-    due = np.arange(1, len(labels) + 1)[:, None] * labels.mean(axis=0)
-
-    def missed(order):
-        return labels[order].cumsum(axis=0) - due
-
-    ours = missed(nested_order(labels, np.random.default_rng(seed)))
-    chance = missed(np.random.default_rng(seed).permutation(len(labels)))
-    assert np.abs(ours).max() <= 10
-    assert np.sqrt(np.square(ours).mean()) < 0.5 * np.sqrt(np.square(chance).mean())
-
-
-def test_a_single_label_beginning_is_stratified_to_the_clip():
-    labels = np.eye(10, dtype=np.uint8).repeat(40, axis=0)
-    taken = labels[nested_order(labels, np.random.default_rng(0))].cumsum(axis=0)
-    due = np.arange(1, 401)[:, None] / 10
-    assert np.abs(taken - due).max() < 1
-    assert (taken[39] == 4).all()
-
-
-def test_clips_without_labels_come_last():
-    labels = _skewed_labels(unlabelled=100)
-    order = nested_order(labels, np.random.default_rng(0))
-    assert sorted(order) == list(range(len(labels)))
-    assert labels[order[:-100]].any(axis=1).all()
-    assert not labels[order[-100:]].any()
 
 
 def test_a_subset_has_at_least_one_clip():

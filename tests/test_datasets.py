@@ -75,14 +75,15 @@ def test_no_waveform_is_on_two_sides(dataset):
 def test_labels_say_which_classes_a_clip_has(dataset):
     splits = dataset.load()
     for part in (splits.train, splits.validation, splits.test):
-        assert part.labels.shape == (len(part), len(splits.classes))
-        assert np.isin(part.labels, (0, 1)).all()
-        assert part.labels.any(axis=1).all()
+        labels = part.labels.matrix()
+        assert labels.shape == (len(part), len(splits.classes))
+        assert np.isin(labels, (0, 1)).all()
+        assert labels.any(axis=1).all()
         if splits.single_label:
-            assert (part.labels.sum(axis=1) == 1).all()
-    assert splits.train.labels.any(axis=0).all()
+            assert (labels.sum(axis=1) == 1).all()
+    assert splits.train.labels.matrix().any(axis=0).all()
     assert len(set(splits.classes)) == len(splits.classes)
-    assert splits.pool.labels.shape == (len(splits.pool), 0)
+    assert splits.pool.labels.matrix().shape == (len(splits.pool), 0)
 
 
 def test_the_seed_draws_the_labelled_subset(dataset):
@@ -108,14 +109,14 @@ def test_only_the_labelled_subset_depends_on_seed_and_fraction(dataset):
     for name in ("pool", "validation", "test"):
         first, second = getattr(expected, name), getattr(splits, name)
         assert identity_of(first) == identity_of(second)
-        np.testing.assert_array_equal(first.labels, second.labels)
+        np.testing.assert_array_equal(first.labels.matrix(), second.labels.matrix())
     assert (splits.classes, splits.fingerprint) == (expected.classes, expected.fingerprint)
 
 
 def test_labels_stay_with_their_clips(dataset):
     def labels(seed):
         train = dataset.load(seed=seed).train
-        return dict(zip(identity_of(train), train.labels.tolist(), strict=True))
+        return dict(zip(identity_of(train), train.labels.matrix().tolist(), strict=True))
 
     assert labels(3) == labels(0)
 
@@ -166,12 +167,12 @@ def test_a_larger_pool_begins_with_the_smaller(tmp_path):
     assert len(reports) == 2
     assert (len(small), len(large)) == (100, 200)
     assert large.names[:100].tolist() == small.names.tolist()
-    np.testing.assert_array_equal(large.labels[:100], small.labels)
+    np.testing.assert_array_equal(large.labels.matrix()[:100], small.labels.matrix())
     assert torch.equal(large.read(np.arange(100))[0], small.read(np.arange(100))[0])
     for i in (0, 127, 128, 199):
         waveform, labels = corpus.synthesis.synthesise(recipe, "pool", i)
         np.testing.assert_array_equal(large.read(np.array([i]))[0][0], waveform)
-        np.testing.assert_array_equal(large.labels[i], labels)
+        np.testing.assert_array_equal(large.labels.matrix()[i], labels)
 
 
 def test_clip_counts_are_not_in_the_corpus_fingerprint_and_the_recipe_is():

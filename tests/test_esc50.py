@@ -52,7 +52,7 @@ def test_clips_are_their_files_at_16_khz_with_their_labels(pristine, tmp_path):
     for i, row in enumerate(expected):
         info = soundfile.info(root / "audio" / row["filename"])
         assert splits.test.length[i] == math.ceil(info.frames * SAMPLE_RATE / info.samplerate)
-        assert splits.classes[splits.test.labels[i].argmax()] == row["category"]
+        assert splits.classes[splits.test.labels.matrix()[i].argmax()] == row["category"]
         level = splits.test.read(np.array([i]))[0].double().std() / 32767
         assert 0.04 < level < 0.12  # noise of 0.1, less what lies above 8 kHz
 
@@ -60,7 +60,7 @@ def test_clips_are_their_files_at_16_khz_with_their_labels(pristine, tmp_path):
 def test_the_pool_takes_in_clips_of_the_embedded_corpus(pristine, tmp_path):
     splits = _load(pristine[0], tmp_path, corpus_clips=10, corpus_clip_seconds=1.0)
     assert len(splits.pool) == len(splits.train) + 10
-    assert splits.pool.labels.shape == (37, 0)
+    assert splits.pool.labels.matrix().shape == (37, 0)
     waveform, length = splits.pool.read(np.array([0, 36]))
     assert length[1] == SAMPLE_RATE
     made, _ = corpus.synthesis.synthesise(corpus.synthesis.Recipe(clip_seconds=1.0), "pool", 9)
@@ -279,5 +279,5 @@ def test_esc10_itself_loads(tmp_path):
     assert len(splits.classes) == 10
     assert (len(splits.train), len(splits.validation), len(splits.test)) == (240, 80, 80)
     for part in (splits.train, splits.validation, splits.test):
-        assert len(set(part.labels.sum(axis=0).tolist())) == 1  # as many clips of each class
+        assert len(set(part.labels.matrix().sum(axis=0).tolist())) == 1  # as many clips of each class
         assert 3.5 < part.length.min() / SAMPLE_RATE < part.length.max() / SAMPLE_RATE < 7.5

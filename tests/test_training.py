@@ -81,11 +81,11 @@ def test_finetuning_fits_its_clips_and_beats_chance_on_others(tiny_trial, tiny_s
     result = _finetune(trial, tiny_splits)
     losses = [row["loss"] for row in result.history if "loss" in row]
     assert losses[-1] < 0.6 * losses[0]
-    chance = tiny_splits.test.labels.mean()
+    chance = tiny_splits.test.labels.matrix().mean()
     test, _ = score(trial, result.model, tiny_splits.test, CPU, "test")
     assert test["test/mAP"] > 1.3 * chance
     seen = predict(trial, result.model, tiny_splits.train, CPU)
-    assert np.nanmean(average_precision(seen, tiny_splits.train.labels)) > 0.6
+    assert np.nanmean(average_precision(seen, tiny_splits.train.labels.matrix())) > 0.6
 
 
 # --- it repeats itself --------------------------------------------------------------------------------------
@@ -175,7 +175,7 @@ def test_the_best_weights_by_validation_are_kept(tiny_trial, tiny_splits, with_c
     assert result.validation["validation/mAP"] == max(scores.values())
     assert scores[result.validation["best_step"]] == max(scores.values())
     again = predict(trial, result.model, tiny_splits.validation, CPU)
-    mean = np.nanmean(average_precision(again, tiny_splits.validation.labels))
+    mean = np.nanmean(average_precision(again, tiny_splits.validation.labels.matrix()))
     assert mean == pytest.approx(max(scores.values()))
 
 

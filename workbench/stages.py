@@ -145,7 +145,7 @@ def run_trial(
         model = new_clip_model(config, encoder, len(splits.get().classes))
         model.load_state_dict(_weights(store.fetch(stages.finetune)))
         metrics, scores = score(config, model.to(device), test, device, "test")
-        targets = torch.from_numpy(test.labels)
+        targets = torch.from_numpy(test.labels.matrix())
         if processes.rank() == 0:
             save_tensors(folder / PREDICTIONS, {"scores": torch.from_numpy(scores), "targets": targets})
         return {

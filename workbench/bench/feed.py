@@ -13,6 +13,7 @@ from torch.utils.data import DataLoader, Dataset
 from workbench.bench.timing import Compared, in_turn
 from workbench.config import SAMPLE_RATE
 from workbench.data.clips import ClipSet
+from workbench.data.labels import Labels
 from workbench.training.batches import ShuffledEpochs
 
 FILE_BYTES = 400_000_000  # of audio; a machine's page cache holds it, as it holds a small corpus
@@ -51,7 +52,7 @@ def _written(path: Path, count: int, samples: int) -> ClipSet:
         source=np.zeros(count, int),
         start=np.arange(count) * samples,
         length=np.full(count, samples),
-        labels=np.zeros((count, 0), np.uint8),
+        labels=Labels.of_lists([[]] * count, 0),
         names=np.array([str(i) for i in range(count)]),
     )
 

@@ -131,7 +131,7 @@ class PlainTraining:
         assert settings is not None
         self.batch_size, self.optimiser_config = settings.batch_size, settings.optimiser
         self.encoder = PlainEncoder(config.front_end, config.model).to(device).train()
-        self.classifier = PlainClassifier(config, clips.labels.shape[1]).to(device).train()
+        self.classifier = PlainClassifier(config, clips.labels.num_classes).to(device).train()
         self.parameters = [*self.encoder.parameters(), *self.classifier.parameters()]
         self.optimiser = torch.optim.AdamW(
             self.parameters,
@@ -150,7 +150,7 @@ class PlainTraining:
             if self.kind == "pretrain":
                 loss = self.pretraining_loss(waveform, generator)
             else:
-                targets = torch.from_numpy(self.clips.labels[indices]).float().to(self.device)
+                targets = torch.from_numpy(self.clips.labels.matrix(indices)).float().to(self.device)
                 loss = self.finetuning_loss(waveform, samples, targets, generator)
         self.optimiser.zero_grad()
         loss.backward()

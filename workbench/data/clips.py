@@ -1,6 +1,6 @@
 """Clips: int16 audio in memory-mapped arrays, and where in them each clip lies.
 
-N clips, B clips of a batch, S samples, C classes.
+N clips, B clips of a batch, S samples.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from workbench.config import SAMPLE_RATE
+from workbench.data.labels import Labels, nested_order
 
 
 class DataError(ValueError):
@@ -27,7 +28,7 @@ class ClipSet:
     source: np.ndarray  # (N,) which of `sources`
     start: np.ndarray  # (N,) first sample in it
     length: np.ndarray  # (N,) samples
-    labels: np.ndarray  # (N, C) uint8
+    labels: Labels
     names: np.ndarray  # (N,) text that identifies the recording, for overlap checks and reports
 
     def __len__(self) -> int:
@@ -40,24 +41,24 @@ class ClipSet:
             source=np.concatenate([self.source, other.source + len(self.sources)]),
             start=np.concatenate([self.start, other.start]),
             length=np.concatenate([self.length, other.length]),
-            labels=np.concatenate([self.labels, other.labels]),
+            labels=self.labels + other.labels,
             names=np.concatenate([self.names, other.names]),
         )
 
-    def take(self, indices: np.ndarray) -> ClipSet:
-        """The clips at `indices`, in that order."""
+    def take(self, indices: np.ndarray | slice) -> ClipSet:
+        """The clips at `indices`, in that order; a slice shares the index, too."""
         return ClipSet(
             sources=self.sources,
             source=self.source[indices],
             start=self.start[indices],
             length=self.length[indices],
-            labels=self.labels[indices],
+            labels=self.labels.take(indices),
             names=self.names[indices],
         )
 
     def unlabelled(self) -> ClipSet:
         """The same audio, C = 0."""
-        return ClipSet(self.sources, self.source, self.start, self.length, self.labels[:, :0], self.names)
+        return ClipSet(self.sources, self.source, self.start, self.length, self.labels.none(), self.names)
 
     @property
     def hours(self) -> float:
@@ -137,37 +138,8 @@ class Extent:
     unprepared_bytes: int
 
 
-def nested_order(labels: np.ndarray, generator: np.random.Generator) -> np.ndarray:
-    """An order (N,) of clips whose every beginning is stratified: labels (N, C) -> indices.
-
-    The first n clips are the labelled subset of size n, so smaller subsets lie inside larger ones. At each
-    step the class that is furthest behind its share gives the next clip.
-    """
-    count, num_classes = labels.shape
-    shuffled = generator.permutation(count)
-    share = labels.mean(axis=0)
-    queues = [iter(shuffled[labels[shuffled, c] > 0]) for c in range(num_classes)]
-    ties = generator.permutation(num_classes) * 1e-9
-    taken = np.zeros(num_classes)
-    used = np.zeros(count, bool)
-    exhausted = share == 0
-    order: list[int] = []
-    while not exhausted.all():
-        behind = (len(order) + 1) * share - taken + ties
-        behind[exhausted] = -np.inf
-        chosen = int(np.argmax(behind))
-        clip = next((int(i) for i in queues[chosen] if not used[i]), None)
-        if clip is None:
-            exhausted[chosen] = True
-            continue
-        used[clip] = True
-        taken += labels[clip]
-        order.append(clip)
-    order += [int(i) for i in shuffled if not used[i]]  # clips without any label
-    return np.array(order)
-
-
 def labelled_subset(clips: ClipSet, fraction: float, generator: np.random.Generator) -> ClipSet:
     """The first `fraction` of the nested order, at least one clip."""
     order = nested_order(clips.labels, generator)
-    return clips.take(order[: max(1, round(fraction * len(clips)))])
+    count = max(1, round(fraction * len(clips)))
+    return clips.take(np.fromiter(itertools.islice(order, count), np.int64, count))

@@ -21,6 +21,7 @@ import numpy as np
 from workbench.config import SAMPLE_RATE, CorpusData
 from workbench.data import synthesis
 from workbench.data.clips import ClipSet, Extent, Splits, labelled_subset
+from workbench.data.labels import Labels
 from workbench.random_streams import numpy_stream
 
 CLIPS_PER_FILE = 128
@@ -178,6 +179,6 @@ def _open_part(folder: Path, part: str, count: int) -> ClipSet:
         source=index // CLIPS_PER_FILE,
         start=(index % CLIPS_PER_FILE) * samples,
         length=np.full(count, samples),
-        labels=np.concatenate(labels)[:count],
+        labels=Labels.of_matrix(np.concatenate(labels)[:count]),
         names=np.array([f"{part}/{i}" for i in index]),
     )

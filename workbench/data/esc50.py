@@ -25,6 +25,7 @@ from workbench.audio.decode import UnreadableAudio, decode
 from workbench.config import SAMPLE_RATE, Esc50Data
 from workbench.data import corpus, synthesis
 from workbench.data.clips import ClipSet, DataError, Extent, Splits, labelled_subset
+from workbench.data.labels import Labels
 from workbench.random_streams import numpy_stream
 from workbench.settings import digest
 
@@ -260,6 +261,6 @@ def _open(folder: Path, clips: list[dict]) -> ClipSet:
         source=np.zeros(len(clips), np.int64),
         start=np.array([clip["start"] for clip in clips]),
         length=np.array([clip["length"] for clip in clips]),
-        labels=(targets[:, None] == np.unique(targets)[None, :]).astype(np.uint8),
+        labels=Labels.of_matrix(targets[:, None] == np.unique(targets)[None, :]),
         names=np.array([clip["recording"] for clip in clips]),
     )

@@ -7,6 +7,7 @@ from numpy.typing import ArrayLike
 
 from workbench.config import SAMPLE_RATE
 from workbench.data.clips import ClipSet, Splits
+from workbench.data.labels import Labels
 
 
 def noise_clips(count: int, seconds: ArrayLike, num_classes: int, name: str = "pool") -> ClipSet:
@@ -19,7 +20,7 @@ def noise_clips(count: int, seconds: ArrayLike, num_classes: int, name: str = "p
         source=np.zeros(count, int),
         start=np.zeros(count, int),
         length=lengths,
-        labels=np.eye(num_classes, dtype=np.uint8)[np.arange(count) % num_classes],
+        labels=Labels.of_lists([[clip % num_classes] for clip in range(count)], num_classes),
         names=np.array([f"{name}/{i}" for i in range(count)]),
     )
 

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from workbench.data.labels import Labels
 from workbench.random_streams import numpy_stream
 
 
@@ -50,10 +51,10 @@ class ShuffledEpochs:
 class BalancedClasses:
     """A class, uniformly, then one of its clips, uniformly: the paper's data balancing (4.1)."""
 
-    def __init__(self, labels: np.ndarray, batch_size: int, seed: int, stage: str) -> None:
-        """`labels` (N, C); classes without a clip are not drawn."""
+    def __init__(self, labels: Labels, batch_size: int, seed: int, stage: str) -> None:
+        """Classes without a clip are not drawn."""
         self.batch_size, self.seed, self.stage = batch_size, seed, stage
-        clip, label = np.nonzero(labels)
+        clip, label = labels.pairs()
         order = np.argsort(label, kind="stable")
         self._clips = clip[order]  # by class
         classes, self._begin, self._count = np.unique(label[order], return_index=True, return_counts=True)

@@ -96,7 +96,7 @@ class Finetuning:
             waveform = onto(self.device, waveform).repeat(versions, 1)  # every version augmented anew
             frames = (samples // self.config.front_end.hop_samples).repeat(versions)
             lengths = num_latents(self.config, samples).repeat(versions)
-            targets = onto(self.device, torch.from_numpy(self.clips.labels[part]).float())
+            targets = onto(self.device, torch.from_numpy(self.clips.labels.matrix(part)).float())
             waveform = jitter(waveform, augmentation.jitter_samples, generator)
             log_mel = front_end(waveform)  # (B, F, M)
             log_mel = time_mask(log_mel, frames, augmentation.time_mask, generator)
@@ -208,7 +208,7 @@ def predict(config: TrialConfig, model: ClipModel, clips: ClipSet, device: torch
     was_training = model.training
     model.eval()
     autocast = autocast_for(config, device)
-    scores = torch.zeros(len(clips), clips.labels.shape[1], device=device)
+    scores = torch.zeros(len(clips), clips.labels.num_classes, device=device)
     beginnings = range(0, len(clips), EVALUATION_BATCH)
     for begin in beginnings[processes.rank() :: processes.count()]:
         end = min(begin + EVALUATION_BATCH, len(clips))
@@ -229,5 +229,5 @@ def score(
     scores = predict(config, model, clips, device)
     if not np.isfinite(scores).all():
         raise FloatingPointError(f"the model's {split} scores are not finite")
-    values = clip_metrics.summarise(scores, clips.labels, single_label=config.data.single_label)
+    values = clip_metrics.summarise(scores, clips.labels.matrix(), single_label=config.data.single_label)
     return {f"{split}/{name}": float(value) for name, value in values.items()}, scores
