@@ -1,7 +1,9 @@
 """Batches that are prepared ahead are those that would have been heard, in their order."""
 
+import gc
 import threading
 import time
+import weakref
 
 import pytest
 import torch
@@ -45,6 +47,29 @@ def test_one_is_prepared_while_another_is_used():
             time.sleep(0.01)
         assert prepared[:2] == [0, 1]
         assert len(prepared) <= 3  # and no more than one of them kept
+
+
+@pytest.mark.parametrize("in_thread", [False, True])
+def test_what_is_heard_from_is_let_go_at_once(in_thread):
+    """Not some time later by the garbage collector: it holds a trial's audio, on a GPU its model, too."""
+
+    class Task:
+        def hear(self, step):
+            yield step
+
+    task = Task()
+    held = weakref.ref(task)
+    gc.disable()
+    try:
+        with Ahead(task.hear, range(2), CPU, in_thread=in_thread) as ahead:
+            list(ahead.of(0))
+        del ahead, task
+        deadline = time.monotonic() + 5  # for the thread's last breath
+        while held() is not None and time.monotonic() < deadline:
+            time.sleep(0.01)
+        assert held() is None
+    finally:
+        gc.enable()
 
 
 def test_an_error_is_raised_where_the_batch_is_asked_for():

@@ -34,13 +34,14 @@ class Ahead(Generic[HeardT]):
     ) -> None:
         """`in_thread=None`: on a GPU; a processor has nothing to wait for."""
         self._hear, self._updates, self._device = hear, updates, device
-        self._in_thread = device.type == "cuda" if in_thread is None else in_thread
+        if in_thread is None:
+            in_thread = device.type == "cuda"
         self._ready: queue.Queue[Any] = queue.Queue(maxsize=1)
         self._ended = threading.Event()
-        self._thread = threading.Thread(target=self._prepare, daemon=True)
+        self._thread = threading.Thread(target=self._prepare, daemon=True) if in_thread else None
 
     def __enter__(self) -> Ahead[HeardT]:
-        if self._in_thread:
+        if self._thread is not None:
             self._thread.start()
         return self
 
@@ -48,13 +49,13 @@ class Ahead(Generic[HeardT]):
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._ended.set()
-        while self._thread.is_alive():
+        while self._thread is not None and self._thread.is_alive():
             with contextlib.suppress(queue.Empty):  # the thread may wait for a place
                 self._ready.get(timeout=0.01)
 
     def of(self, step: int) -> Iterator[HeardT]:
         """Of one update; updates must be asked for in their order."""
-        if not self._in_thread:
+        if self._thread is None:
             yield from self._hear(step)
             return
         while True:
