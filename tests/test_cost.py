@@ -276,6 +276,22 @@ def test_a_pack_grows_as_long_as_the_device_gains(study, monkeypatch, seconds, b
     assert (found.pack, found.packed_update_seconds) == best
 
 
+@pytest.mark.parametrize(("room", "measured"), [(950e6, 2), (1_000e6, 8), (1_400e6, 32), (1e12, 64)])
+def test_memory_grows_with_the_batch_and_what_the_process_takes_anyway_does_not(
+    study, monkeypatch, with_changes, room, measured
+):
+    """However few of the batches could be measured."""
+    at_rest, of_a_clip, sizes = 900 * 10**6, 10 * 10**6, []
+    monkeypatch.setattr(calibration, "_time_updates", lambda job, batch, *_: sizes.append(batch) or 0.01)
+    monkeypatch.setattr(calibration, "_forget_peak", lambda device: at_rest)
+    monkeypatch.setattr(calibration, "_peak_memory", lambda device: at_rest + of_a_clip * sizes[-1])
+    config = with_changes(study.trials()[0].config, {"finetuning.batch_size": 64})
+    job = Job("finetune", config, FakeModel().extent(config.data))
+    rates = calibration._measure_job(job, torch.device("cpu"), room / calibration.MEMORY_SHARE)
+    assert rates.bytes == at_rest + of_a_clip * 64
+    assert rates.measured_batch == sizes[-1] == measured
+
+
 def test_a_batch_that_is_too_large_is_extrapolated():
     assert _extrapolated([(2, 1.0)], 8) == 4.0
     assert _extrapolated([(2, 1.0), (8, 2.5)], 64) == pytest.approx(2.5 + 56 * 0.25)

@@ -28,7 +28,7 @@ from workbench.config import TrialConfig
 from workbench.data.clips import ClipSet, Extent
 from workbench.data.corpus import die_with_parent
 from workbench.data.noise import noise_clips, noise_splits
-from workbench.hardware import device_name, resident_bytes
+from workbench.hardware import device_name, forget_peak, resident_bytes
 from workbench.settings import ConfigError, digest, from_dict, identity, to_dict
 from workbench.store.stage import write_json
 from workbench.study.definition import Resources
@@ -37,7 +37,7 @@ from workbench.training.pack import pack_key
 from workbench.training.pretrain import STATISTICS_CLIPS, new_encoder
 from workbench.training.timing import UpdateClock, time_updates
 
-FORMAT = 2  # of what is kept; older measurements are made again
+FORMAT = 3  # of what is kept; older measurements are made again
 TIMED_SECONDS, TIMED_UPDATES = 2.5, 20  # whichever is over first, after the first two updates
 RUNG = 4  # from one batch size tried to the next
 RUNG_SECONDS = 2.0  # an update that is expected to take longer is extrapolated to
@@ -238,6 +238,7 @@ def _measure(work: list[tuple[Any, Any, Any]], device: Device, free: float) -> l
     torch.set_num_threads(device.threads)
     jobs = [Job(kind, from_dict(TrialConfig, raw), Extent(**extent)) for raw, kind, extent in work]
     place = torch.device(device.kind)
+    _time_updates(jobs[0], min(2, jobs[0].batch), place, seconds=0)  # what is loaded at first is no batch's
     rates = [_measure_job(job, place, free) for job in jobs]
     if device.kind == "cpu":
         return rates
@@ -246,14 +247,15 @@ def _measure(work: list[tuple[Any, Any, Any]], device: Device, free: float) -> l
 
 def _measure_job(job: Job, device: torch.device, free: float) -> Rates:
     """Batches of 2, 8, 32 ... clips up to the trial's own, as far as time and memory allow."""
+    at_rest = _forget_peak(device)
     batch = min(2, job.batch)
-    rungs: list[tuple[int, float, int]] = []  # batch, seconds of an update, peak memory
+    rungs: list[tuple[int, float, int]] = []  # batch, seconds of an update, bytes that it takes
     while True:
         whole = batch == job.batch
         seconds = _time_updates(job, batch, device, TIMED_SECONDS if whole else TIMED_SECONDS / 10)
-        rungs.append((batch, seconds, _peak_memory(device)))
+        rungs.append((batch, seconds, _peak_memory(device) - at_rest))
         following = min(batch * RUNG, job.batch)
-        if whole or not _affordable(rungs, following, free):
+        if whole or not _affordable(rungs, following, MEMORY_SHARE * free - at_rest):
             break
         batch = following
     settings = job.config.pretraining if job.kind == "pretrain" else job.config.finetuning
@@ -263,7 +265,7 @@ def _measure_job(job: Job, device: torch.device, free: float) -> Rates:
         update_seconds=seconds * settings.accumulation,
         heard_clip_seconds=_time_evaluation(job, device) if job.kind == "finetune" else 0.0,
         statistics_seconds=_time_statistics(job, device),
-        bytes=int(_extrapolated([(b, m) for b, _, m in rungs], job.batch)),
+        bytes=at_rest + int(_extrapolated([(b, m) for b, _, m in rungs], job.batch)),
         measured_batch=rungs[-1][0],
     )
 
@@ -283,10 +285,10 @@ def _with_pack(alone: Rates, job: Job, device: torch.device, free: float) -> Rat
     return dataclasses.replace(alone, pack=best, packed_update_seconds=best_seconds)
 
 
-def _affordable(rungs: list[tuple[int, float, int]], batch: int, free: float) -> bool:
+def _affordable(rungs: list[tuple[int, float, int]], batch: int, room: float) -> bool:
     last, seconds, _ = rungs[-1]
     memory = _extrapolated([(b, m) for b, _, m in rungs], batch)
-    return seconds * batch / last < RUNG_SECONDS and memory < MEMORY_SHARE * free
+    return seconds * batch / last < RUNG_SECONDS and memory < room
 
 
 def _extrapolated(points: list[tuple[int, float]], batch: int) -> float:
@@ -351,6 +353,15 @@ def _time_statistics(job: Job, device: torch.device) -> float:
     began = time.perf_counter()
     new_encoder(job.config, pool, device)
     return (time.perf_counter() - began) * heard / few
+
+
+def _forget_peak(device: torch.device) -> int:
+    """Bytes that are held where nothing is trained."""
+    if device.type != "cuda":
+        return forget_peak()
+    torch.cuda.empty_cache()
+    torch.cuda.reset_peak_memory_stats()
+    return int(torch.cuda.memory_reserved())
 
 
 def _peak_memory(device: torch.device) -> int:

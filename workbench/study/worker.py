@@ -24,6 +24,7 @@ from workbench import processes
 from workbench.config import TrialConfig
 from workbench.data.clips import DataError
 from workbench.data.corpus import die_with_parent
+from workbench.hardware import one_memory_arena
 from workbench.settings import from_dict
 from workbench.stages import run_trial
 from workbench.store import StageBusy, open_store
@@ -44,6 +45,7 @@ def work(config: dict[str, Any], settings: dict[str, Any], report: Report) -> No
     # Ray takes a dead raylet that nobody has reaped for alive: this worker would wait to report, and hold its
     # stage's lock, for ever.
     die_with_parent()
+    one_memory_arena()
     torch.set_num_threads(settings["threads"])
     with contextlib.suppress(OSError):  # on another machine it may not be there
         os.chdir(settings["folder"])  # a cluster's worker starts elsewhere; data.root may be relative
