@@ -115,6 +115,15 @@ def test_the_next_command_goes_on_too(server, tmp_path, monkeypatch):
     assert names(tmp_path) == ["a.bin"]
 
 
+def test_a_silent_connection_is_given_up_and_gone_on_with(server, tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "TIMEOUT_SECONDS", 0.3)
+    url = server.serve("/a", CONTENT, stalls=1)
+    lines = get(published(url), tmp_path)
+    assert any("timed out" in line for line in lines)
+    assert [asked for _, asked in server.requests] == [None, "bytes=150000-"]
+    assert (tmp_path / "a.bin").read_bytes() == CONTENT
+
+
 def test_a_server_that_ignores_ranges_sends_it_from_the_beginning(server, tmp_path):
     url = server.serve("/a", CONTENT, break_after=[100_000], ignore_range=True)
     get(published(url), tmp_path)
@@ -191,6 +200,21 @@ def test_a_claim_of_less_than_there_is_ends_at_the_checksum(server, tmp_path):
 
 def test_a_server_that_says_no_length_is_read_to_its_end(server, tmp_path):
     get(published(server.serve("/a", CONTENT, no_length=True)), tmp_path)
+    assert (tmp_path / "a.bin").read_bytes() == CONTENT
+
+
+def test_without_length_and_checksum_nothing_is_taken_for_whole(server, tmp_path):
+    url = server.serve("/a", CONTENT, no_length=True, break_after=[100_000])
+    with pytest.raises(DataError, match="whether all of it came could not be told"):
+        get(unpublished(url), tmp_path)
+    assert names(tmp_path) == []
+
+
+@pytest.mark.parametrize("etag", ['"one"', 'W/"one"', None])
+def test_a_stream_without_length_that_breaks_off_is_not_taken_for_whole(server, tmp_path, etag):
+    url = server.serve("/a", CONTENT, chunked=True, break_after=[100_500], ignore_range=True, etag=etag)
+    lines = get(unpublished(url), tmp_path)
+    assert any("broke off" in line for line in lines)
     assert (tmp_path / "a.bin").read_bytes() == CONTENT
 
 
@@ -309,7 +333,10 @@ def _record(*files):
 def test_a_record_gives_sizes_and_checksums(server, tmp_path):
     url = server.serve("/a", CONTENT)
     record = server.serve(
-        "/record", _record(("a.bin", 300_000, md5(CONTENT)), ("b.bin", 1, md5(b"b"))), statuses=[503]
+        "/record",
+        _record(("a.bin", 300_000, md5(CONTENT)), ("b.bin", 1, md5(b"b"))),
+        statuses=[503],
+        break_after=[40],
     )
     (file,) = with_record([unpublished(url)], record, lambda line: None)
     assert (file.size, file.checksum) == (300_000, md5(CONTENT))

@@ -20,9 +20,11 @@ class Served:
     ignore_if_range: bool = False
     claimed_length: int | None = None  # in place of the true one
     no_length: bool = False
+    chunked: bool = False  # in place of a length
     statuses: list[int] = field(default_factory=list)  # answered first, in place of the file
     redirect: str | None = None
     changes_to: bytes | None = None  # after the first answer, with another ETag
+    stalls: int = 0  # answers that fall silent halfway
 
 
 class UnsoundServer:
@@ -32,6 +34,7 @@ class UnsoundServer:
         self.url = url
         self.files = {}
         self.requests = []
+        self.closing = threading.Event()
 
     def serve(self, path, content, **behaviour):
         """The URL at which `content` now is."""
@@ -49,6 +52,7 @@ def unsound_server():
     try:
         yield http.state
     finally:
+        http.state.closing.set()
         http.shutdown()
         thread.join()
         http.server_close()
@@ -89,7 +93,10 @@ class _Handler(BaseHTTPRequestHandler):
             self.send_header("Content-Range", f"bytes {start}-{last}/{total}")
         if served.etag:
             self.send_header("ETag", served.etag)
-        if not served.no_length:
+        if served.chunked:
+            self.send_header("Transfer-Encoding", "chunked")
+            body = _in_chunks(body)
+        elif not served.no_length:
             length = len(body) if served.claimed_length is None else served.claimed_length
             self.send_header("Content-Length", str(length))
         self.end_headers()
@@ -97,7 +104,12 @@ class _Handler(BaseHTTPRequestHandler):
             body = body[: served.break_after.pop(0)]
         if served.changes_to is not None:
             served.content, served.etag, served.changes_to = served.changes_to, '"two"', None
-        self.wfile.write(body)
+        if served.stalls:
+            served.stalls -= 1
+            self.wfile.write(body[: len(body) // 2])
+            self.server.state.closing.wait(20)
+        else:
+            self.wfile.write(body)
 
     def _start(self, served):
         """The first byte asked for; None when all are sent."""
@@ -110,3 +122,8 @@ class _Handler(BaseHTTPRequestHandler):
 
     def log_message(self, *arguments):
         pass
+
+
+def _in_chunks(body):
+    pieces = [body[i : i + 1000] for i in range(0, len(body), 1000)]
+    return b"".join(b"%x\r\n%b\r\n" % (len(piece), piece) for piece in [*pieces, b""])

@@ -133,6 +133,8 @@ def with_record(files: Sequence[RemoteFile], record: str, report: Report = print
 def _read_record(url: str) -> list[dict[str, Any]]:
     with _open(url, {}) as response:
         text = b"".join(_chunks(response, LONGEST_RECORD_BYTES))
+        if len(text) < min(_length(response) or 0, LONGEST_RECORD_BYTES):
+            raise _Broken("the connection broke off")
     try:
         entries = json.loads(text)["files"]
         return [
@@ -262,12 +264,8 @@ def _persistently(attempt: Callable[[], T], url: str, reached: Callable[[], int]
 
 def _attempt(file: RemoteFile, part: Path, progress: Progress) -> None:
     """One connection: as much of the file as it brings. Raises _Broken when that is not all."""
-    version = _Version.read(part)
-    offset = _size_of(part)
-    if not _can_go_on(file, version, offset):
-        version, offset = None, 0
-    expected = file.size if file.size is not None else version and version.total
-    if offset and offset == expected:
+    version, offset = _begun(file, part)
+    if version is not None and offset == _expected(file, version):
         return  # only the checksum was left to compare
     try:
         response = _open(file.url, _range(version, offset))
@@ -275,47 +273,70 @@ def _attempt(file: RemoteFile, part: Path, progress: Progress) -> None:
         _discard(part)
         raise _Broken("the file is shorter than what was downloaded; from its beginning") from None
     with response:
-        if response.status == 206 and not _continues(response, version, offset):
+        if response.status != 206:
+            version, offset = _begin(file, part, response), 0
+        elif version is None or not _continues(response, version, offset):
             _discard(part)
             raise _Broken("the file was changed meanwhile; from its beginning")
-        if response.status == 206:
-            total = version.total if version else None
-        else:
-            total, offset = _length(response), 0
-            if file.size is not None and total not in (None, file.size):
-                raise DataError(
-                    f"{file.url}: the server offers {total} bytes and the published file has {file.size}; it "
-                    "was replaced, or the server is wrong"
-                )
-            _discard(part)  # first: no old bytes may be taken for those of the new version
-            _Version(url=file.url, validator=_validator(response.headers), total=total).write(part)
-        expected = file.size if file.size is not None else total
+        expected = _expected(file, version)
         _refuse_full_disk(part.parent, (expected or 0) - offset)
         _receive(file.name, response, part, offset, expected, progress)
 
 
-def _can_go_on(file: RemoteFile, version: _Version | None, offset: int) -> bool:
-    """Whether what is there can be told to be the beginning of what the server has now."""
+def _expected(file: RemoteFile, version: _Version) -> int | None:
+    """Bytes of the whole file, as the publisher or else the server says."""
+    return version.total if file.size is None else file.size
+
+
+def _begun(file: RemoteFile, part: Path) -> tuple[_Version | None, int]:
+    """What can be gone on with: the part's version and bytes. No version: the part may be of another file."""
+    version, offset = _Version.read(part), _size_of(part)
     if version is None or version.url != file.url or (file.size is not None and offset > file.size):
-        return False
-    return version.validator is not None or file.checksum is not None
+        return None, 0
+    # Without a validator the server cannot tell that its file was changed; then the checksum will.
+    return (version, offset) if version.validator or file.checksum else (None, 0)
+
+
+def _begin(file: RemoteFile, part: Path, response: http.client.HTTPResponse) -> _Version:
+    """Start the part anew, of the version that the server has now."""
+    total = _length(response)
+    if total is None and file.size is None and file.checksum is None and not response.chunked:
+        raise DataError(
+            f"{file.url}: the server does not say how long the file is, and nobody its checksum: whether "
+            "all of it came could not be told; download it another way"
+        )
+    if file.size is not None and total not in (None, file.size):
+        raise DataError(
+            f"{file.url}: the server offers {total} bytes and the published file has {file.size}; it was "
+            "replaced, or the server is wrong"
+        )
+    _discard(part)  # first: no old bytes may be taken for those of the new version
+    version = _Version(url=file.url, validator=_validator(response.headers), total=total)
+    version.write(part)
+    return version
 
 
 def _range(version: _Version | None, offset: int) -> dict[str, str]:
+    """The headers that ask for the rest, on condition that it is of the same version."""
     if not offset or version is None:
         return {}
     condition = {"If-Range": version.validator} if version.validator else {}
     return {"Range": f"bytes={offset}-", **condition}
 
 
-def _continues(response: http.client.HTTPResponse, version: _Version | None, offset: int) -> bool:
+def _continues(response: http.client.HTTPResponse, version: _Version, offset: int) -> bool:
     """Whether a partial answer begins where our part ends, and is of the same version."""
     found = re.fullmatch(r"bytes (\d+)-\d+/(\d+|\*)", response.headers.get("Content-Range", "").strip())
-    if version is None or not found or int(found[1]) != offset:
+    if not found or int(found[1]) != offset:
         return False
     same_total = version.total is None or found[2] in ("*", str(version.total))
     validator = _validator(response.headers)
     return same_total and (None in (validator, version.validator) or validator == version.validator)
+
+
+def _length(response: http.client.HTTPResponse) -> int | None:
+    length = response.headers.get("Content-Length", "")
+    return int(length) if length.isdecimal() else None
 
 
 def _validator(headers: Message) -> str | None:
@@ -323,11 +344,6 @@ def _validator(headers: Message) -> str | None:
     if etag and not etag.startswith("W/"):  # a weak one does not promise the same bytes
         return etag
     return headers.get("Last-Modified")
-
-
-def _length(response: http.client.HTTPResponse) -> int | None:
-    length = response.headers.get("Content-Length", "")
-    return int(length) if length.isdecimal() else None
 
 
 def _receive(

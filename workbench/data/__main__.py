@@ -1,0 +1,32 @@
+"""`python -m workbench.data fetch NAME --root DIR`: what is done to datasets before a study."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+
+from workbench.data.clips import DataError
+from workbench.data.fetch_command import add_fetch
+from workbench.settings import ConfigError
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """0 when it was done, 2 when it could not be, 130 after Ctrl-C."""
+    options = _parser().parse_args(arguments)
+    try:
+        status: int = options.run(options)
+    except (ConfigError, DataError, OSError) as error:
+        print(error, file=sys.stderr)
+        return 2
+    return status
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m workbench.data", description=__doc__)
+    commands = parser.add_subparsers(dest="command", required=True)
+    add_fetch(commands)
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())
