@@ -150,6 +150,12 @@ def test_two_versions_are_never_spliced(server, tmp_path, ignore_if_range, as_fi
     assert (tmp_path / "a.bin").read_bytes() == OTHER
 
 
+def test_a_part_from_elsewhere_in_the_file_is_not_put_behind(server, tmp_path):
+    url = server.serve("/a", CONTENT, break_after=[100_000], shift=-10)
+    get(unpublished(url), tmp_path)
+    assert (tmp_path / "a.bin").read_bytes() == CONTENT
+
+
 def test_a_file_that_shrank_is_begun_anew(server, tmp_path):
     url = server.serve("/a", CONTENT, break_after=[100_000], changes_to=OTHER[:5000], ignore_if_range=True)
     get(unpublished(url), tmp_path)

@@ -257,7 +257,7 @@ def test_a_member_of_another_size_than_declared_is_never_there(tmp_path, out, de
     with zipfile.ZipFile(path, "a") as archive:
         archive.getinfo("bomb").file_size = declared
         archive.comment = b"so that the directory is written anew"
-    with pytest.raises(DataError):
+    with pytest.raises(DataError, match=r"a\.zip: is damaged"):
         Unpacker(out).unpack([path])
     assert content_of(out) == {}
 
@@ -381,7 +381,7 @@ def test_a_split_zip_with_a_damaged_directory_is_named(tmp_path, out, byte):
     try:
         unpacker.unpack(parts)
     except DataError as error:
-        assert "a.zip" in str(error) or "declares" in str(error)  # noqa: PT017
+        assert "a.zip" in str(error)  # noqa: PT017
     else:
         assert set(content_of(out).values()) <= set(MEMBERS.values())
 

@@ -18,6 +18,7 @@ class Served:
     )  # bytes of the first, second, ... answer, then no more
     ignore_range: bool = False
     ignore_if_range: bool = False
+    shift: int = 0  # from the byte asked for to that which a partial answer begins with, as it says itself
     claimed_length: int | None = None  # in place of the true one
     no_length: bool = False
     chunked: bool = False  # in place of a length
@@ -118,7 +119,7 @@ class _Handler(BaseHTTPRequestHandler):
             return None
         condition = self.headers.get("If-Range")
         changed = condition is not None and condition != served.etag
-        return None if changed and not served.ignore_if_range else int(asked[1])
+        return None if changed and not served.ignore_if_range else int(asked[1]) + served.shift
 
     def log_message(self, *arguments):
         pass

@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import datetime
 import json
+import os
 import shlex
 import shutil
 import sys
@@ -99,7 +100,8 @@ def fetch_set(
     if not source.files:
         raise DataError(f"{name}: cannot be downloaded; {source.bring}")
     with only_one(downloads):
-        report(f"{decimal(shutil.disk_usage(root).free)} are free in {root}")
+        free = decimal(shutil.disk_usage(root).free)
+        report(f"{free} are free in {root}; what is unpacked takes as much again, or more")
         files = with_record(source.files, source.record, report) if source.record else source.files
         if source.record:
             report(f"download: {_extent(files)}, by {source.record}")
@@ -168,6 +170,7 @@ def _publish(aside: Path, final: Path, facts: Mapping[str, object]) -> None:
     inside = [path for path in aside.iterdir() if path.name != FACTS]
     folder = inside[0] if len(inside) == 1 and inside[0].is_dir() else aside
     (folder / FACTS).write_text(json.dumps(facts, indent=1))
+    os.sync()  # else a power cut could leave a set that is there, of empty files
     folder.rename(final)
     if folder != aside:
         aside.rmdir()

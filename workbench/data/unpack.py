@@ -31,7 +31,9 @@ from workbench.data.clips import DataError
 from workbench.data.split_zip import open_parts
 
 CHUNK_BYTES = 1 << 20
-TARS = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz")
+ZIP = re.compile(r"(.*)\.(?:zip|z\d\d+)")  # whole, or split as ZIP does it
+CUT_ZIP = re.compile(r"(.*)\.zip\.\d+")
+TAR = re.compile(r"(.*)\.(?:tar|tar\.gz|tgz|tar\.bz2|tbz2|tar\.xz|txz)")
 DAMAGE = (
     zipfile.BadZipFile,
     tarfile.TarError,
@@ -57,16 +59,13 @@ class _Member:
 
 def group_parts(paths: Sequence[Path]) -> tuple[list[tuple[Path, ...]], list[Path]]:
     """The archives among `paths`, each as its parts in their order, and the files that are no archives."""
-    archives: dict[str, list[Path]] = {}
+    archives: dict[tuple[re.Pattern[str], str], list[Path]] = {}
     files = []
     for path in sorted(paths, key=_part_order):
-        name = path.name.lower()
-        if found := re.fullmatch(r"(.*)\.(zip|z\d\d+)", name):
-            archives.setdefault(f"{found[1]}.zip", []).append(path)
-        elif found := re.fullmatch(r"(.*\.zip)\.\d+", name):
-            archives.setdefault(found[0].rpartition(".")[0] + ".#", []).append(path)
-        elif name.endswith(TARS):
-            archives[name] = [path]
+        for pattern in (ZIP, CUT_ZIP, TAR):
+            if found := pattern.fullmatch(path.name.lower()):
+                archives.setdefault((pattern, found[1]), []).append(path)
+                break
         else:
             files.append(path)
     return [tuple(parts) for parts in archives.values()], files
@@ -114,11 +113,10 @@ class Unpacker:
 
     def add(self, path: Path) -> None:
         """A file that is no archive, copied."""
-        size = path.stat().st_size
         self._take(PurePosixPath(path.name), "file", path)
-        self._refuse_full_disk(path, size)
-        with path.open("rb") as source:
-            self._fill(self._folder / path.name, source, size, lambda done: None)
+        self._refuse_full_disk(path, path.stat().st_size)
+        shutil.copyfile(path, self._aside)
+        self._aside.replace(self._folder / path.name)
 
     def _check(self, parts: Sequence[Path]) -> tuple[int, set[PurePosixPath]]:
         """Bytes of the archive's files, and their paths; refuses what must not be unpacked."""
@@ -184,7 +182,7 @@ class Unpacker:
                     self._fill(target, source, member.size, advance)
 
     def _fill(self, target: Path, source: IO[bytes], size: int, advance: Callable[[int], None]) -> None:
-        """Write aside, and rename when it is as long as was declared."""
+        """Write aside, and rename when it is as long as was declared; EOFError when it is not."""
         target.parent.mkdir(parents=True, exist_ok=True)
         left = size
         with self._aside.open("wb") as out:
@@ -193,7 +191,7 @@ class Unpacker:
                 out.write(chunk[: left + len(chunk)])
                 advance(len(chunk))
         if left:
-            raise DataError(f"{target.name}: has not the {size} bytes that its archive declares")
+            raise EOFError(f"{target.name} has not the {size} bytes that are declared")
         self._aside.replace(target)
 
 
@@ -236,7 +234,7 @@ def _inside(member: _Member, archive: Path) -> PurePosixPath:
 
 def _members(parts: Sequence[Path]) -> Iterator[_Member]:
     with open_parts(parts) as file:
-        if parts[0].name.lower().endswith(TARS):
+        if TAR.fullmatch(parts[0].name.lower()):
             yield from _tar_members(file, parts[-1])
         else:
             yield from _zip_members(file, parts[-1])
