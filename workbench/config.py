@@ -75,12 +75,34 @@ class CorpusData:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Esc50Data:
-    """A folder in the layout of ESC-50: `meta/esc50.csv` and `audio/`. Single-label, five published folds.
+class RecordedData:
+    """What all sets of recordings have in common.
 
-    The validation fold is the one after the test fold; the remaining three train. The unlabelled pool is
-    those three and `corpus_clips` of the embedded corpus.
+    `root` is a copy in the published layout, decoded once, or what `python -m workbench.data prepare` has
+    made of one. The unlabelled pool is all that is trained on and `corpus_clips` of the embedded corpus.
     """
+
+    root: str = placement("")
+    clip_seconds: float = 10.0  # training crops; evaluation hears whole recordings
+    corpus_clips: int = 0
+    corpus_clip_seconds: float = 3.2
+    label_fraction: float = heard_from("finetune", 1.0)
+    skip_unreadable: bool = False
+
+    def is_of_one_length(self, kind: StageKind) -> bool:
+        """A copy of the recordings may have some that are shorter than they were published."""
+        return False
+
+    def __post_init__(self) -> None:
+        _positive(self, "clip_seconds")
+        _events(self, "corpus_clip_seconds")
+        _require(self.corpus_clips >= 0, "corpus_clips", f"must not be negative, is {self.corpus_clips}")
+        _fraction(self, "label_fraction", zero=False, one=True)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Esc50Data(RecordedData):
+    """ESC-50: single-label, five published folds. The one after the test fold validates, the others train."""
 
     single_label: ClassVar[bool] = True
 
@@ -88,22 +110,11 @@ class Esc50Data:
     root: str = placement("data/ESC-50")
     subset: Literal["esc50", "esc10"] = "esc50"
     test_fold: int = 1
-    clip_seconds: float = 5.0  # training crops; evaluation hears whole recordings
-    corpus_clips: int = 0
-    corpus_clip_seconds: float = 3.2
-    label_fraction: float = heard_from("finetune", 1.0)
-    skip_unreadable: bool = False
-
-    def is_of_one_length(self, kind: StageKind) -> bool:
-        """A copy of the recordings may have some that are shorter than the published 5 s."""
-        return False
+    clip_seconds: float = 5.0
 
     def __post_init__(self) -> None:
-        _positive(self, "clip_seconds")
-        _events(self, "corpus_clip_seconds")
+        super().__post_init__()
         _require(1 <= self.test_fold <= 5, "test_fold", f"must be one of 1 to 5, is {self.test_fold}")
-        _require(self.corpus_clips >= 0, "corpus_clips", f"must not be negative, is {self.corpus_clips}")
-        _fraction(self, "label_fraction", zero=False, one=True)
 
 
 DataConfig = CorpusData | Esc50Data

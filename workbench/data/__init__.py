@@ -1,10 +1,12 @@
 """Datasets: from a `DataConfig` to clips with labels, in splits that never overlap.
 
-A dataset is a module with three functions, entered in `DATASETS` under its config's `kind`:
+A dataset has three functions, and is entered in `DATASETS` under its config's `kind`:
 
     fingerprint(config) -> str      what the audio and its labels are, wherever they lie
     load(config, root, seed, report, fingerprint) -> Splits
     extent(config, root, fingerprint) -> Extent     how much there is, before anything is prepared
+
+Those of recorded files share them (`recordings`), and say how their tables are read and what is tested on.
 """
 
 from __future__ import annotations
@@ -16,10 +18,11 @@ from typing import Any, Protocol
 from workbench.config import DataConfig
 from workbench.data import corpus, esc50
 from workbench.data.clips import Extent, Splits
+from workbench.data.recordings import Layout
 
 
 class Dataset(Protocol):
-    """What a dataset's module provides."""
+    """What a dataset provides."""
 
     def fingerprint(self, config: Any) -> str:
         """SHA-256 of what the audio and the labels are."""
@@ -33,7 +36,8 @@ class Dataset(Protocol):
         """How much there is of everything, and how much of it is not yet prepared below `root`."""
 
 
-DATASETS: dict[str, Dataset] = {"corpus": corpus, "esc50": esc50}
+DATASETS: dict[str, Dataset] = {"corpus": corpus, "esc50": esc50.DATASET}
+LAYOUTS: dict[str, Layout] = {**esc50.LAYOUTS}  # of published sets, for `prepare`
 
 
 def fingerprint(config: DataConfig) -> str:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import itertools
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -20,11 +21,17 @@ class DataError(ValueError):
     """Data that cannot be used; the message names the file, the rule and the remedy."""
 
 
+class Samples(Protocol):
+    """An array of int16, or what opens one when it is first asked."""
+
+    def __getitem__(self, part: slice, /) -> np.ndarray: ...
+
+
 @dataclass(frozen=True)
 class ClipSet:
     """N clips. Taking some of them, or joining two sets, copies no audio."""
 
-    sources: tuple[np.ndarray, ...]  # flat int16, memory-mapped
+    sources: tuple[Samples, ...]  # flat, memory-mapped
     source: np.ndarray  # (N,) which of `sources`
     start: np.ndarray  # (N,) first sample in it
     length: np.ndarray  # (N,) samples

@@ -29,6 +29,8 @@ from workbench.study.summary import print_summary
 from workbench.study.tracking import TRACKING_ERRORS, Tracking
 from workbench.study.tune import StudyStopped, ray_started, run_trials
 
+NAMED_FILES = 20  # of those that are left out; of AudioSet that can be 100,000
+
 
 class StudyBusy(RuntimeError):
     """Another process runs this study."""
@@ -230,10 +232,9 @@ def _prepare_data(study: Study, places: Places, console: Console) -> None:
         )
         left_out |= set(splits.left_out)
     if left_out:
-        console.print(
-            f"{len(left_out)} unreadable files are left out: {', '.join(sorted(left_out))}",
-            markup=False,
-        )
+        named = sorted(left_out)[:NAMED_FILES]
+        more = f" and {len(left_out) - len(named)} more" if len(left_out) > len(named) else ""
+        console.print(f"{len(left_out)} files are left out: {', '.join(named)}{more}", markup=False)
     if any(trial.config.precision == "bf16" for trial in trials) and not torch.cuda.is_available():
         console.print(
             "precision: bf16 was asked for; without a GPU the study computes in float32", markup=False

@@ -1,0 +1,264 @@
+"""A prepared set is what the copy's files are, whatever happened on the way; and is read as the copy is."""
+
+import dataclasses
+import json
+import shutil
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+
+from workbench.audio.decode import decode
+from workbench.config import Esc50Data
+from workbench.data import LAYOUTS, fingerprint, load_splits, prepare
+from workbench.data.clips import DataError
+from workbench.data.listing import strictly
+from workbench.data.prepared import FAULTS, FILES, REMARKS, open_prepared, verify
+
+from .small_datasets import identity_of, no_report, parts_of, quiet, write_table
+
+COLUMNS = {"shard", "start", "length", "split", "recording", "digest", "offsets", "classes"}
+
+
+@pytest.fixture(autouse=True)
+def _small_shards(monkeypatch):
+    monkeypatch.setattr(prepare, "CLIPS_PER_SHARD", 8)
+
+
+def _prepare(copy, folder, **options):
+    listing = LAYOUTS["esc50"].read(copy, strictly)
+    return prepare.prepare("esc50", listing, copy, folder, **options)
+
+
+def _contents(folder):
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def test_a_set_has_every_clip_of_the_copy(pristine, tmp_path):
+    copy, rows = pristine
+    header = _prepare(copy, tmp_path / "set", workers=1)
+    prepared = open_prepared(tmp_path / "set")
+    assert prepared.header == header
+    assert header.classes == ("dog", "rain", "helicopter")
+    assert header.splits == {f"fold {fold}": 9 for fold in range(1, 6)}
+    assert header.samples == prepared.clips.length.sum()
+    files = prepared.lines(FILES)
+    assert sorted(files) == sorted(f"audio/{row['filename']}" for row in rows)
+    row_of = {f"audio/{row['filename']}": row for row in rows}
+    waveforms, lengths = prepared.clips.read(np.arange(len(files)))
+    classes = prepared.clips.labels.matrix().argmax(axis=1)
+    splits = np.array(tuple(header.splits))[prepared.split]
+    for number, file in enumerate(files):
+        np.testing.assert_array_equal(waveforms[number, : lengths[number]], decode(copy / file))
+        assert header.classes[classes[number]] == row_of[file]["category"]
+        assert splits[number] == f"fold {row_of[file]['fold']}"
+        assert prepared.recording[number] == row_of[file]["src_file"]
+    assert len(set(prepared.digest.tolist())) == len(files)  # no two sound the same
+    assert (prepared.lines(FAULTS), prepared.lines(REMARKS)) == ([], [])
+    names = {path.name for path in (tmp_path / "set").iterdir()}
+    shards = {f"audio-{number:06d}.int16" for number in range(6)}
+    assert names == shards | {f"{c}.npy" for c in COLUMNS} | {"set.json", FILES, FAULTS, REMARKS}
+
+
+def test_workers_and_interruptions_leave_no_trace(pristine, tmp_path):
+    """Ended after any of its shards, and gone on with, it is the set that one run makes."""
+    copy, _ = pristine
+    _prepare(copy, tmp_path / "whole", workers=1)
+    expected = _contents(tmp_path / "whole")
+    _prepare(copy, tmp_path / "parallel", workers=2)
+    assert _contents(tmp_path / "parallel") == expected
+
+    def end_after(clips):
+        def progress(done, total):
+            assert total == 45
+            if done >= clips:
+                raise KeyboardInterrupt
+
+        return progress
+
+    folder = tmp_path / "interrupted"
+    for clips in (0, 8, 24):
+        with pytest.raises(KeyboardInterrupt):
+            _prepare(copy, folder, workers=1, progress=end_after(clips))
+        with pytest.raises(DataError, match="prepare the set"):
+            open_prepared(folder)
+    made = {path.name: path.stat().st_mtime_ns for path in folder.glob("audio-*.int16")}
+    assert len(made) == 3
+    (folder / "audio-000003.int16.tmp").write_bytes(b"half of")  # as a kill leaves it
+    _prepare(copy, folder, workers=1)
+    assert _contents(folder) == expected
+    assert {name: (folder / name).stat().st_mtime_ns for name in made} == made
+
+
+def test_a_file_that_changed_meanwhile_is_decoded_again(esc50, tmp_path):
+    copy, rows = esc50
+    folder = tmp_path / "set"
+
+    def end(done, total):
+        if done == 16:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        _prepare(copy, folder, workers=1, progress=end)
+    changed = copy / "audio" / rows[0]["filename"]
+    soundfile.write(changed, np.full(16_000, 0.25), 16_000)
+    _prepare(copy, folder, workers=1)
+    _prepare(copy, tmp_path / "anew", workers=1)
+    assert _contents(folder) == _contents(tmp_path / "anew")
+    first = open_prepared(folder).clips.read(np.array([0]))[0][0]
+    assert first.tolist() == [round(0.25 * 32767)] * 16_000
+
+
+def test_a_prepared_set_reads_as_its_copy_does(pristine, tmp_path):
+    copy, _ = pristine
+    _prepare(copy, tmp_path / "set", workers=1)
+    of_copy, of_set = (Esc50Data(root=str(root), test_fold=2) for root in (copy, tmp_path / "set"))
+    assert fingerprint(of_set) == fingerprint(of_copy)
+    ours = load_splits(of_set, tmp_path / "nothing here", 3, no_report)
+    theirs = load_splits(of_copy, tmp_path / "root", 3, quiet)
+    for first, second in zip(parts_of(ours).values(), parts_of(theirs).values(), strict=True):
+        assert first.names.tolist() == second.names.tolist()
+        np.testing.assert_array_equal(first.labels.matrix(), second.labels.matrix())
+        everything = np.arange(len(first))
+        assert all(map(torch.equal, first.read(everything), second.read(everything)))
+    assert not (tmp_path / "nothing here").exists()
+
+
+def test_clips_that_follow_each_other_share_the_index(pristine, tmp_path):
+    """Workers have it once, in the page cache."""
+    _prepare(pristine[0], tmp_path / "set", workers=1)
+    prepared = open_prepared(tmp_path / "set")
+    together, apart = prepared.take(np.arange(9, 27)), prepared.take(np.array([9, 11]))
+    for name in ("source", "start", "length", "names"):
+        assert np.shares_memory(getattr(together, name), getattr(prepared.clips, name))
+    assert identity_of(together)[:3:2] == identity_of(apart)
+
+
+def _plant(copy, rows):
+    """Every way in which a file can be wrong, and what is said of it."""
+    audio, names = copy / "audio", [row["filename"] for row in rows]
+    wavs = [name for name in names if name.endswith(".wav")]
+    mp3 = next(name for name in names if name.endswith(".mp3"))
+    noise = 0.1 * np.random.default_rng(0).standard_normal(30_000)
+    (audio / wavs[0]).write_bytes(b"")
+    soundfile.write(audio / wavs[1], np.full(8_000, np.nan, np.float32), 44_100, subtype="FLOAT")
+    (audio / wavs[2]).write_bytes(b"not audio at all" * 100)
+    (audio / wavs[3]).unlink()
+    soundfile.write(audio / wavs[4], np.tile(noise[:, None], 8), 44_100)
+    soundfile.write(audio / "x.flac", noise, 44_100)
+    (audio / "x.flac").replace(audio / wavs[5])
+    soundfile.write(audio / wavs[6], noise, 44_100)
+    for name in (mp3, wavs[6]):
+        content = (audio / name).read_bytes()
+        (audio / name).write_bytes(content[: len(content) // 2])
+    faults = {
+        wavs[0]: "cannot be decoded",
+        wavs[1]: "NaN",
+        wavs[2]: "cannot be decoded",
+        wavs[3]: "not there",
+    }
+    remarks = {
+        wavs[4]: "has 8 channels",
+        wavs[5]: "is FLAC",
+        mp3: "s that it announces",
+        wavs[6]: "ends after 0.34 s of the 0.68 s",
+    }
+    return faults, remarks
+
+
+def test_every_fault_is_named_and_none_is_fatal(esc50, tmp_path):
+    copy, rows = esc50
+    faults, remarks = _plant(copy, rows)
+    _prepare(copy, tmp_path / "set", table_faults=["meta/esc50.csv, line 99: cut short"], workers=1)
+    prepared = open_prepared(tmp_path / "set")
+    assert prepared.lines(FAULTS)[0] == "meta/esc50.csv, line 99: cut short"
+    for name, expected in ((FAULTS, faults), (REMARKS, remarks)):
+        said = dict(line.split(": ", 1) for line in prepared.lines(name) if line.startswith("audio/"))
+        assert set(said) == {f"audio/{file}" for file in expected}
+        for file, words in expected.items():
+            assert words in said[f"audio/{file}"]
+    assert prepared.header.num_clips == len(rows) - len(faults)
+    left_out = load_splits(Esc50Data(root=str(tmp_path / "set")), tmp_path, 0, no_report).left_out
+    assert {f"audio/{file}" for file in faults} < set(left_out)
+    assert fingerprint(Esc50Data(root=str(copy))) == prepared.header.fingerprint
+
+
+def test_clips_that_sound_the_same_have_the_same_digest(esc50, tmp_path):
+    """In whatever format."""
+    copy, rows = esc50
+    for row, extension in ((rows[0], "wav"), (rows[20], "flac")):
+        path = copy / "audio" / row["filename"]
+        path.unlink()
+        row["filename"] = f"{path.stem}.{extension}"
+        soundfile.write(copy / "audio" / row["filename"], np.linspace(-0.5, 0.5, 8_000), 16_000)
+    write_table(copy, rows)
+    _prepare(copy, tmp_path, workers=1)
+    prepared = open_prepared(tmp_path)
+    digests, counts = np.unique(prepared.digest, return_counts=True)
+    same = np.flatnonzero(prepared.digest == digests[counts == 2])
+    files = np.array(prepared.lines(FILES))[same]
+    assert set(files) == {f"audio/{rows[0]['filename']}", f"audio/{rows[20]['filename']}"}
+
+
+def test_paths_of_a_table_do_not_leave_the_copy(esc50, tmp_path):
+    copy, _ = esc50
+    listing = LAYOUTS["esc50"].read(copy, strictly)
+    secret = tmp_path / "secret.wav"
+    soundfile.write(secret, np.full(16_000, 0.5), 16_000)
+    for file in ("../secret.wav", str(secret), "audio/../../secret.wav"):
+        assert (copy / file).exists()
+        rows = [listing.rows[0], listing.rows[1]._replace(file=file)]
+        folder = tmp_path / file.replace("/", "_")
+        header = prepare.prepare("esc50", dataclasses.replace(listing, rows=rows), copy, folder, workers=1)
+        assert header.num_clips == 1
+        assert open_prepared(folder).lines(FAULTS) == [f"{file}: is not there"]
+
+
+def test_verify_names_what_is_not_as_it_was_written(pristine, tmp_path):
+    folder = tmp_path / "set"
+    _prepare(pristine[0], folder, workers=1)
+    assert verify(folder) == []
+    shard = folder / "audio-000002.int16"
+    content = bytearray(shard.read_bytes())
+    content[100] ^= 1
+    shard.write_bytes(content)
+    (folder / "length.npy").unlink()
+    assert sorted(verify(folder)) == [
+        f"{shard}: not as it was written",
+        f"{folder / 'length.npy'}: not there",
+    ]
+    with pytest.raises(DataError, match="its index is damaged"):
+        open_prepared(folder)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda raw: raw | {"format": 0}, "format must be 1, is 0"),
+        (lambda raw: [], "format must be 1"),
+        (lambda raw: raw | {"splits": {"fold 1": 3}}, "has not 3 clips"),
+        (lambda raw: raw | {"sha256": {"../x": ""}}, "outside of its folder"),
+    ],
+)
+def test_a_header_that_cannot_be_is_refused(pristine, tmp_path, change, message):
+    _prepare(pristine[0], tmp_path, workers=1)
+    path = tmp_path / "set.json"
+    path.write_text(json.dumps(change(json.loads(path.read_text()))))
+    with pytest.raises(DataError, match=message):
+        open_prepared(tmp_path)
+
+
+def test_another_layouts_set_is_refused(pristine, tmp_path):
+    _prepare(pristine[0], tmp_path / "set", workers=1)
+    config = Esc50Data(root=str(tmp_path / "set"), subset="esc10")
+    with pytest.raises(DataError, match="is a prepared esc50, and data asks for esc10"):
+        fingerprint(config)
+
+
+def test_a_shard_that_is_gone_is_named(pristine, tmp_path):
+    _prepare(pristine[0], tmp_path / "set", workers=1)
+    shutil.move(tmp_path / "set" / "audio-000001.int16", tmp_path)
+    splits = load_splits(Esc50Data(root=str(tmp_path / "set")), tmp_path, 0, no_report)
+    with pytest.raises(DataError, match=r"audio-000001\.int16: cannot be read"):
+        splits.validation.read(np.arange(len(splits.validation)))

@@ -1,0 +1,287 @@
+"""A copy of a set -> a prepared set: every file decoded once, in parallel, to 16 kHz mono int16.
+
+A shard's samples are there before its part (`part-000000.json`) is, and all parts before the header: a run
+that was ended, however, goes on where it stopped. Files that cannot be used are named, and left out.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import hashlib
+import itertools
+import json
+import multiprocessing
+import os
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any, NamedTuple
+
+import numpy as np
+
+from workbench.audio.decode import DECODING_VERSION, UnreadableAudio, decode_bytes
+from workbench.data.clips import DataError
+from workbench.data.corpus import die_with_parent
+from workbench.data.labels import Labels
+from workbench.data.listing import Listing, Row, is_inside
+from workbench.data.prepared import (
+    COLUMNS,
+    FAULTS,
+    FILES,
+    FORMAT,
+    REMARKS,
+    Header,
+    is_prepared,
+    sha256,
+    shard_path,
+    write_columns,
+)
+from workbench.settings import digest
+
+CLIPS_PER_SHARD = 256
+ABSENT = "is not there"
+
+Progress = Callable[[int, int], None]  # clips done, clips in all
+
+
+def prepare(
+    layout: str,
+    listing: Listing,
+    copy: Path,
+    folder: Path,
+    *,
+    table_faults: Sequence[str] = (),
+    workers: int | None = None,
+    progress: Progress = lambda done, total: None,
+) -> Header:
+    """Write the clips of `listing`, whose files lie below `copy`, to `folder`; what is there is kept.
+
+    `table_faults` are what reading the tables found. `workers=None` is one for each CPU core. Raises
+    DataError where not one file can be read, and OSError for what the disk does.
+    """
+    with _alone(folder):
+        if is_prepared(folder):
+            return Header.read(folder)
+        rows = in_order(listing)
+        jobs = [
+            _Job(copy, folder, number, tuple(rows[begin : begin + CLIPS_PER_SHARD]))
+            for number, begin in enumerate(range(0, len(rows), CLIPS_PER_SHARD))
+        ]
+        done = 0
+        progress(done, len(rows))
+        for count in _run(_make_shard, jobs, workers):
+            done += count
+            progress(done, len(rows))
+        header = _finish(layout, listing, rows, copy, folder, len(jobs), table_faults)
+    for number in range(len(jobs)):
+        _part_path(folder, number).unlink()
+    return header
+
+
+def in_order(listing: Listing) -> list[Row]:
+    """Split by split, in each by file: the order of a prepared set."""
+    splits = {row.split: None for row in listing.rows}
+    rank = {split: number for number, split in enumerate(sorted(splits))}
+    return sorted(listing.rows, key=lambda row: (rank[row.split], row.file))
+
+
+def content_hash(path: Path) -> str:
+    """SHA-256 of a file's bytes; of one that is not there, that."""
+    return sha256(path) if path.is_file() else ABSENT
+
+
+def fingerprint_of(layout: str, listing: Listing, rows: Sequence[Row], hashes: Iterable[str]) -> str:
+    """Of the classes, the rows in their order and the bytes of their files; SHA-256 in hexadecimal."""
+    total = hashlib.sha256()
+    about = [DECODING_VERSION, layout, listing.classes, listing.single_label]
+    for content in (about, *((*row, found) for row, found in zip(rows, hashes, strict=True))):
+        total.update(json.dumps(content, separators=(",", ":")).encode() + b"\n")
+    return total.hexdigest()
+
+
+@contextlib.contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """While entered, no other process prepares the same set; one that comes waits."""
+    folder.mkdir(parents=True, exist_ok=True)
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(handle)
+
+
+# --- a shard ------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Job:
+    """The clips of a shard."""
+
+    copy: Path
+    folder: Path
+    number: int
+    rows: tuple[Row, ...]
+
+    @property
+    def key(self) -> str:
+        """Changes when a file does."""
+        return digest([DECODING_VERSION, *(self._stamp(row) for row in self.rows)])
+
+    def _stamp(self, row: Row) -> list[Any]:
+        path = self.copy / row.file
+        stat = path.stat() if path.is_file() else None
+        return [*row, stat and stat.st_size, stat and stat.st_mtime_ns]
+
+
+def _run(work: Callable[[_Job], int], jobs: Sequence[_Job], workers: int | None) -> Iterator[int]:
+    workers = min(workers or len(os.sched_getaffinity(0)), len(jobs))
+    if workers <= 1:
+        yield from map(work, jobs)
+        return
+    # spawn: a forked child would inherit the locks of torch's threads.
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(workers, context, initializer=die_with_parent) as pool:
+        try:
+            yield from pool.map(work, jobs)
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+
+def _part_path(folder: Path, number: int) -> Path:
+    return folder / f"part-{number:06d}.json"
+
+
+def _read_part(folder: Path, number: int) -> dict[str, Any] | None:
+    try:
+        part: dict[str, Any] = json.loads(_part_path(folder, number).read_text())
+    except (FileNotFoundError, ValueError):
+        return None
+    return part
+
+
+def _make_shard(job: _Job) -> int:
+    """Unless it is there, of the same files; the number of its clips."""
+    key = job.key
+    shard = shard_path(job.folder, job.number)
+    part = _read_part(job.folder, job.number)
+    if part is not None and part["key"] == key and shard.is_file() and shard.stat().st_size == part["bytes"]:
+        return len(job.rows)
+    clips: list[_Decoded] = []
+    aside = shard.with_name(f"{shard.name}.tmp")
+    with aside.open("wb") as out:
+        for row in job.rows:
+            clips.append(_append(job.copy / row.file, row, out))
+        out.flush()
+        os.fsync(out.fileno())
+    aside.replace(shard)
+    part = {"key": key, "bytes": shard.stat().st_size, "sha256": sha256(shard), "clips": clips}
+    aside = _part_path(job.folder, job.number).with_suffix(".tmp")
+    aside.write_text(json.dumps(part))
+    aside.replace(_part_path(job.folder, job.number))
+    return len(job.rows)
+
+
+class _Decoded(NamedTuple):
+    """What was found at a row's file."""
+
+    content: str  # the hash of its bytes
+    length: int  # samples
+    digest: int  # of them
+    fault: str  # why there are none, or empty
+    remarks: list[str]
+
+
+def _append(path: Path, row: Row, out: IO[bytes]) -> _Decoded:
+    """Decode a row's file, and put its samples behind the others."""
+    if not is_inside(row.file) or not path.is_file():
+        return _Decoded(ABSENT, 0, 0, ABSENT, [])
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        return _Decoded(ABSENT, 0, 0, f"cannot be read ({error.strerror})", [])
+    found = hashlib.sha256(content).hexdigest()
+    try:
+        samples, remarks = decode_bytes(content, path.suffix)
+    except UnreadableAudio as error:
+        return _Decoded(found, 0, 0, str(error), [])
+    content = samples.astype("<i2").tobytes()
+    out.write(content)
+    digest = int.from_bytes(hashlib.sha256(content).digest()[:8], "big")
+    return _Decoded(found, len(samples), digest, "", remarks)
+
+
+# --- all of it ----------------------------------------------------------------------------------------------
+
+
+def _finish(
+    layout: str,
+    listing: Listing,
+    rows: list[Row],
+    copy: Path,
+    folder: Path,
+    shards: int,
+    table_faults: Sequence[str],
+) -> Header:
+    splits = sorted({row.split for row in rows})
+    kept: list[Row] = []
+    places: list[tuple[int, int, int]] = []  # shard, first sample, samples
+    digests: list[int] = []
+    hashes: list[str] = []
+    faults, remarks = list(table_faults), []
+    checksums = {}
+    for number in range(shards):
+        part = _read_part(folder, number)
+        assert part is not None
+        checksums[shard_path(folder, number).name] = part["sha256"]
+        start = 0
+        part_rows = rows[number * CLIPS_PER_SHARD : (number + 1) * CLIPS_PER_SHARD]
+        for row, decoded in zip(part_rows, itertools.starmap(_Decoded, part["clips"]), strict=True):
+            hashes.append(decoded.content)
+            remarks += [f"{row.file}: {remark}" for remark in decoded.remarks]
+            if decoded.fault:
+                faults.append(f"{row.file}: {decoded.fault}")
+            else:
+                kept.append(row)
+                places.append((number, start, decoded.length))
+                digests.append(decoded.digest)
+                start += decoded.length
+    if not kept:
+        raise DataError(
+            "\n  ".join(
+                [f"{copy}: not one of its recordings is left: {len(rows)} files cannot be used", *faults]
+            )
+        )
+    place = np.array(places, np.int64)
+    labels = Labels.of_lists([row.classes for row in kept], len(listing.classes))
+    index: dict[str, np.ndarray] = {
+        "shard": place[:, 0].astype(np.uint32),
+        "start": place[:, 1],
+        "length": place[:, 2],
+        "split": np.array([splits.index(row.split) for row in kept], np.uint8),
+        "recording": np.array([row.recording for row in kept]),
+        "digest": np.array(digests, np.uint64),
+        "offsets": labels.offsets,
+        "classes": labels.classes,
+    }
+    write_columns(folder, index)
+    lines = {FILES: [row.file for row in kept], FAULTS: faults, REMARKS: remarks}
+    for name, content in lines.items():
+        (folder / name).write_text("".join(f"{line}\n" for line in content))
+    for name in (*(f"{column}.npy" for column in COLUMNS), *lines):
+        checksums[name] = sha256(folder / name)
+    header = Header(
+        format=FORMAT,
+        layout=layout,
+        classes=listing.classes,
+        single_label=listing.single_label,
+        splits={split: sum(row.split == split for row in kept) for split in splits},
+        samples=int(place[:, 2].sum()),
+        fingerprint=fingerprint_of(layout, listing, rows, hashes),
+        shards=shards,
+        sha256=checksums,
+    )
+    header.write(folder)
+    return header

@@ -1,0 +1,209 @@
+"""Datasets of recorded files: a copy in its published layout, or what `prepare` has made of it.
+
+What is particular to one is its `Layout`: how its tables are read, and which clips are trained, validated
+and tested on.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import soundfile
+
+from workbench.config import SAMPLE_RATE, RecordedData
+from workbench.data import corpus, synthesis
+from workbench.data.clips import DataError, Extent, Splits, labelled_subset
+from workbench.data.listing import Fault, Listing, strictly
+from workbench.data.prepare import content_hash, fingerprint_of, in_order, prepare
+from workbench.data.prepared import FAULTS, Prepared, is_prepared, open_prepared
+from workbench.random_streams import numpy_stream
+
+
+@dataclass(frozen=True)
+class Columns:
+    """Of N clips, the publisher's splits, and which recordings they are takes of."""
+
+    splits: tuple[str, ...]
+    split: np.ndarray  # (N,) which of `splits`
+    recording: np.ndarray  # (N,) text
+
+    def of(self, *splits: str) -> np.ndarray:
+        """The clips of these splits, in their order."""
+        return np.flatnonzero(np.isin(self.split, [self.splits.index(s) for s in splits if s in self.splits]))
+
+
+@dataclass(frozen=True)
+class Sides:
+    """Which clips are for what."""
+
+    train: np.ndarray
+    validation: np.ndarray
+    test: np.ndarray
+
+
+@dataclass(frozen=True)
+class Layout:
+    """A published set."""
+
+    title: str
+    read: Callable[[Path, Fault], Listing]  # the copy's root -> what its tables say
+    sides: Callable[[Any, Columns], Sides]  # its config, and the clips
+
+
+class Recordings:
+    """The dataset of layouts that share a config."""
+
+    def __init__(self, layout_of: Callable[[Any], str], layouts: dict[str, Layout]) -> None:
+        self._layout_of, self._layouts = layout_of, layouts
+
+    def fingerprint(self, config: RecordedData) -> str:
+        """Of the rows and the bytes of their files, and of the embedded corpus that joins the pool."""
+        root = Path(config.root)
+        if is_prepared(root):
+            files = self._open(config, root).header.fingerprint
+        else:
+            listing = self._listing(config)
+            rows = in_order(listing)
+            hashes = (_hash_once(root / row.file) for row in rows)
+            files = fingerprint_of(self._layout_of(config), listing, rows, hashes)
+        return f"{files}+{synthesis.fingerprint(_recipe(config))[:16]}" if config.corpus_clips else files
+
+    def load(
+        self, config: RecordedData, root: Path, seed: int, report: Callable[[str], None], fingerprint: str
+    ) -> Splits:
+        prepared = self._prepared(config, root, report, fingerprint)
+        sides = self._sides(config, _columns_of(prepared))
+        train = prepared.take(sides.train)
+        pool = train.unlabelled()
+        if config.corpus_clips:
+            parts = {"pool": config.corpus_clips}
+            pool = pool + corpus.load_parts(_recipe(config), parts, root, report)[0].unlabelled()
+        return Splits(
+            pool=pool,
+            train=labelled_subset(train, config.label_fraction, numpy_stream(seed, "labels")),
+            validation=prepared.take(sides.validation),
+            test=prepared.take(sides.test),
+            classes=prepared.header.classes,
+            single_label=prepared.header.single_label,
+            fingerprint=fingerprint,
+            left_out=tuple(line.split(": ", 1)[0] for line in prepared.lines(FAULTS)),
+        )
+
+    def extent(self, config: RecordedData, root: Path, fingerprint: str) -> Extent:
+        folder = self._folder(config, root, fingerprint)
+        if is_prepared(folder):
+            prepared = self._open(config, folder)
+            columns, num_classes = _columns_of(prepared), len(prepared.header.classes)
+            seconds = prepared.header.samples / prepared.header.num_clips / SAMPLE_RATE
+            unprepared = 0
+        else:
+            listing = self._listing(config)
+            columns, num_classes = _columns_listed(listing), len(listing.classes)
+            seconds = _mean_seconds(config, listing)
+            unprepared = len(listing.rows)
+        sides = self._sides(config, columns)
+        seconds = round(seconds, 1)
+        unprepared_bytes = round(unprepared * seconds * SAMPLE_RATE * 2)
+        lengths = [(min(seconds, config.clip_seconds), float(len(sides.train)))]
+        if config.corpus_clips:
+            recipe, parts = _recipe(config), {"pool": config.corpus_clips}
+            missing = corpus.num_missing_clips(recipe, parts, root)
+            unprepared += missing
+            unprepared_bytes += missing * corpus.clip_bytes(recipe)
+            lengths.append((min(config.corpus_clip_seconds, config.clip_seconds), float(config.corpus_clips)))
+        pool_clips = len(sides.train) + config.corpus_clips
+        return Extent(
+            pool_clips=pool_clips,
+            pool_lengths=tuple((length, count / pool_clips) for length, count in lengths),
+            validation_clips=len(sides.validation),
+            test_clips=len(sides.test),
+            evaluated_seconds=seconds,
+            num_classes=num_classes,
+            unprepared_clips=unprepared,
+            unprepared_bytes=unprepared_bytes,
+        )
+
+    def _listing(self, config: RecordedData) -> Listing:
+        """What the copy's tables say; anything wrong with them is raised."""
+        root = Path(config.root)
+        if not root.is_dir():
+            raise DataError(
+                f"{root}: not there. data.root must be a copy of {self._layout(config).title}, or a prepared "
+                f"set, is {config.root!r} (seen from {Path.cwd()}); give yours with --set data.root=FOLDER"
+            )
+        return self._layout(config).read(root, strictly)
+
+    def _prepared(
+        self, config: RecordedData, root: Path, report: Callable[[str], None], fingerprint: str
+    ) -> Prepared:
+        folder = self._folder(config, root, fingerprint)
+        if not is_prepared(folder):
+            listing = self._listing(config)
+            report(f"{config.root}: decoding {len(listing.rows)} recordings to {folder}, once")
+            prepare(self._layout_of(config), listing, Path(config.root), folder)
+        prepared = self._open(config, folder)
+        if folder != Path(config.root) and (faults := prepared.lines(FAULTS)) and not config.skip_unreadable:
+            listed = "\n".join(f"  {fault}" for fault in sorted(faults))
+            raise DataError(
+                f"{config.root}: {len(faults)} files cannot be used\n{listed}\n"
+                "Mend them, or go on without them with --set data.skip_unreadable=true"
+            )
+        return prepared
+
+    def _open(self, config: RecordedData, folder: Path) -> Prepared:
+        prepared = open_prepared(folder)
+        expected = self._layout_of(config)
+        if prepared.header.layout != expected:
+            raise DataError(f"{folder}: is a prepared {prepared.header.layout}, and data asks for {expected}")
+        return prepared
+
+    def _folder(self, config: RecordedData, root: Path, fingerprint: str) -> Path:
+        """Where the prepared set is, or will be: a copy's, by its fingerprint."""
+        if is_prepared(Path(config.root)):
+            return Path(config.root)
+        return root / f"{self._layout_of(config)}-{fingerprint[:16]}"
+
+    def _layout(self, config: RecordedData) -> Layout:
+        return self._layouts[self._layout_of(config)]
+
+    def _sides(self, config: RecordedData, columns: Columns) -> Sides:
+        return self._layout(config).sides(config, columns)
+
+
+def _columns_of(prepared: Prepared) -> Columns:
+    return Columns(tuple(prepared.header.splits), prepared.split, prepared.recording)
+
+
+def _columns_listed(listing: Listing) -> Columns:
+    splits = tuple(sorted({row.split for row in listing.rows}))
+    split = np.array([splits.index(row.split) for row in listing.rows], np.uint8)
+    return Columns(splits, split, np.array([row.recording for row in listing.rows]))
+
+
+def _hash_once(path: Path) -> str:
+    """The studies of a command share their files; one that was changed meanwhile is another file."""
+    return _hash_of(path, path.stat().st_mtime_ns if path.is_file() else 0)
+
+
+@functools.cache
+def _hash_of(path: Path, modified: int) -> str:
+    return content_hash(path)
+
+
+def _mean_seconds(config: RecordedData, listing: Listing) -> float:
+    """Of some recordings, by their headers; those that have none to read are not counted."""
+    seconds = []
+    for row in listing.rows[:: max(1, len(listing.rows) // 20)]:
+        with contextlib.suppress(soundfile.LibsndfileError):
+            seconds.append(soundfile.info(str(Path(config.root) / row.file)).duration)
+    return sum(seconds) / len(seconds) if any(seconds) else config.clip_seconds
+
+
+def _recipe(config: RecordedData) -> synthesis.Recipe:
+    return synthesis.Recipe(clip_seconds=config.corpus_clip_seconds)
