@@ -122,7 +122,12 @@ def run_trial(
         result = pretrain(config, splits.get().pool, run)
         _write(folder, result.encoder, result.history)
         metrics = {f"pretrain/{name}": value for name, value in result.history[-1].items()}
-        return {"metrics": metrics, **_spent(run, meeting), **placed}
+        return {
+            "metrics": metrics,
+            "pool_hours": splits.get().pool.hours,
+            **_spent(run, meeting),
+            **placed,
+        }
 
     def build_classifier(folder: Path) -> dict[str, Any]:
         encoder = new_encoder(config, splits.get().pool, device)
@@ -133,6 +138,7 @@ def run_trial(
         _write(folder, result.model, result.history)
         return {
             "metrics": result.validation,
+            "classes": list(splits.get().classes),
             "labelled_clips": len(splits.get().train),
             "pool_hours": splits.get().pool.hours,
             **_spent(run, meeting),

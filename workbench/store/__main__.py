@@ -108,14 +108,9 @@ def _what(entry: Entry) -> str:
 
 
 def _show(store: Store, name: str, console: Console) -> int:
-    entries = store.entries()
-    found = [entry for entry in entries if entry.key.startswith(name) and entry.finished]
-    if len(found) != 1:
-        what = "no stage begins" if not found else f"{len(found)} stages begin"
-        raise ConfigError(name, f"{what} with this id; python -m workbench.store ls shows them")
-    (entry,) = found
+    entry = store.find(name)
     needed = ", ".join(sorted(store.references().get(entry.key, ()))) or "no study"
-    children = [e for e in entries if e.facts and entry.key in e.facts["parents"]]
+    children = [e for e in store.entries() if e.facts and entry.key in e.facts["parents"]]
     console.print(f"{entry.name}\n{_what(entry)}; {_size(entry.bytes)}; needed by {needed}", markup=False)
     for child in children:
         console.print(f"read by {child.kind} {child.key[:SHOWN_KEY]}: {_what(child)}", markup=False)

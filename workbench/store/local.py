@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from workbench.settings import STAGES
+from workbench.settings import STAGES, ConfigError
 from workbench.store.stage import (
     CHECKPOINT,
     FACTS,
@@ -166,6 +166,14 @@ class Store:
         """Every finished stage, and every folder set aside or given up, by kind in the order of stages."""
         folders = (f for kind in STAGES for f in sorted((self.root / kind).glob("*")) if f.is_dir())
         return [self._entry(folder) for folder in folders]
+
+    def find(self, beginning: str) -> Entry:
+        """The finished stage whose key begins so. Raises ConfigError when there is none, or several."""
+        found = [entry for entry in self.entries() if entry.key.startswith(beginning) and entry.finished]
+        if len(found) != 1:
+            what = "no stage begins" if not found else f"{len(found)} stages begin"
+            raise ConfigError(beginning, f"{what} with this id; python -m workbench.store ls shows them")
+        return found[0]
 
     def _entry(self, folder: Path) -> Entry:
         files = [path for path in folder.rglob("*") if path.is_file()]
