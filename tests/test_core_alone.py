@@ -58,8 +58,9 @@ print("imported", sorted(OTHERS & set(sys.modules)))
 """
 
 
-def _run_alone(script, *arguments):
-    script = REFUSE_OTHERS + script + WATCH
+def run_alone(script, *arguments, but=()):
+    """Run `script` where none of the others can be imported `but` these; what it printed."""
+    script = f"{REFUSE_OTHERS}\nOTHERS -= {set(but)!r}\n{script}{WATCH}"
     done = subprocess.run(
         [sys.executable, "-c", script, *map(str, arguments)], capture_output=True, text=True, check=False
     )
@@ -69,12 +70,12 @@ def _run_alone(script, *arguments):
 
 
 def test_a_step_of_each_stage_runs_without_ray_optuna_and_mlflow(data_root):
-    _run_alone(STAGES, data_root)
+    run_alone(STAGES, data_root)
 
 
 @pytest.mark.slow
 def test_the_benchmark_runs_without_them_and_keeps_its_figures(tmp_path):
-    printed = _run_alone(BENCHMARK, tmp_path, tmp_path / "figures.json")
+    printed = run_alone(BENCHMARK, tmp_path, tmp_path / "figures.json")
     assert "machinery: left out" in printed
     figures = json.loads((tmp_path / "figures.json").read_text())
     assert [row["stage"] for row in figures["step"]] == ["pretrain", "finetune"]
