@@ -20,6 +20,7 @@ from workbench.config import (
 from workbench.data.synthesis import CLASSES
 from workbench.export import load_classifier, load_encoder
 from workbench.export.__main__ import main
+from workbench.export.onnx_graph import ONNX, PACKAGES, TOLERANCE, largest_difference
 from workbench.export.saved import CARD, CLASSIFIER, ENCODER, SETTINGS, read_settings
 from workbench.model.encoder import Encoder
 from workbench.settings import ConfigError
@@ -194,6 +195,20 @@ def test_the_lines_of_the_card_run(exported):
     names = {"waveform": _noise(2, 2000)}
     exec(code.replace('"FOLDER"', repr(str(folder))), names)
     assert names["context"].shape == (2, 1, TRIAL.model.width)
+
+
+@torch.no_grad()
+def test_a_graph_in_the_folder_is_that_of_the_encoder_beside_it(trained, tmp_path, capsys):
+    for name in PACKAGES:
+        pytest.importorskip(name)
+    root, stages = trained
+    arguments = [stages.pretrain.key, "--root", str(root), "--to", str(tmp_path / "saved"), "--onnx"]
+    assert main(arguments) == 0
+    printed = capsys.readouterr().out.splitlines()
+    assert len(printed) == 2
+    assert printed[1].startswith(f"{ONNX}: within ")
+    assert printed[1].removeprefix(f"{ONNX}: ") in (tmp_path / "saved" / CARD).read_text()
+    assert largest_difference(load_encoder(tmp_path / "saved"), tmp_path / "saved" / ONNX) < TOLERANCE
 
 
 def test_a_stage_from_scratch_is_said_to_be(trained, tmp_path):

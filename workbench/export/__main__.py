@@ -1,4 +1,4 @@
-"""`python -m workbench.export STAGE_ID --to FOLDER`: an encoder that others can use."""
+"""`python -m workbench.export STAGE_ID --to FOLDER [--onnx]`: an encoder that others can use."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from workbench.export.card import model_card
+from workbench.export.onnx_graph import ONNX, TOLERANCE, require_packages, write_onnx
 from workbench.export.saved import CARD, CLASSIFIER, ENCODER, SETTINGS, save_weights
 from workbench.export.source import Source, read_source
 from workbench.places import DEFAULT_ROOT, Places
@@ -22,10 +23,14 @@ def main(arguments: list[str] | None = None) -> int:
     """0; 2 when nothing could be exported."""
     options = _parser().parse_args(arguments)
     try:
+        if options.onnx:
+            require_packages()
+        source = read_source(Places.read(options.root).store(), options.id)
         with _published(options.to) as folder:
-            source = read_source(Places.read(options.root).store(), options.id)
-            _write(source, folder)
+            checked = _write(source, folder, onnx=options.onnx)
         print(f"{options.to}: {_described(source)}")
+        if checked is not None:
+            print(f"{ONNX}: {checked}")
     except (ConfigError, OSError) as error:
         print(error, file=sys.stderr)
         return 2
@@ -40,6 +45,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("id", help="the stage's id, or the beginning of it; python -m workbench.store ls")
     parser.add_argument("--to", type=Path, required=True, metavar="FOLDER", help="a new folder")
     parser.add_argument("--root", type=Path, default=DEFAULT_ROOT, help="where results are kept")
+    parser.add_argument("--onnx", action="store_true", help="also as an ONNX graph, checked against torch")
     return parser
 
 
@@ -58,13 +64,18 @@ def _published(folder: Path) -> Iterator[Path]:
         raise
 
 
-def _write(source: Source, folder: Path) -> None:
-    stage_id = source.settings.origin.id
+def _write(source: Source, folder: Path, *, onnx: bool) -> str | None:
+    """Every file of the folder; what the check of the ONNX graph found, where one is asked for."""
+    stage_id, checked = source.settings.origin.id, None
     save_weights(source.encoder, folder / ENCODER, stage_id)
     if source.classifier is not None:
         save_weights(source.classifier, folder / CLASSIFIER, stage_id)
+    if onnx:
+        difference = write_onnx(source.encoder, folder / ONNX, stage_id)
+        checked = f"within {difference:.1e} of torch on the CPU, {TOLERANCE:.0e} allowed"
     write_json(folder / SETTINGS, identity(source.settings))
-    (folder / CARD).write_text(model_card(source), encoding="utf-8")
+    (folder / CARD).write_text(model_card(source, checked), encoding="utf-8")
+    return checked
 
 
 def _described(source: Source) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from workbench.export.onnx_graph import ONNX
 from workbench.export.saved import CLASSIFIER, ENCODER, SETTINGS, Origin
 from workbench.export.source import Source
 
@@ -121,7 +122,7 @@ def _files(source: Source, onnx: str | None) -> str:
     if source.classifier is not None:
         rows[CLASSIFIER] = "weights of the classifier"
     if onnx is not None:
-        rows["encoder.onnx"] = onnx
+        rows[ONNX] = f"`waveform` (B, S) float32 -> `context` (B, T, D), front end included; {onnx}"
     return _section("Files", {f"`{name}`": text for name, text in rows.items()})
 
 
