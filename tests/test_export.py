@@ -154,6 +154,17 @@ def test_reading_needs_no_machinery_of_studies_but_safetensors(saved):
     assert "[1, 16]" in run_alone(READ, saved, but=["safetensors"])
 
 
+def test_a_stage_of_a_store_at_a_url_is_exported_too(results, tmp_path, monkeypatch):
+    root, stages = results
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    (root / "places.yaml").write_text(f"store: local://{root}/store\n")
+    assert main([stages.pretrain.key[:12], "--root", str(root), "--to", str(tmp_path / "saved")]) == 0
+    theirs, _ = load_tensors(tmp_path / "saved" / ENCODER)
+    ours, _ = load_tensors(root / "store" / "pretrain" / stages.pretrain.key / WEIGHTS)
+    assert theirs.keys() == ours.keys()
+    assert all(torch.equal(theirs[name], ours[name]) for name in ours)
+
+
 def test_loading_draws_no_random_numbers(saved):
     torch.manual_seed(0)
     state = torch.get_rng_state()
