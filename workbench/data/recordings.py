@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -45,6 +46,18 @@ class Sides:
     train: np.ndarray
     validation: np.ndarray
     test: np.ndarray
+
+
+def hold_out(clips: Columns, indices: np.ndarray, share: float) -> tuple[np.ndarray, np.ndarray]:
+    """Those of `indices` to train on, and those held out to validate with, where the publisher names none.
+
+    A recording is held out by a hash of its name: all of its takes together, and the same ones whatever
+    else there is.
+    """
+    names, which = np.unique(clips.recording[indices], return_inverse=True)
+    chance = [int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "big") / 2**64 for name in names]
+    is_held = (np.array(chance) < share)[which]
+    return indices[~is_held], indices[is_held]
 
 
 @dataclass(frozen=True)
