@@ -17,11 +17,11 @@ import pandas as pd
 import psutil
 import pytest
 
+from workbench.commands import study_command
 from workbench.places import Places
 from workbench.settings import ConfigError
 from workbench.study.calibration import Device
 from workbench.study.cluster import Cluster, Node
-from workbench.study.commands import study_command
 from workbench.study.definition import Resources
 
 from .books import (

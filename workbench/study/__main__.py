@@ -11,14 +11,13 @@ from typing import TYPE_CHECKING
 
 from rich.console import Console
 
+from workbench.commands import INTERRUPTED, study_command
 from workbench.data.clips import DataError
 from workbench.places import DEFAULT_ROOT, Places
 from workbench.settings import ConfigError
 from workbench.study import cluster
 from workbench.study.claims import is_claims_file
-from workbench.study.commands import study_command
 from workbench.study.definition import Resources, Study, load_study
-from workbench.study.interruption import INTERRUPTED
 from workbench.study.plan import PlannedTrial, Planner, print_stages, print_trials
 
 if TYPE_CHECKING:

@@ -10,7 +10,6 @@ from typing import Any
 
 import fsspec
 
-INTERRUPTED = 130  # the exit status that a shell gives it
 ASK_SECONDS = 1.0  # between a worker's looks at the flag
 
 

@@ -13,6 +13,7 @@ from pathlib import Path
 import torch
 from rich.console import Console
 
+from workbench.commands import INTERRUPTED
 from workbench.data import load_splits
 from workbench.places import Places
 from workbench.settings import digest, identity
@@ -21,7 +22,7 @@ from workbench.store import Store
 from workbench.study import results
 from workbench.study.cost import Cost, CostModel, Plan, duration
 from workbench.study.definition import Study, Trial
-from workbench.study.interruption import INTERRUPTED, Interruption
+from workbench.study.interruption import Interruption
 from workbench.study.ledger import LEDGER_ERRORS, Ended, GridLedger, Work, open_ledger
 from workbench.study.plan import PlannedTrial, Planner, work_of
 from workbench.study.progress import Progress

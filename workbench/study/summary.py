@@ -9,8 +9,8 @@ import pandas as pd
 from rich.console import Console
 from rich.table import Table
 
+from workbench.commands import figure_command, ui_command
 from workbench.places import Places
-from workbench.study.commands import figure_command, ui_command
 from workbench.study.definition import DEFAULT, FOUND
 from workbench.study.results import StudyRecord, best_tuned
 

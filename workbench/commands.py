@@ -1,4 +1,4 @@
-"""Commands as a reader can type them."""
+"""What commands have in common: how one is written for a reader to type, and how it ends."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ import sys
 from pathlib import Path
 
 from workbench.places import DEFAULT_ROOT
+
+INTERRUPTED = 130  # the exit status that a shell gives Ctrl-C
 
 
 def python_command() -> str:
