@@ -11,11 +11,12 @@ import pytest
 from rich.console import Console
 
 from workbench.config import Esc50Data
-from workbench.data import fetch, fetch_command, load_splits
+from workbench.data import display, fetch, load_splits
 from workbench.data.__main__ import main
 from workbench.data.clips import DataError
+from workbench.data.display import Display
 from workbench.data.fetch import RemoteFile
-from workbench.data.fetch_command import FACTS, Display, fetch_set
+from workbench.data.fetch_command import FACTS, fetch_set
 from workbench.data.sources import SOURCES, Source
 from workbench.data.unpack import Unpacker
 
@@ -203,7 +204,7 @@ def test_ctrl_c_says_how_to_go_on(known, server, tmp_path, monkeypatch, capsys):
 
     monkeypatch.setattr(fetch.time, "sleep", interrupt)
     assert main(["fetch", "mine", "--root", str(tmp_path / "a folder")]) == 130
-    assert f"python -m workbench.data fetch mine --root '{tmp_path / 'a folder'}'" in capsys.readouterr().err
+    assert f"-m workbench.data fetch mine --root '{tmp_path / 'a folder'}'" in capsys.readouterr().err
     assert (tmp_path / "a folder" / "mine.download" / "audio.zip.part").stat().st_size == 3000
     monkeypatch.setattr(fetch.time, "sleep", lambda seconds: None)
     assert main(["fetch", "mine", "--root", str(tmp_path / "a folder")]) == 0
@@ -236,24 +237,24 @@ def test_the_list_names_every_set(capsys):
 
 def test_progress_is_lines_where_there_is_no_terminal(monkeypatch):
     now = [100.0]
-    monkeypatch.setattr(fetch_command.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(display.time, "monotonic", lambda: now[0])
     text = io.StringIO()
-    with Display(Console(file=text)) as display:
-        display("a.zip", 1_000, 5_000)
+    with Display(Console(file=text)) as shown:
+        shown("a.zip", 1_000, 5_000)
         now[0] += 21
-        display("a.zip", 2_000, 5_000)
-        display("a.zip", 3_000, None)
+        shown("a.zip", 2_000, 5_000)
+        shown("a.zip", 3_000, None)
         now[0] += 21
-        display("a.zip", 4_000, None)
+        shown("a.zip", 4_000, None)
     assert text.getvalue() == "a.zip: 2.0 kB of 5.0 kB\na.zip: 4.0 kB\n"
 
 
 def test_progress_is_a_bar_on_a_terminal():
     text = io.StringIO()
-    with Display(Console(file=text, force_terminal=True, width=100)) as display:
-        display("a.zip", 1_000, 5_000)
-        display("b[/].zip", 5_000, 5_000)
-        display.line("a [line]")
+    with Display(Console(file=text, force_terminal=True, width=100)) as shown:
+        shown("a.zip", 1_000, 5_000)
+        shown("b[/].zip", 5_000, 5_000)
+        shown.line("a [line]")
     assert "b[/].zip" in text.getvalue()
     assert "a [line]" in text.getvalue()
 

@@ -1,4 +1,4 @@
-"""`python -m workbench.data fetch NAME --root DIR`: what is done to datasets before a study."""
+"""`python -m workbench.data fetch | prepare | inspect | verify`: what is done to datasets before a study."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ import sys
 
 from workbench.data.clips import DataError
 from workbench.data.fetch_command import add_fetch
+from workbench.data.inspect_command import add_inspect
+from workbench.data.prepare_command import add_prepare, add_verify
 from workbench.settings import ConfigError
 
 
@@ -25,6 +27,9 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m workbench.data", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
     add_fetch(commands)
+    add_prepare(commands)
+    add_inspect(commands)
+    add_verify(commands)
     return parser
 
 

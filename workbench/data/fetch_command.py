@@ -12,24 +12,22 @@ import os
 import shlex
 import shutil
 import sys
-import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-from rich import progress
 from rich.console import Console
 from rich.filesize import decimal
 from rich.table import Table
 
+from workbench.commands import INTERRUPTED, python_command
 from workbench.data.clips import DataError
+from workbench.data.display import Display
 from workbench.data.fetch import RemoteFile, fetch, only_one, with_record
 from workbench.data.sources import SOURCES, Source
 from workbench.data.unpack import Unpacker, group_parts
 from workbench.settings import digest
 
 FACTS = "fetched.json"  # in a set's folder: what it was made of
-PLAIN_SECONDS = 20.0  # between lines of progress where the output is no terminal
-INTERRUPTED = 130  # the exit status that a shell gives Ctrl-C
 
 
 def add_fetch(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -62,8 +60,8 @@ def run_fetch(options: argparse.Namespace) -> int:
         with Display(console) as display:
             fetch_set(options.name, SOURCES[options.name], options.root, display.line, display)
     except KeyboardInterrupt:
-        command = f"python -m workbench.data fetch {options.name} --root {shlex.quote(str(options.root))}"
-        print(f"\nInterrupted. What is downloaded is kept; to go on:\n  {command}", file=sys.stderr)
+        words = [python_command(), "-m", "workbench.data", "fetch", options.name, "--root", str(options.root)]
+        print(f"\nInterrupted. What is downloaded is kept; to go on:\n  {shlex.join(words)}", file=sys.stderr)
         return INTERRUPTED
     return 0
 
@@ -174,48 +172,3 @@ def _publish(aside: Path, final: Path, facts: Mapping[str, object]) -> None:
     folder.rename(final)
     if folder != aside:
         aside.rmdir()
-
-
-class Display:
-    """A bar for each file on a terminal; elsewhere a line now and then."""
-
-    def __init__(self, console: Console) -> None:
-        self._console = console
-        self._bars = progress.Progress(
-            progress.TextColumn("{task.description}", markup=False),
-            progress.BarColumn(),
-            progress.DownloadColumn(),
-            progress.TransferSpeedColumn(),
-            progress.TimeRemainingColumn(),
-            console=console,
-            transient=True,
-        )
-        self._name: str | None = None
-        self._printed = time.monotonic()
-
-    def __enter__(self) -> Display:
-        if self._console.is_terminal:
-            self._bars.start()
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        if self._console.is_terminal:
-            self._bars.stop()
-
-    def line(self, text: str) -> None:
-        self._console.print(text, markup=False, highlight=False, soft_wrap=True)
-
-    def __call__(self, name: str, done: int, total: int | None) -> None:
-        if self._console.is_terminal:
-            self._draw(name, done, total)
-        elif time.monotonic() - self._printed >= PLAIN_SECONDS:
-            self._printed = time.monotonic()
-            self.line(f"{name}: {decimal(done)}{f' of {decimal(total)}' if total is not None else ''}")
-
-    def _draw(self, name: str, done: int, total: int | None) -> None:
-        if name != self._name:  # one file at a time
-            for task in self._bars.task_ids:
-                self._bars.remove_task(task)
-            self._bars.add_task(name, total=total)
-            self._name = name
-        self._bars.update(self._bars.task_ids[0], completed=done, total=total)

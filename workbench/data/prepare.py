@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import IO, Any, NamedTuple
 
 import numpy as np
+import torch
 
 from workbench.audio.decode import DECODING_VERSION, UnreadableAudio, decode_bytes
 from workbench.data.clips import DataError
@@ -54,12 +55,14 @@ def prepare(
     *,
     table_faults: Sequence[str] = (),
     workers: int | None = None,
+    strict: bool = False,
     progress: Progress = lambda done, total: None,
 ) -> Header:
     """Write the clips of `listing`, whose files lie below `copy`, to `folder`; what is there is kept.
 
     `table_faults` are what reading the tables found. `workers=None` is one for each CPU core. Raises
-    DataError where not one file can be read, and OSError for what the disk does.
+    DataError where not one file can be read, or with `strict` where any cannot, and OSError for what the
+    disk does.
     """
     with _alone(folder):
         if is_prepared(folder):
@@ -74,7 +77,7 @@ def prepare(
         for count in _run(_make_shard, jobs, workers):
             done += count
             progress(done, len(rows))
-        header = _finish(layout, listing, rows, copy, folder, len(jobs), table_faults)
+        header = _finish(layout, listing, rows, copy, folder, len(jobs), table_faults, strict)
     for number in range(len(jobs)):
         _part_path(folder, number).unlink()
     return header
@@ -143,11 +146,16 @@ def _run(work: Callable[[_Job], int], jobs: Sequence[_Job], workers: int | None)
         return
     # spawn: a forked child would inherit the locks of torch's threads.
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(workers, context, initializer=die_with_parent) as pool:
+    with ProcessPoolExecutor(workers, context, initializer=_begin_worker) as pool:
         try:
             yield from pool.map(work, jobs)
         finally:
             pool.shutdown(cancel_futures=True)
+
+
+def _begin_worker() -> None:
+    die_with_parent()
+    torch.set_num_threads(1)  # each worker has a core; torch would give each all of them
 
 
 def _part_path(folder: Path, number: int) -> Path:
@@ -224,6 +232,7 @@ def _finish(
     folder: Path,
     shards: int,
     table_faults: Sequence[str],
+    strict: bool,
 ) -> Header:
     splits = sorted({row.split for row in rows})
     kept: list[Row] = []
@@ -254,6 +263,8 @@ def _finish(
                 [f"{copy}: not one of its recordings is left: {len(rows)} files cannot be used", *faults]
             )
         )
+    if strict and faults:
+        raise DataError("\n  ".join([f"{copy}: has {len(faults)} faults", *faults]))
     place = np.array(places, np.int64)
     labels = Labels.of_lists([row.classes for row in kept], len(listing.classes))
     index: dict[str, np.ndarray] = {

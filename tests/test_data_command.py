@@ -1,0 +1,140 @@
+"""`python -m workbench.data prepare | inspect | verify`, as a user gives them."""
+
+import json
+import signal
+import subprocess
+import sys
+import time
+
+import matplotlib.image
+import numpy as np
+import pytest
+import soundfile
+
+from workbench.config import Esc50Data
+from workbench.data import load_splits, prepare
+from workbench.data.__main__ import main
+from workbench.data.prepared import is_prepared, open_prepared
+
+from .small_datasets import no_report, write_table
+
+
+def _run(*arguments):
+    return main([str(argument) for argument in arguments])
+
+
+def test_a_copy_is_prepared_inspected_and_trained_on(pristine, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert _run("prepare", "esc50", "--root", pristine[0], "--workers", 1) == 0
+    printed = capsys.readouterr().out
+    assert "45 clips of 3 classes, for mlruns/data/esc50" in printed
+    assert "fold 1 9, fold 2 9, fold 3 9, fold 4 9, fold 5 9" in printed
+    assert "--set data.root=mlruns/data/esc50" in printed
+    assert "left out" not in printed
+    assert len(load_splits(Esc50Data(root="mlruns/data/esc50"), tmp_path, 0, no_report).train) == 27
+
+    assert _run("inspect", "mlruns/data/esc50") == 0
+    printed = capsys.readouterr().out
+    for row in ("dog", "rain", "helicopter"):
+        assert any(line.split()[:2] == [row, "15"] for line in printed.splitlines())
+    assert "no two clips sound the same" in printed
+    sheet = matplotlib.image.imread(tmp_path / "figures" / "esc50.png")
+    assert sheet.shape[0] > 300
+    assert sheet[..., :3].std() > 0.1  # something is drawn
+
+    assert _run("verify", "mlruns/data/esc50") == 0
+    assert "all files are as they were written" in capsys.readouterr().out
+    (tmp_path / "mlruns/data/esc50/start.npy").write_bytes(b"")
+    assert _run("verify", "mlruns/data/esc50") == 1
+    assert "start.npy: not as it was written" in capsys.readouterr().out
+
+
+def test_it_is_said_that_a_set_is_there(pristine, tmp_path, capsys):
+    for _ in range(2):
+        assert _run("prepare", "esc50", "--root", pristine[0], "--to", tmp_path / "set", "--workers", 1) == 0
+    assert "is there, whole" in capsys.readouterr().out
+
+
+def _faulty(copy, rows):
+    """A copy with a fault in its table and one in a file."""
+    rows[4]["fold"] = "7"
+    write_table(copy, rows)
+    (copy / "audio" / rows[9]["filename"]).unlink()
+
+
+def test_faults_are_listed_and_fatal_only_if_asked(esc50, tmp_path, capsys):
+    copy, rows = esc50
+    _faulty(copy, rows)
+    assert _run("prepare", "esc50", "--root", copy, "--to", tmp_path / "set", "--workers", 1, "--strict") == 2
+    error = capsys.readouterr().err
+    assert "has 2 faults" in error
+    assert not is_prepared(tmp_path / "set")
+    assert _run("prepare", "esc50", "--root", copy, "--to", tmp_path / "set", "--workers", 1) == 0
+    printed = capsys.readouterr().out
+    assert "2 left out" in printed
+    for output in (error, printed):
+        assert "line 6: fold must be 1 to 5, is '7'" in output
+        assert f"audio/{rows[9]['filename']}: is not there" in output
+    assert open_prepared(tmp_path / "set").header.num_clips == 43
+
+
+def test_clips_that_sound_the_same_are_shown_first_where_they_are_in_two_splits(esc50, tmp_path, capsys):
+    copy, rows = esc50
+    wavs = [row for row in rows if row["filename"].endswith(".wav")]
+    ramp = np.arange(-4_000, 4_000, dtype=np.int16)
+    chosen = [next(row for row in wavs if row["fold"] == fold) for fold in ("1", "3")]
+    for row in chosen:
+        soundfile.write(copy / "audio" / row["filename"], ramp, 16_000)
+    _run("prepare", "esc50", "--root", copy, "--to", tmp_path / "set", "--workers", 1)
+    assert _run("inspect", tmp_path / "set", "--sheet", tmp_path / "sheet.png") == 0
+    printed = capsys.readouterr().out
+    assert "2 clips sound the same as another, 1 of their groups in two splits" in printed
+    assert "  " + " = ".join(f"audio/{row['filename']}" for row in chosen) in printed
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["prepare", "esc50", "--root", "nowhere"], "nowhere: not there; --root must be a copy of ESC-50"),
+        (["prepare", "esc50", "--root", ".", "--workers", "0"], "--workers must be at least 1, is 0"),
+        (["prepare", "esc50", "--root", "."], "esc50.csv"),
+        (["prepare", "esc50", "--root", ".", "--to", "full"], "full: holds other things"),
+        (["inspect", "nowhere"], "prepare the set"),
+        (["verify", "nowhere"], "prepare the set"),
+    ],
+)
+def test_what_cannot_be_done_is_said(arguments, message, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "thesis.txt").write_text("mine")
+    assert _run(*arguments) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_a_killed_preparation_goes_on(pristine, tmp_path, monkeypatch):
+    """By SIGKILL of the command, whose workers then end by themselves."""
+    code = (
+        "import sys; from workbench.data import prepare, __main__\n"
+        "prepare.CLIPS_PER_SHARD = 2\n"
+        "if __name__ == '__main__': sys.exit(__main__.main(sys.argv[1:]))"
+    )
+    script = tmp_path / "run.py"
+    script.write_text(code)
+    arguments = ["prepare", "esc50", "--root", str(pristine[0]), "--to", str(tmp_path / "set")]
+    command = subprocess.Popen([sys.executable, script, *arguments], stdout=subprocess.DEVNULL)
+    deadline = time.monotonic() + 120
+    while not list((tmp_path / "set").glob("part-*.json")) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    command.send_signal(signal.SIGKILL)
+    command.wait()
+    made = len(list((tmp_path / "set").glob("part-*.json")))
+    assert made >= 1
+    monkeypatch.setattr(prepare, "CLIPS_PER_SHARD", 2)
+    for folder in ("set", "whole"):
+        assert _run(*arguments[:4], "--to", tmp_path / folder, "--workers", 1) == 0
+    contents = [
+        {path.name: path.read_bytes() for path in (tmp_path / folder).iterdir()}
+        for folder in ("set", "whole")
+    ]
+    assert contents[0] == contents[1]
+    assert json.loads((tmp_path / "set" / "set.json").read_text())["shards"] == 23

@@ -1,0 +1,131 @@
+"""`python -m workbench.data prepare NAME --root DIR`, and `verify FOLDER`: recordings, ready for studies."""
+
+from __future__ import annotations
+
+import argparse
+import shlex
+import sys
+from pathlib import Path
+
+from rich.console import Console
+from rich.filesize import decimal
+
+from workbench.commands import INTERRUPTED, python_command
+from workbench.data import LAYOUTS
+from workbench.data.clips import DataError
+from workbench.data.display import Display
+from workbench.data.prepare import prepare
+from workbench.data.prepared import FAULTS, REMARKS, Header, is_prepared, open_prepared, verify
+from workbench.places import DEFAULT_ROOT
+
+SHOWN_FAULTS = 10
+
+
+def add_prepare(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """The subcommand; its `run(options)` is in the parsed options."""
+    parser = commands.add_parser(
+        "prepare",
+        help="decode a copy of a published set, once",
+        description="Check a copy of a published set, decode every file to 16 kHz mono, and write it as "
+        "shards with an index, for data.root. The same command goes on where it stopped.",
+    )
+    names = ", ".join(sorted(LAYOUTS))
+    parser.add_argument("name", metavar="NAME", choices=sorted(LAYOUTS), help=names)
+    parser.add_argument("--root", type=Path, required=True, metavar="DIR", help="the copy")
+    parser.add_argument(
+        "--to", type=Path, metavar="FOLDER", help=f"written there (default: {DEFAULT_ROOT}/data/NAME)"
+    )
+    parser.add_argument("--workers", type=int, metavar="N", help="processes (default: one for each CPU core)")
+    parser.add_argument("--strict", action="store_true", help="refuse a copy with any fault")
+    parser.set_defaults(run=run_prepare)
+
+
+def run_prepare(options: argparse.Namespace) -> int:
+    """0 when the set is there; raises DataError or OSError when it is not."""
+    console = Console(highlight=False, soft_wrap=True)
+    if options.workers is not None and options.workers < 1:
+        raise DataError(f"--workers must be at least 1, is {options.workers}")
+    if not options.root.is_dir():
+        raise DataError(f"{options.root}: not there; --root must be a copy of {LAYOUTS[options.name].title}")
+    folder = options.to or DEFAULT_ROOT / "data" / options.name
+    if is_prepared(folder):
+        console.print(f"{folder}: is there, whole; delete it to prepare it again", markup=False)
+        describe(folder, console)
+        return 0
+    if folder.exists() and any(path.suffix not in {".int16", ".json", ".tmp"} for path in folder.iterdir()):
+        raise DataError(f"{folder}: holds other things; name another folder with --to")
+    table_faults: list[str] = []
+    listing = LAYOUTS[options.name].read(
+        options.root, lambda where, reason: table_faults.append(f"{where}: {reason}")
+    )
+    console.print(
+        f"{options.root}: {len(listing.rows):,} clips of {len(listing.classes)} classes, for {folder}",
+        markup=False,
+    )
+    try:
+        with Display(console, unit="clips") as display:
+            prepare(
+                options.name,
+                listing,
+                options.root,
+                folder,
+                table_faults=table_faults,
+                workers=options.workers,
+                strict=options.strict,
+                progress=lambda done, total: display("decoded", done, total),
+            )
+    except KeyboardInterrupt:
+        words = [python_command(), "-m", "workbench.data", "prepare", options.name]
+        words += ["--root", str(options.root), "--to", str(folder), *(["--strict"] if options.strict else [])]
+        print(f"\nInterrupted. What is decoded is kept; to go on:\n  {shlex.join(words)}", file=sys.stderr)
+        return INTERRUPTED
+    describe(folder, console)
+    return 0
+
+
+def describe(folder: Path, console: Console) -> None:
+    """What a prepared set is, and what was wrong with its copy."""
+    prepared = open_prepared(folder)
+    header = prepared.header
+    console.print(_summary(header), markup=False)
+    for name, what in ((FAULTS, "left out"), (REMARKS, "used, though remarkable")):
+        lines = prepared.lines(name)
+        if lines:
+            console.print(f"{len(lines):,} {what}, all in {folder / name}:", markup=False)
+            for line in lines[:SHOWN_FAULTS]:
+                console.print(f"  {line}", markup=False)
+            if len(lines) > SHOWN_FAULTS:
+                console.print(f"  and {len(lines) - SHOWN_FAULTS:,} more", markup=False)
+    console.print(f"to train on it: --set data.root={shlex.quote(str(folder))}", markup=False)
+
+
+def _summary(header: Header) -> str:
+    splits = ", ".join(f"{name} {count:,}" for name, count in header.splits.items())
+    kind = "one class a clip" if header.single_label else "several classes a clip"
+    clips = f"{header.num_clips:,} clips, {header.hours:,.2f} hours, {decimal(2 * header.samples)}"
+    return "\n".join(
+        [
+            f"{header.layout}: {clips}; {len(header.classes)} classes, {kind}",
+            f"splits: {splits}",
+            f"fingerprint: {header.fingerprint}",
+        ]
+    )
+
+
+def add_verify(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """The subcommand; its `run(options)` is in the parsed options."""
+    parser = commands.add_parser("verify", help="compare a prepared set with its checksums")
+    parser.add_argument("folder", type=Path, metavar="FOLDER", help="a prepared set")
+    parser.set_defaults(run=run_verify)
+
+
+def run_verify(options: argparse.Namespace) -> int:
+    """0 when all is as it was written, 1 when not."""
+    damaged = verify(options.folder)
+    for line in damaged:
+        print(line)
+    if damaged:
+        print(f"{options.folder}: {len(damaged)} files are not sound; delete the folder and prepare it again")
+        return 1
+    print(f"{options.folder}: all files are as they were written")
+    return 0
