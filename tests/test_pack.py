@@ -9,6 +9,8 @@ from workbench.training.finetune import finetune, finetune_together
 from workbench.training.loop import Diverged, Run, Stopped
 from workbench.training.pretrain import new_encoder, pretrain, pretrain_together
 
+from .trained_alike import assert_same_history, assert_same_weights
+
 UPDATES = 12
 CPU = torch.device("cpu")
 
@@ -19,25 +21,8 @@ def trial(tiny_trial, with_changes):
     return with_changes(tiny_trial, changes)
 
 
-# Batch norm takes a bias before it away again, and softmax a bias of all keys: their gradients are rounding
-# alone, whose sign Adam follows.
-WITHOUT_EFFECT = ("depthwise.bias", "running_mean", "query_key_value.bias")
-
-
 def _assert_same(ours, alone, tolerance=2e-3):
-    """Weights after some updates: rounding grows with each."""
-    for (name, one), (_, other) in zip(ours.state_dict().items(), alone.state_dict().items(), strict=True):
-        if name.endswith(WITHOUT_EFFECT):
-            continue
-        torch.testing.assert_close(
-            one.float(), other.float(), atol=tolerance, rtol=tolerance, msg=lambda m, n=name: f"{n}: {m}"
-        )
-
-
-def _assert_same_history(ours, alone):
-    assert [sorted(row) for row in ours] == [sorted(row) for row in alone]
-    for one, other in zip(ours, alone, strict=True):
-        assert one == pytest.approx(other, rel=0.01, abs=0.01)
+    assert_same_weights(ours.state_dict(), alone.state_dict(), tolerance)
 
 
 VARIANTS = [
@@ -55,7 +40,7 @@ def test_pre_training_together_is_pre_training_alone(trial, tiny_splits, with_ch
     together = pretrain_together([(one, tiny_splits.pool, Run()) for one in trials])
     for ours, theirs in zip(together, alone, strict=True):
         _assert_same(ours.encoder, theirs.encoder)
-        _assert_same_history(ours.history, theirs.history)
+        assert_same_history(ours.history, theirs.history)
     first, second = (one.encoder.features.weight for one in together[:2])
     assert not torch.equal(first, second)
 
@@ -79,7 +64,7 @@ def test_fine_tuning_together_is_fine_tuning_alone(trial, tiny_splits, with_chan
     together = finetune_together([(one, tiny_splits, encoder(one), Run()) for one in trials])
     for ours, theirs in zip(together, alone, strict=True):
         _assert_same(ours.model, theirs.model)
-        _assert_same_history(ours.history, theirs.history)
+        assert_same_history(ours.history, theirs.history)
         assert ours.validation == pytest.approx(theirs.validation, rel=0.01, abs=0.01)
 
 
@@ -126,7 +111,7 @@ def test_a_pack_that_stops_goes_on_together_or_apart(
     for ours, one in zip(ended, trials, strict=True):
         alone = pretrain(one, tiny_splits.pool, Run())
         _assert_same(ours.encoder, alone.encoder)
-        _assert_same_history(ours.history, alone.history)
+        assert_same_history(ours.history, alone.history)
 
 
 def test_a_pack_is_the_same_every_time(trial, tiny_splits, with_changes):
