@@ -249,7 +249,7 @@ def test_a_shape_is_what_decides_an_updates_length(study, with_changes):
     for path, value in same.items():
         changed = with_changes(config, {path: value})
         assert {kind: Job(kind, changed, extent).key for kind in jobs} == jobs, path
-    for path, value in {"model.num_heads": 4, "data.clip_seconds": 2.0}.items():
+    for path, value in {"model.num_heads": 4, "data.clip_seconds": 2.0, "compile": True}.items():
         changed = with_changes(config, {path: value})
         assert all(Job(kind, changed, extent).key != jobs[kind] for kind in jobs), path
     for kind, path in (("pretrain", "pretraining.batch_size"), ("finetune", "finetuning.batch_size")):
@@ -290,6 +290,13 @@ def test_memory_grows_with_the_batch_and_what_the_process_takes_anyway_does_not(
     rates = calibration._measure_job(job, torch.device("cpu"), room / calibration.MEMORY_SHARE)
     assert rates.bytes == at_rest + of_a_clip * 64
     assert rates.measured_batch == sizes[-1] == measured
+
+
+def test_what_leads_up_to_a_trials_micro_batch_is_not_compiled(study, with_changes):
+    config = with_changes(study.trials()[0].config, {"compile": True})
+    job = Job("pretrain", config, FakeModel().extent(config.data))
+    assert calibration._for_timing(job, job.batch, seed=0).compile
+    assert not calibration._for_timing(job, job.batch // 4, seed=0).compile
 
 
 def test_a_batch_that_is_too_large_is_extrapolated():

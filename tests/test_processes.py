@@ -13,10 +13,13 @@ import torch.multiprocessing
 
 from workbench import trial as trial_command
 from workbench.data import load_splits
+from workbench.training import compiled
 from workbench.training.checkpoint import load_tensors, save_tensors
 from workbench.training.finetune import finetune
 from workbench.training.loop import Run, Stopped
 from workbench.training.pretrain import pretrain
+
+from .trained_alike import assert_same_history, assert_same_weights
 
 PROCESSES = 2
 
@@ -32,6 +35,7 @@ def _train(trial, data_root, run=None):
 
 def _process(rank, trial, data_root, folder, stop_after):
     torch.set_num_threads(1)
+    compiled.BACKEND = "aot_eager"  # of trials that are compiled; see test_compiled
     os.environ["GLOO_SOCKET_IFNAME"] = "lo"
     dist.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=PROCESSES)
     asked = []
@@ -75,18 +79,19 @@ def alone(trial, data_root):
 
 
 def _assert_same(found, alone):
-    weights, history = found
-    for name, expected in alone[0].items():
-        if not name.endswith(("depthwise.bias", "running_mean", "query_key_value.bias")):  # see test_pack
-            torch.testing.assert_close(weights[name].float(), expected.float(), atol=2e-3, rtol=2e-3)
-    for ours, theirs in zip(history, alone[1], strict=True):
-        assert ours == pytest.approx(theirs, rel=0.01, abs=0.01)
+    assert_same_weights(found[0], alone[0])
+    assert_same_history(found[1], alone[1])
 
 
 def test_two_processes_train_as_one_with_the_joint_batch(trial, data_root, alone, tmp_path):
     _distributed(trial, data_root, tmp_path)
     for rank in range(PROCESSES):
         _assert_same(load_tensors(tmp_path / f"{rank}.safetensors"), alone)
+
+
+def test_two_processes_train_a_compiled_update_as_one_plain(trial, data_root, alone, tmp_path):
+    _distributed(dataclasses.replace(trial, compile=True), data_root, tmp_path)
+    _assert_same(load_tensors(tmp_path / "0.safetensors"), alone)
 
 
 def test_processes_stop_together_and_go_on(trial, data_root, alone, tmp_path):

@@ -110,4 +110,5 @@ def test_what_a_pack_shares_is_in_its_key(tiny_trial, with_changes):
         other += [{"front_end__num_mels": 32}, {"data__clip_seconds": 3.2}]
         assert own not in {key(kind, **change) for change in other}
     assert key("finetune") != key("finetune", finetuning__freeze_encoder=True)
+    assert key("pretrain", compile=True) not in {None, key("pretrain")}
     assert key("pretrain", model__recompute=True) is None

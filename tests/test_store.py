@@ -103,7 +103,7 @@ def _other(name, value):
 def test_every_setting_takes_part_in_the_trials_identity(data):
     trial = TrialConfig(data=data)
     keys = {stages_of(trial, "data").key: "the trial itself"}
-    placed = {"data.root", "model.recompute"}
+    placed = {"data.root", "model.recompute", "compile"}
     for path, changed in _variants(trial):
         key = stages_of(changed, "data").key
         if path in placed:
@@ -119,7 +119,7 @@ def test_pretraining_is_shared_by_whatever_it_does_not_see():
     first = stages_of(trial, "data").pretrain.key
     shared = {path for path, changed in _variants(trial) if stages_of(changed, "data").pretrain.key == first}
     unseen = {"labelled_clips", "validation_clips", "test_clips", "label_fraction"}
-    expected = {f"data.{name}" for name in unseen} | {"model.recompute"}
+    expected = {f"data.{name}" for name in unseen} | {"model.recompute", "compile"}
     assert {path for path in shared if not path.startswith("finetuning.")} == expected
     assert any(path.startswith("finetuning.") for path in shared)
 
@@ -128,7 +128,7 @@ def test_finetuning_is_shared_by_what_the_evaluation_alone_hears():
     trial = TrialConfig()
     first = stages_of(trial, "data").finetune.key
     shared = {path for path, changed in _variants(trial) if stages_of(changed, "data").finetune.key == first}
-    assert shared == {"data.test_clips", "model.recompute"}
+    assert shared == {"data.test_clips", "model.recompute", "compile"}
 
 
 def test_only_what_follows_the_last_finished_stage_is_missing():

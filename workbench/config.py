@@ -403,8 +403,15 @@ class TrialConfig:
     finetuning: FinetuningConfig = FinetuningConfig()
     seed: int = 0
     precision: Literal["float32", "bf16"] = "float32"  # bf16: autocast, on devices that have it
+    compile: bool = placement(False)  # forward pass and loss of an update, by torch.compile
 
     def __post_init__(self) -> None:
+        _require(
+            not (self.compile and self.model.recompute),
+            "compile",
+            "is true, as is model.recompute; use one of them: a compiled update chooses by itself what it "
+            "computes again",
+        )
         latents = self.num_latents
         _require(
             latents >= 2,

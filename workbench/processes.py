@@ -14,7 +14,6 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-import torch.distributed.nn.functional as with_gradient
 from torch import Tensor
 from torch.utils._pytree import tree_map
 
@@ -76,17 +75,29 @@ def own_part(heard: Any) -> Any:
 
 def total(values: Tensor) -> Tensor:
     """Over all processes, with gradients."""
-    return with_gradient.all_reduce(values) if count() > 1 else values
+    return _total(values) if count() > 1 else values
 
 
 @torch.no_grad()
 def mean(values: Tensor) -> Tensor:
     """Over all processes, without gradients."""
-    if count() == 1:
-        return values
-    values = values.clone()
+    return total(values) / count() if count() > 1 else values
+
+
+# An operator, for torch 2.11 compiles its own all-reduce without its gradient.
+@torch.library.custom_op("workbench::total", mutates_args=())
+def _total(values: Tensor) -> Tensor:
+    values = values.clone(memory_format=torch.contiguous_format)
     dist.all_reduce(values)
-    return values / count()
+    return values
+
+
+@_total.register_fake
+def _(values: Tensor) -> Tensor:
+    return torch.empty_like(values, memory_format=torch.contiguous_format)
+
+
+_total.register_autograd(lambda context, gradient: _total(gradient))
 
 
 def agreed(wish: bool, device: torch.device) -> bool:

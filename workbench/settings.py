@@ -31,6 +31,10 @@ class ConfigError(ValueError):
         """The same error seen from one level further out."""
         return ConfigError(f"{parent}.{self.path}" if self.path else parent, self.message)
 
+    def __reduce__(self) -> Any:
+        """From a process that measures to the one that tells."""
+        return ConfigError, (self.path, self.message)
+
 
 def placement(default: Any) -> Any:
     """A field that cannot change a result and stays out of `identity`."""

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import itertools
 import json
 import os
 from pathlib import Path
@@ -46,6 +47,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument(
         "--batch", type=int, help=f"clips; default: the preset's, {CPU_BATCH} of 10 s on a CPU"
     )
+    parser.add_argument("--compile", action="store_true", help="the step compiled, too (`compile: true`)")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--json", type=Path, metavar="FILE", help="the figures go there, too")
     options = parser.parse_args(arguments)
@@ -59,7 +61,8 @@ def main(arguments: list[str] | None = None) -> None:
     figures: dict[str, Any] = {"device": _device(device), "rounds": options.rounds}
     print(_describe(figures["device"]))
     if "step" in parts:
-        figures["step"] = _steps(shapes, device, options.batch, options.rounds, figures["device"])
+        ways = (False, True) if options.compile else (False,)
+        figures["step"] = _steps(shapes, device, options.batch, options.rounds, figures["device"], ways)
     if "packed" in parts:
         figures["packed"] = _packed(device, options.batch, options.rounds)
     if "feed" in parts:
@@ -96,23 +99,27 @@ def _describe(device: dict[str, Any]) -> str:
 
 
 def _steps(
-    shapes: list[str], device: torch.device, batch: int | None, rounds: int, about: dict[str, Any]
+    shapes: list[str],
+    device: torch.device,
+    batch: int | None,
+    rounds: int,
+    about: dict[str, Any],
+    compiled: tuple[bool, ...],
 ) -> list[dict[str, Any]]:
     print(
-        f"\n{'step':20s} {'clips':>5s} {'clips/s':>8s} {'plain':>8s} {'ratio':>6s} {'of rounds':>13s} "
+        f"\n{'step':27s} {'clips':>5s} {'clips/s':>8s} {'plain':>8s} {'ratio':>6s} {'of rounds':>13s} "
         f"{'front end':>9s} {'GFLOP/s':>8s} {'of peak':>7s} {'memory':>8s} {'plain':>8s}"
     )
     rows = []
-    for shape in shapes:
-        for kind in KINDS:
-            config = SHAPES[shape]
-            clips = batch or _default_batch(config, kind, device)
-            found = measure_step(
-                sized(config, clips), kind, device, updates=UPDATES[device.type][shape], rounds=rounds
-            )
-            precision = {"bf16": "bfloat16"}.get(computed_in(config, device), "float32")
-            rows.append(_step_row(shape, found, about["matrix_flops"][precision]))
-            print(_step_line(rows[-1]), flush=True)
+    for shape, kind, compile in itertools.product(shapes, KINDS, compiled):
+        config = dataclasses.replace(SHAPES[shape], compile=compile)
+        clips = batch or _default_batch(config, kind, device)
+        found = measure_step(
+            sized(config, clips), kind, device, updates=UPDATES[device.type][shape], rounds=rounds
+        )
+        precision = {"bf16": "bfloat16"}.get(computed_in(config, device), "float32")
+        rows.append(_step_row(shape, compile, found, about["matrix_flops"][precision]))
+        print(_step_line(rows[-1]), flush=True)
     return rows
 
 
@@ -121,10 +128,11 @@ def _default_batch(config: TrialConfig, kind: Kind, device: torch.device) -> int
     return min(whole, CPU_BATCH) if device.type == "cpu" and config.data.clip_seconds >= 10 else whole
 
 
-def _step_row(shape: str, found: StepFigures, ceiling: float) -> dict[str, Any]:
+def _step_row(shape: str, compiled: bool, found: StepFigures, ceiling: float) -> dict[str, Any]:
     return {
         "shape": shape,
         "stage": found.kind,
+        "compiled": compiled,
         "clips": found.batch_size,
         "clips_per_second": found.clips_per_second,
         "plain_clips_per_second": found.batch_size / found.seconds.plain_seconds,
@@ -142,8 +150,9 @@ def _ratio(found: Compared) -> dict[str, Any]:
 
 
 def _step_line(row: dict[str, Any]) -> str:
+    name = f"{row['stage']} {row['shape']}{' compiled' if row['compiled'] else ''}"
     return (
-        f"{row['stage'] + ' ' + row['shape']:20s} {row['clips']:5d} {row['clips_per_second']:8.1f} "
+        f"{name:27s} {row['clips']:5d} {row['clips_per_second']:8.1f} "
         f"{row['plain_clips_per_second']:8.1f} {row['ratio']:6.2f} {_range(row['ratios']):>13s} "
         f"{row['front_end_share']:9.1%} {row['flops_per_second'] / 1e9:8.1f} {row['share_of_peak']:7.1%} "
         f"{row['bytes'] / 1e9:5.2f} GB {row['plain_bytes'] / 1e9:5.2f} GB"

@@ -34,6 +34,11 @@ def _recomputation() -> Iterator[None]:
         _recomputing.reset(token)
 
 
+@torch.compiler.assume_constant_result  # what is compiled is never computed again
+def _is_recomputing() -> bool:
+    return _recomputing.get()
+
+
 def _both_passes() -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
     return nullcontext(), _recomputation()
 
@@ -127,7 +132,7 @@ class MaskedBatchNorm(nn.BatchNorm1d):
         assert self.running_var is not None
         if not self.training or (padding is None and processes.count() == 1):
             flat = x.flatten(0, 1)
-            if not (self.training and _recomputing.get()):
+            if not (self.training and _is_recomputing()):
                 return super().forward(flat).view_as(x)
             spent = self.running_mean.clone(), self.running_var.clone()  # the first pass moved the real ones
             again = nn.functional.batch_norm(
@@ -139,7 +144,7 @@ class MaskedBatchNorm(nn.BatchNorm1d):
         count = processes.total(valid.sum())
         mean = processes.total((x * valid).sum((0, 1))) / count
         variance = processes.total(((x - mean).square() * valid).sum((0, 1))) / count
-        if not _recomputing.get():
+        if not _is_recomputing():
             with torch.no_grad():
                 unbiased = variance * count / (count - 1).clamp_min(1)
                 self.running_mean.lerp_(mean.to(self.running_mean.dtype), self.momentum)

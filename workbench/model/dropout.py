@@ -10,20 +10,21 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-# Of the trials that are trained together: each one's generator, and which of them a value belongs to.
-_pack: ContextVar[tuple[Sequence[torch.Generator], Tensor] | None] = ContextVar("_pack", default=None)
+# Of the trials that are trained together, in their order.
+_pack: ContextVar[Sequence[torch.Generator] | None] = ContextVar("_pack", default=None)
 
 
 @contextlib.contextmanager
-def drawn_by(generators: Sequence[torch.Generator], member: Tensor) -> Iterator[None]:
-    """Within `torch.vmap` over `member`, masks come from `generators[member]`, as they would outside."""
-    token = _pack.set((generators, member))
+def drawn_by(generators: Sequence[torch.Generator]) -> Iterator[None]:
+    """Within, under `torch.vmap` over a pack's tensors, each trial's masks come from its own generator."""
+    token = _pack.set(generators)
     try:
         yield
     finally:
         _pack.reset(token)
 
 
+@torch.compiler.assume_constant_result  # a pack's update is compiled apart from that of a trial alone
 def is_packed() -> bool:
     """Whether this is one of the trials that are trained together."""
     return _pack.get() is not None
@@ -51,18 +52,37 @@ class Dropout(nn.Module):
         """Any shape."""
         if not self.training or self.p == 0:
             return x
-        pack = _pack.get()
-        if pack is not None:
-            numbers = _DrawnByMember.apply(pack[1], pack[0], x.numel())
-        elif x.device.type == "cpu":
-            numbers = _draw(x.numel(), x.device, None)
-        else:
+        if x.device.type != "cpu" and not is_packed():
             return nn.functional.dropout(x, self.p)
-        keep = numbers.view(x.shape) >= self.threshold
+        keep = _random_numbers(x.detach()) >= self.threshold
         return x * (keep * self.scale.to(x.dtype))
 
     def extra_repr(self) -> str:
         return f"p={self.p}"
+
+
+# An operator, which a compiler leaves as it is: a compiled update draws the masks of the plain one. What is
+# to be masked is its argument, so that the draws of a network keep their order.
+@torch.library.custom_op(
+    "workbench::random_numbers", mutates_args=(), tags=(torch.Tag.nondeterministic_seeded,)
+)
+def _random_numbers(x: Tensor) -> Tensor:
+    """int16 of that shape, every bit random; of a pack's (P, ...), each trial's by its own generator."""
+    generators = _pack.get()
+    if generators is None:
+        return _draw(x.numel(), x.device, None).view(x.shape)
+    each = x.numel() // len(generators)
+    return torch.stack([_draw(each, x.device, generator) for generator in generators]).view(x.shape)
+
+
+@_random_numbers.register_fake
+def _(x: Tensor) -> Tensor:
+    return x.new_empty(x.shape, dtype=torch.int16)
+
+
+@_random_numbers.register_vmap
+def _(info: Any, in_dims: tuple[int], x: Tensor) -> tuple[Tensor, int]:
+    return _random_numbers(x.movedim(in_dims[0], 0)), 0
 
 
 def _draw(count: int, device: torch.device, generator: torch.Generator | None) -> Tensor:
@@ -70,25 +90,3 @@ def _draw(count: int, device: torch.device, generator: torch.Generator | None) -
     words = torch.empty((count + 3) // 4, dtype=torch.int64, device=device)
     words.random_(-(2**63), None, generator=generator)
     return words.view(torch.int16)[:count]
-
-
-class _DrawnByMember(torch.autograd.Function):
-    """(count,) int16 for one member; under vmap (K, count), each row by its member's generator."""
-
-    @staticmethod
-    def forward(member: Tensor, generators: Sequence[torch.Generator], count: int) -> Tensor:
-        return _draw(count, member.device, generators[int(member)])
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        ctx.mark_non_differentiable(output)
-
-    @staticmethod
-    def vmap(
-        info: Any,
-        in_dims: tuple[Any, ...],
-        member: Tensor,
-        generators: Sequence[torch.Generator],
-        count: int,
-    ) -> tuple[Tensor, int]:
-        return torch.stack([_draw(count, member.device, g) for g in generators]), 0

@@ -85,6 +85,7 @@ class Job:
             "batch": self.batch,
             "clip_seconds": config.data.clip_seconds,
         }
+        content |= {"compile": True} if config.compile else {}  # older measurements stay good
         if self.kind == "pretrain":
             assert config.pretraining is not None
             content["objective"] = identity(config.pretraining.objective)
@@ -320,9 +321,12 @@ def _time_updates(job: Job, batch: int, device: torch.device, seconds: float, nu
 
 
 def _for_timing(job: Job, batch: int, seed: int) -> TrialConfig:
-    """The job's trial with that micro-batch, without accumulation or end."""
+    """The job's trial with that micro-batch, without accumulation or end.
+
+    Smaller micro-batches than its own only lead up to it, and are not worth compiling.
+    """
     sized: dict[str, Any] = {"batch_size": batch, "accumulation": 1, "steps": 10_000}
-    config = dataclasses.replace(job.config, seed=seed)
+    config = dataclasses.replace(job.config, seed=seed, compile=job.config.compile and batch == job.batch)
     if job.kind == "pretrain":
         assert config.pretraining is not None
         return dataclasses.replace(config, pretraining=dataclasses.replace(config.pretraining, **sized))

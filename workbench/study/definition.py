@@ -27,7 +27,7 @@ from workbench.study.claims import Claim, claims_beside
 from workbench.study.search import Choice, Search, Winner, refuse_repeats
 
 PRESETS = Path(__file__).parent.parent / "presets"
-PLACEMENT = ("resources", "data.root")  # settings that cannot change a result
+PLACEMENT = ("resources", "data.root", "model.recompute", "compile")  # settings that cannot change a result
 CONFIRM_SEEDS = "search.confirm_seeds"
 SETTINGS, DEFAULT, FOUND = "settings", "default", "found"  # a confirmation's axis, and its levels
 TRIAL_KEYS = tuple(f.name for f in fields(TrialConfig))

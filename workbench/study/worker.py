@@ -25,7 +25,7 @@ from workbench.config import TrialConfig
 from workbench.data.clips import DataError
 from workbench.data.corpus import die_with_parent
 from workbench.hardware import one_memory_arena
-from workbench.settings import from_dict
+from workbench.settings import ConfigError, from_dict
 from workbench.stages import run_trial
 from workbench.store import StageBusy, open_store
 from workbench.study.interruption import is_flagged
@@ -163,7 +163,7 @@ def _run(
         tell("failed", reason=f"out of GPU memory: {error}")
     except MemoryError:
         tell("failed", reason="out of memory")
-    except (OSError, DataError) as error:  # a full disk, data that are gone: not the trial's fault
+    except (OSError, DataError, ConfigError) as error:  # a full disk, no compiler: not the trial's fault
         tell("broken", reason=str(error))
     except Exception as error:
         if processes.count() > 1:  # another of them may have died: then it is not the trial's fault

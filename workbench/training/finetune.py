@@ -83,6 +83,7 @@ class Finetuning:
         self.model = new_clip_model(config, encoder, len(splits.classes)).to(device).train()
         self._order = batch_order(config, splits.train)
         self._autocast = autocast_for(config, device)
+        self.compile = config.compile
         self.pack_key = pack_key(config, STAGE)
 
     def hear(self, step: int) -> Iterator[Heard]:

@@ -18,6 +18,7 @@ from workbench.config import FinetuningConfig, OptimiserConfig, PretrainingConfi
 from workbench.random_streams import derive
 from workbench.training.ahead import Ahead
 from workbench.training.checkpoint import TrainingState, optimiser_state, restore_optimiser
+from workbench.training.compiled import compiled, compiler_errors
 from workbench.training.objectives import Metrics
 from workbench.training.schedule import learning_rate_scale
 from workbench.training.tracker import SilentTracker, Tracker
@@ -42,6 +43,10 @@ class Task(Protocol[HeardT]):
     @property
     def model(self) -> nn.Module:
         """Trained in place."""
+
+    @property
+    def compile(self) -> bool:
+        """Whether its loss is to be compiled."""
 
     @property
     def pack_key(self) -> str | None:
@@ -230,14 +235,20 @@ def train(course: Course[Any]) -> list[dict[str, float]]:
     """Train the task's model in place; returns the history.
 
     With a validation the model ends as it was at its best (the first time, in a tie). Raises Diverged when
-    the loss, or the validation's scores, are not finite; Stopped, once a checkpoint is saved, when told to.
+    the loss, or the validation's scores, are not finite; Stopped, once a checkpoint is saved, when told to;
+    ConfigError where the update is to be compiled and cannot be.
     """
+    with compiler_errors() if course.task.compile else nullcontext():
+        return _train(course)
+
+
+def _train(course: Course[Any]) -> list[dict[str, float]]:
     task, config = course.task, course.config
     named = trainable(task.model)
     optimiser = build_optimiser(list(named.values()), config.optimiser)
     restore_optimiser(optimiser, named, course.optimiser_state)
     max_norm = config.optimiser.max_grad_norm or float("inf")
-    loss_of: nn.Module = LossOf(task)
+    loss_of: nn.Module = compiled(LossOf(task)) if task.compile else LossOf(task)
     if processes.count() > 1:  # a fine-tuning does not use all of an encoder
         loss_of = DistributedDataParallel(loss_of, broadcast_buffers=False, find_unused_parameters=True)
     with Ahead(task.hear, range(course.step, config.steps), course.run.device) as ahead:

@@ -24,6 +24,7 @@ from workbench.config import TrialConfig
 from workbench.model.dropout import drawn_by
 from workbench.settings import StageKind, digest, identity
 from workbench.training.ahead import Ahead
+from workbench.training.compiled import compiled, compiler_errors
 from workbench.training.loop import Course, Diverged, LossOf, Stopped, trainable
 from workbench.training.objectives import Metrics
 
@@ -39,8 +40,14 @@ def train_together(courses: Sequence[Course[Any]]) -> list[End]:
 
     The courses' models, batches and losses are of the same shapes and settings, but for: seeds, data,
     augmentation, learning rates, schedules, weight decay, clipping, number of updates and dropout
-    probabilities (none of them zero, or all). Raises ValueError where tensors cannot be stacked.
+    probabilities (none of them zero, or all). Raises ValueError where tensors cannot be stacked, ConfigError
+    where updates are to be compiled and cannot be.
     """
+    with compiler_errors() if courses[0].task.compile else contextlib.nullcontext():
+        return _train_together(courses)
+
+
+def _train_together(courses: Sequence[Course[Any]]) -> list[End]:
     found: dict[int, End] = {}
     left = {number: course for number, course in enumerate(courses) if not course.ended}
     found |= {number: course.history for number, course in enumerate(courses) if course.ended}
@@ -84,6 +91,7 @@ def pack_key(config: TrialConfig, kind: StageKind) -> str | None:
         "front_end": identity(config.front_end),
         "model": identity(model),
         "precision": config.precision,
+        "compile": config.compile,
         "clip_seconds": config.data.clip_seconds,
     }
     if kind == "pretrain":
@@ -109,6 +117,7 @@ class Pack:
         self._courses = courses
         self._device = courses[0].run.device
         self._loss = LossOf(courses[0].task)
+        self._losses = compiled(self._loss_of_each) if courses[0].task.compile else self._loss_of_each
         models = [course.task.model for course in courses]
         named = [trainable(model) for model in models]
         self._spans = _spans(named[0])
@@ -133,7 +142,6 @@ class Pack:
         self._used: set[str] = set()  # what the loss depends on: AdamW leaves the rest alone
         self._others = _stack_others(models)
         self._generators = [torch.Generator(self._device) for _ in courses]
-        self._members = torch.arange(len(courses), device=self._device)
 
     def update(self, heard_by_each: Sequence[Iterator[Any]]) -> tuple[list[list[Metrics]], Tensor]:
         """One update of each, from its micro-batches: their metrics, and the norms (P,) of the gradients."""
@@ -143,7 +151,8 @@ class Pack:
         self._gradients.zero_()
         every: list[list[Metrics]] = [[] for _ in courses]
         for heard in zip(*heard_by_each, strict=True):
-            losses, metrics = self._losses(_stacked(heard))
+            with drawn_by(self._generators):
+                losses, metrics = self._losses(self._parameters, self._others, _stacked(heard))
             self._backward((losses / courses[0].config.accumulation).sum())
             for row, course in enumerate(courses):
                 own = {name: values[row] for name, values in metrics.items()}
@@ -183,19 +192,18 @@ class Pack:
         ]
         torch._foreach_add_(places, list(found.values()))
 
-    def _losses(self, heard: Any) -> tuple[Tensor, dict[str, Tensor]]:
+    def _loss_of_each(
+        self, parameters: dict[str, Tensor], others: dict[str, Tensor], heard: Any
+    ) -> tuple[Tensor, dict[str, Tensor]]:
         """(P,) each."""
 
         def of_member(
-            parameters: dict[str, Tensor], others: dict[str, Tensor], heard: Any, member: Tensor
+            parameters: dict[str, Tensor], others: dict[str, Tensor], heard: Any
         ) -> tuple[Tensor, Metrics]:
-            with drawn_by(self._generators, member):
-                return functional_call(self._loss, _below_model(parameters | others), (heard,))
+            return functional_call(self._loss, _below_model(parameters | others), (heard,))
 
         dims = tree_map(lambda value: 0 if isinstance(value, Tensor) else None, heard)
-        return torch.vmap(of_member, in_dims=(0, 0, dims, 0))(
-            self._parameters, self._others, heard, self._members
-        )
+        return torch.vmap(of_member, in_dims=(0, 0, dims))(parameters, others, heard)
 
     def _clip(self) -> Tensor:
         norms = torch.linalg.vector_norm(self._gradients, dim=1)

@@ -59,6 +59,7 @@ class Pretraining:
         self._objective = build_objective(self.settings.objective)
         self._order = ShuffledEpochs(len(pool), self.settings.batch_size, config.seed, STAGE)
         self._autocast = autocast_for(config, device)
+        self.compile = config.compile
         self.pack_key = pack_key(config, STAGE)
 
     def hear(self, step: int) -> Iterator[Heard]:
