@@ -17,6 +17,7 @@ from workbench.config import TrialConfig
 from workbench.data.noise import noise_clips
 from workbench.settings import ConfigError
 from workbench.training import compiled
+from workbench.training import pretrain as pretrain_module
 from workbench.training.finetune import finetune, finetune_together
 from workbench.training.loop import Run, Stopped
 from workbench.training.objectives import Contrastive
@@ -108,6 +109,17 @@ def test_compiled_fine_tuning_is_the_plain_one(
     assert_same_weights(ours.model.state_dict(), plain.model.state_dict(), TOLERANCE)
     assert_same_history(ours.history, plain.history, 1e-3)
     assert 1 <= _graphs() <= _num_shapes(padded)  # validation is not compiled
+
+
+def test_a_compiled_update_in_bf16_is_the_plain_one(trial, tiny_splits, monkeypatch):
+    """Here by autocast on a CPU."""
+    monkeypatch.setattr(
+        pretrain_module, "autocast_for", lambda config, device: lambda: torch.autocast("cpu", torch.bfloat16)
+    )
+    histories = [_pretrain(one, tiny_splits).history for one in (_compiled(trial), trial)]
+    ours, plain = ([row["loss"] for row in history] for history in histories)
+    assert ours == pytest.approx(plain, rel=5e-3)  # the depthwise convolutions differ, and round to bf16
+    assert _graphs() == 1
 
 
 def test_a_compiled_pack_is_its_trials_alone(trial, tiny_splits, with_changes):
