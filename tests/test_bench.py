@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+from workbench.bench import sets
 from workbench.bench.flops import update_flops
 from workbench.bench.plain import PlainTraining, contrastive_loss, draw_distractors
 from workbench.bench.shapes import SHAPES, sized
@@ -152,6 +153,15 @@ def test_operations_are_those_that_torch_counts(name, kind):
     latents, width = config.num_latents, config.model.width
     depthwise = 2 * versions * 3 * 2 * latents * width * (31 + 15)
     assert update_flops(config, kind, 7) - depthwise == pytest.approx(counted, rel=1e-3)
+
+
+def test_sets_are_measured_beside_what_others_do(capsys):
+    sets.main(["--files", "3", "--clips", "1000", "--rounds", "1"])
+    said = capsys.readouterr().out.splitlines()
+    for line, words in zip(
+        said, ("soxr", "torchaudio", "prepare 3", "memory", "1,000 clips", "batches"), strict=True
+    ):
+        assert words in line
 
 
 def test_ratios_are_of_rounds():

@@ -1,7 +1,6 @@
 """ESC-50's layout: read as published, or refused by file, line and column."""
 
 import dataclasses
-import math
 import re
 import shutil
 from pathlib import Path
@@ -51,7 +50,7 @@ def test_clips_are_their_files_at_16_khz_with_their_labels(pristine, tmp_path):
     assert splits.test.names.tolist() == [row["src_file"] for row in expected]
     for i, row in enumerate(expected):
         info = soundfile.info(root / "audio" / row["filename"])
-        assert splits.test.length[i] == math.ceil(info.frames * SAMPLE_RATE / info.samplerate)
+        assert abs(splits.test.length[i] - info.frames * SAMPLE_RATE / info.samplerate) < 1
         assert splits.classes[splits.test.labels.matrix()[i].argmax()] == row["category"]
         level = splits.test.read(np.array([i]))[0].double().std() / 32767
         assert 0.04 < level < 0.12  # noise of 0.1, less what lies above 8 kHz
