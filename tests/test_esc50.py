@@ -196,7 +196,7 @@ def test_takes_of_one_recording_in_two_folds_are_refused(esc50, tmp_path):
     write_table(root, rows)
     with pytest.raises(DataError, match=r"esc50\.csv") as error:
         _load(root, tmp_path)
-    assert f"source recording {rows[0]['src_file']} are in folds 1 and 3" in str(error.value)
+    assert f"recording {rows[0]['src_file']} are in fold 1 and fold 3" in str(error.value)
 
 
 def test_one_file_in_two_rows_is_refused(esc50, tmp_path):

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from workbench.config import Esc50Data
 from workbench.data.clips import DataError
-from workbench.data.listing import Fault, Listing, Row, read_table
+from workbench.data.listing import Fault, Listing, Row, Rows, is_name, read_table
 from workbench.data.recordings import Columns, Layout, Recordings, Sides
 
 NUM_FOLDS = 5
@@ -20,33 +20,22 @@ COLUMNS = ("filename", "fold", "target", "category", "esc10", "src_file")
 def read(root: Path, fault: Fault, *, subset: str) -> Listing:
     """Classes are in the order of their target numbers."""
     table = root / "meta" / "esc50.csv"
-    rows: dict[str, Row] = {}
-    place_of: dict[str, str] = {}
-    fold_of: dict[str, str] = {}
+    rows = Rows(fault)
     name_of: dict[int, str] = {}
     for place, row in read_table(table, COLUMNS, fault):
         if subset == "esc10" and row["esc10"] != "True":
             continue
-        name, source, target = row["filename"], row["src_file"], row["target"]
+        name, target = row["filename"], row["target"]
         if wrong := _wrong_value(row):
             fault(place, wrong)
-        elif name in rows:
-            fault(place, f"{name} is in {place_of[name].removeprefix(f'{table}, ')} too")
-        elif fold_of.setdefault(source, row["fold"]) != row["fold"]:
-            fault(
-                place,
-                f"takes of source recording {source} are in folds {fold_of[source]} and {row['fold']}; "
-                "all must be in one, or training hears what the test asks",
-            )
         elif name_of.setdefault(int(target), row["category"]) != row["category"]:
             fault(place, f"class {target} is called {row['category']!r}, and {name_of[int(target)]!r} before")
         else:
-            rows[name] = Row(f"audio/{name}", source, f"fold {row['fold']}", (int(target),))
-            place_of[name] = place
+            rows.add(place, Row(f"audio/{name}", row["src_file"], f"fold {row['fold']}", (int(target),)))
     if not rows:
         raise DataError(f"{table}: has no rows of {subset}")
     targets = sorted(name_of)
-    numbered = [row._replace(classes=(targets.index(row.classes[0]),)) for row in rows.values()]
+    numbered = [row._replace(classes=(targets.index(row.classes[0]),)) for row in rows]
     return Listing(tuple(name_of[target] for target in targets), single_label=True, rows=numbered)
 
 
@@ -56,7 +45,7 @@ def _wrong_value(row: dict[str, str]) -> str | None:
     if not row["target"].isdecimal():
         return f"target must be a class number, is {row['target']!r}"
     name = row["filename"]
-    if not name or Path(name).name != name or name in {".", ".."}:
+    if not is_name(name):
         return f"filename must be a name inside audio/, is {name!r}"
     return None
 

@@ -37,20 +37,59 @@ def strictly(where: str, reason: str) -> None:
     raise DataError(f"{where}: {reason}")
 
 
-def read_table(
-    path: Path, columns: Sequence[str], fault: Fault, delimiter: str = ","
-) -> Iterator[tuple[str, dict[str, str]]]:
-    """Each line's place, to be named in messages, and what it has under the table's own header.
+class Rows:
+    """Rows as they come from tables. Those that break a rule of all sets are told to `fault`, and left out.
 
-    With or without a byte order mark, with any line ends. A file that is no such table gives no line, and
-    one that is cut short is left out.
+    Their files lie below the copy's root, and are listed once. Each is of a recording, all takes of which
+    are in one split.
+    """
+
+    def __init__(self, fault: Fault) -> None:
+        self._fault = fault
+        self._rows: dict[str, Row] = {}
+        self._place_of: dict[str, str] = {}
+        self._split_of: dict[str, str] = {}  # by recording
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __iter__(self) -> Iterator[Row]:
+        return iter(self._rows.values())
+
+    def add(self, place: str, row: Row) -> None:
+        """`place` is where it stands, as `read_table` gives it."""
+        if not is_inside(row.file):
+            self._fault(place, f"{row.file!r} is no path below the set's folder")
+        elif row.file in self._rows:
+            table = place.rpartition("line ")[0]
+            self._fault(place, f"{row.file} is in {self._place_of[row.file].removeprefix(table)} too")
+        elif not row.recording:
+            self._fault(place, f"does not say which recording {row.file} is of")
+        elif (split := self._split_of.setdefault(row.recording, row.split)) != row.split:
+            self._fault(
+                place,
+                f"takes of recording {row.recording} are in {split} and {row.split}; "
+                "all must be in one, or training hears what the test asks",
+            )
+        else:
+            self._rows[row.file] = row
+            self._place_of[row.file] = place
+
+
+def read_table(
+    path: Path, columns: Sequence[str], fault: Fault, delimiter: str = ",", *, has_header: bool = True
+) -> Iterator[tuple[str, dict[str, str]]]:
+    """Each line's place, to be named in messages, and what it has under the table's header.
+
+    The header is the table's own, or `columns` where it has none. With or without a byte order mark, with
+    any line ends. A file that is no such table gives no line, and a line of another length is left out.
     """
     if not path.is_file():
         fault(str(path), "is not there")
         return
     try:
         with path.open(newline="", encoding="utf-8-sig") as file:
-            reader = csv.DictReader(file, delimiter=delimiter)
+            reader = csv.DictReader(file, None if has_header else columns, delimiter=delimiter)
             missing = [name for name in columns if name not in (reader.fieldnames or ())]
             if missing:
                 fault(str(path), f"has no column {', '.join(missing)}; needs {', '.join(columns)}")
@@ -60,10 +99,17 @@ def read_table(
                 absent = [name for name in columns if row[name] is None]
                 if absent:
                     fault(place, f"has no {absent[0]}; is the line cut short?")
-                    continue
-                yield place, row
+                elif None in row:  # DictReader's key for what stands behind the last column
+                    fault(place, f"has more cells than the table has columns ({len(row) - 1})")
+                else:
+                    yield place, row
     except (UnicodeDecodeError, csv.Error) as error:
         fault(str(path), f"is no table of separated UTF-8 text ({error})")
+
+
+def is_name(name: str) -> bool:
+    """Whether it is a file's name, without any folder."""
+    return name not in {"", ".."} and PurePosixPath(name).name == name
 
 
 def is_inside(file: str) -> bool:
