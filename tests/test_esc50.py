@@ -242,6 +242,15 @@ def test_a_table_without_rows_is_refused(esc50, tmp_path):
         _load(esc50[0], tmp_path)
 
 
+def test_settings_that_leave_a_side_without_clips_are_refused(esc50, tmp_path):
+    root, rows = esc50
+    write_table(root, [row for row in rows if row["fold"] != "3"])
+    held = r"fold 1 \(9\), fold 2 \(9\), fold 4 \(9\), fold 5 \(9\)"
+    with pytest.raises(DataError, match=rf"leave no clip for test; .*: {held}$"):
+        _load(root, tmp_path, test_fold=3)
+    assert len(_load(root, tmp_path, test_fold=4).test) == 9
+
+
 def test_a_missing_folder_is_refused_with_the_setting_that_names_it(tmp_path):
     for use in (fingerprint, lambda config: load_splits(config, tmp_path, 0, quiet)):
         with pytest.raises(DataError, match=r"data\.root") as error:

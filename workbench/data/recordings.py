@@ -186,7 +186,15 @@ class Recordings:
         return self._layouts[self._layout_of(config)]
 
     def _sides(self, config: RecordedData, columns: Columns) -> Sides:
-        return self._layout(config).sides(config, columns)
+        sides = self._layout(config).sides(config, columns)
+        if empty := [name for name, clips in vars(sides).items() if not len(clips)]:
+            counts = np.bincount(columns.split, minlength=len(columns.splits))
+            held = ", ".join(f"{split} ({n})" for split, n in zip(columns.splits, counts, strict=True))
+            raise DataError(
+                f"{config.root}: these settings of data leave no clip for {' and '.join(empty)}; "
+                f"the clips by the publisher's splits: {held}"
+            )
+        return sides
 
 
 def _columns_of(prepared: Prepared) -> Columns:
