@@ -117,7 +117,27 @@ class Esc50Data(RecordedData):
         _require(1 <= self.test_fold <= 5, "test_fold", f"must be one of 1 to 5, is {self.test_fold}")
 
 
-DataConfig = CorpusData | Esc50Data
+@dataclass(frozen=True, kw_only=True)
+class FsdKaggle2019Data(RecordedData):
+    """FSDKaggle2019: 80 classes, multi-label, trained on one of its two sets; judged by lwlrap.
+
+    No validation clips are published: `validation_share` of the training clips' uploads are held out.
+    """
+
+    single_label: ClassVar[bool] = False
+
+    kind: Literal["fsdkaggle2019"] = "fsdkaggle2019"
+    root: str = placement("data/FSDKaggle2019")
+    subset: Literal["curated", "noisy"] = "curated"
+    test_usage: Literal["all", "public", "private"] = heard_from("evaluate", "all")  # by the leaderboard
+    validation_share: float = 0.1
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _fraction(self, "validation_share", zero=False)
+
+
+DataConfig = CorpusData | Esc50Data | FsdKaggle2019Data
 
 
 # --- model ------------------------------------------------------------------------------------------------

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from workbench.config import DataConfig
-from workbench.data import corpus, esc50
+from workbench.data import corpus, esc50, fsdkaggle2019
 from workbench.data.clips import Extent, Splits
 from workbench.data.recordings import Layout
 
@@ -36,8 +36,15 @@ class Dataset(Protocol):
         """How much there is of everything, and how much of it is not yet prepared below `root`."""
 
 
-DATASETS: dict[str, Dataset] = {"corpus": corpus, "esc50": esc50.DATASET}
-LAYOUTS: dict[str, Layout] = {**esc50.LAYOUTS}  # of published sets, for `prepare`
+DATASETS: dict[str, Dataset] = {
+    "corpus": corpus,
+    "esc50": esc50.DATASET,
+    "fsdkaggle2019": fsdkaggle2019.DATASET,
+}
+LAYOUTS: dict[str, Layout] = {  # of published sets, for `prepare`
+    **esc50.LAYOUTS,
+    **fsdkaggle2019.LAYOUTS,
+}
 
 
 def fingerprint(config: DataConfig) -> str:

@@ -322,7 +322,7 @@ def _check(study: Study, file: StudyFile) -> None:
                 raise ConfigError(name, "cannot stand beside search; put its paths into search.space")
         trials = study.corners() + _compared_with(study, study.search)
     if study.metric == "accuracy" and not all(t.config.data.single_label for t in trials):
-        raise ConfigError("metric", "accuracy needs single-label data; the corpus has several a clip")
+        raise ConfigError("metric", "accuracy needs single-label data, and these clips have several labels")
     if study.search is None:
         _refuse_same(trials)
     for trial in trials:
