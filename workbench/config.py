@@ -137,7 +137,25 @@ class FsdKaggle2019Data(RecordedData):
         _fraction(self, "validation_share", zero=False)
 
 
-DataConfig = CorpusData | Esc50Data | FsdKaggle2019Data
+@dataclass(frozen=True, kw_only=True)
+class Dcase2019Data(RecordedData):
+    """DCASE 2019 task 1a: 10 acoustic scenes, single-label; judged by accuracy.
+
+    No validation clips are published: `validation_share` of the training clips' locations are held out.
+    """
+
+    single_label: ClassVar[bool] = True
+
+    kind: Literal["dcase2019"] = "dcase2019"
+    root: str = placement("data/TAU-urban-acoustic-scenes-2019-development")
+    validation_share: float = 0.1
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _fraction(self, "validation_share", zero=False)
+
+
+DataConfig = CorpusData | Esc50Data | FsdKaggle2019Data | Dcase2019Data
 
 
 # --- model ------------------------------------------------------------------------------------------------

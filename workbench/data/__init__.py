@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from workbench.config import DataConfig
-from workbench.data import corpus, esc50, fsdkaggle2019
+from workbench.data import corpus, dcase2019, esc50, fsdkaggle2019
 from workbench.data.clips import Extent, Splits
 from workbench.data.recordings import Layout
 
@@ -40,10 +40,12 @@ DATASETS: dict[str, Dataset] = {
     "corpus": corpus,
     "esc50": esc50.DATASET,
     "fsdkaggle2019": fsdkaggle2019.DATASET,
+    "dcase2019": dcase2019.DATASET,
 }
 LAYOUTS: dict[str, Layout] = {  # of published sets, for `prepare`
     **esc50.LAYOUTS,
     **fsdkaggle2019.LAYOUTS,
+    **dcase2019.LAYOUTS,
 }
 
 
