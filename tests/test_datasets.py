@@ -8,12 +8,13 @@ import numpy as np
 import pytest
 import torch
 
-from workbench.config import CorpusData, Dcase2019Data, Esc50Data, FsdKaggle2019Data
+from workbench.config import CorpusData, Dcase2019Data, Esc50Data, FsdKaggle2019Data, MagnaTagATuneData
 from workbench.data import DATASETS, corpus, fingerprint, load_splits
 
 from .small_datasets import identity_of, no_report, parts_of, quiet, write_esc50
 from .small_dcase2019 import write_dcase2019
 from .small_fsdkaggle2019 import write_fsdkaggle2019
+from .small_magnatagatune import write_magnatagatune
 
 # --- the contract ---------------------------------------------------------------------------------
 
@@ -38,11 +39,17 @@ def _small_dcase2019(folder):
     return Dcase2019Data(root=str(folder / "tau"), clip_seconds=0.5, validation_share=0.2)
 
 
+def _small_magnatagatune(folder):
+    write_magnatagatune(folder / "mtt")
+    return MagnaTagATuneData(root=str(folder / "mtt"), clip_seconds=0.5)
+
+
 SMALL = {  # folder of its audio, if it has any -> config
     "corpus": _small_corpus,
     "esc50": _small_esc50,
     "fsdkaggle2019": _small_fsdkaggle2019,
     "dcase2019": _small_dcase2019,
+    "magnatagatune": _small_magnatagatune,
 }
 
 

@@ -155,7 +155,17 @@ class Dcase2019Data(RecordedData):
         _fraction(self, "validation_share", zero=False)
 
 
-DataConfig = CorpusData | Esc50Data | FsdKaggle2019Data | Dcase2019Data
+@dataclass(frozen=True, kw_only=True)
+class MagnaTagATuneData(RecordedData):
+    """MagnaTagATune: its 50 most frequent tags, multi-label, split by folder; judged by macro AUC."""
+
+    single_label: ClassVar[bool] = False
+
+    kind: Literal["magnatagatune"] = "magnatagatune"
+    root: str = placement("data/MagnaTagATune")
+
+
+DataConfig = CorpusData | Esc50Data | FsdKaggle2019Data | Dcase2019Data | MagnaTagATuneData
 
 
 # --- model ------------------------------------------------------------------------------------------------
