@@ -85,7 +85,7 @@ def test_workers_and_interruptions_leave_no_trace(pristine, tmp_path):
             open_prepared(folder)
     made = {path.name: path.stat().st_mtime_ns for path in folder.glob("audio-*.int16")}
     assert len(made) == 3
-    (folder / "audio-000003.int16.tmp").write_bytes(b"half of")  # as a kill leaves it
+    (folder / "audio-000003.int16.1234.tmp").write_bytes(b"half of")  # as a kill leaves it
     _prepare(copy, folder, workers=1)
     assert _contents(folder) == expected
     assert {name: (folder / name).stat().st_mtime_ns for name in made} == made

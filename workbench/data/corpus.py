@@ -150,6 +150,9 @@ def die_with_parent() -> None:
     """Else a worker would wait for ever for the jobs of a parent that was killed."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    parent = multiprocessing.parent_process()
+    if parent is not None and parent.pid != os.getppid():  # it died before it was asked for
+        os._exit(1)
 
 
 def _make_file(job: tuple[synthesis.Recipe, Path, str, int]) -> None:

@@ -78,8 +78,8 @@ def prepare(
             done += count
             progress(done, len(rows))
         header = _finish(layout, listing, rows, copy, folder, len(jobs), table_faults, strict)
-    for number in range(len(jobs)):
-        _part_path(folder, number).unlink()
+        for left in (*folder.glob("part-*.json"), *folder.glob("*.tmp")):
+            left.unlink()
     return header
 
 
@@ -178,7 +178,7 @@ def _make_shard(job: _Job) -> int:
     if part is not None and part["key"] == key and shard.is_file() and shard.stat().st_size == part["bytes"]:
         return len(job.rows)
     clips: list[_Decoded] = []
-    aside = shard.with_name(f"{shard.name}.tmp")
+    aside = shard.with_name(f"{shard.name}.{os.getpid()}.tmp")
     with aside.open("wb") as out:
         for row in job.rows:
             clips.append(_append(job.copy / row.file, row, out))
@@ -186,7 +186,7 @@ def _make_shard(job: _Job) -> int:
         os.fsync(out.fileno())
     aside.replace(shard)
     part = {"key": key, "bytes": shard.stat().st_size, "sha256": sha256(shard), "clips": clips}
-    aside = _part_path(job.folder, job.number).with_suffix(".tmp")
+    aside = _part_path(job.folder, job.number).with_suffix(f".{os.getpid()}.tmp")
     aside.write_text(json.dumps(part))
     aside.replace(_part_path(job.folder, job.number))
     return len(job.rows)
