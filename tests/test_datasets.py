@@ -8,11 +8,19 @@ import numpy as np
 import pytest
 import torch
 
-from workbench.config import CorpusData, Dcase2019Data, Esc50Data, FsdKaggle2019Data, MagnaTagATuneData
+from workbench.config import (
+    CorpusData,
+    Dcase2019Data,
+    Esc50Data,
+    FolderData,
+    FsdKaggle2019Data,
+    MagnaTagATuneData,
+)
 from workbench.data import DATASETS, corpus, fingerprint, load_splits
 
 from .small_datasets import identity_of, no_report, parts_of, quiet, write_esc50
 from .small_dcase2019 import write_dcase2019
+from .small_folder import write_folder
 from .small_fsdkaggle2019 import write_fsdkaggle2019
 from .small_magnatagatune import write_magnatagatune
 
@@ -27,6 +35,11 @@ def _small_esc50(folder):
     root = folder / "ESC-50"
     write_esc50(root)
     return Esc50Data(root=str(root), clip_seconds=0.5)
+
+
+def _small_folder(folder):
+    write_folder(folder / "mine")
+    return FolderData(root=str(folder / "mine"), clip_seconds=0.25)
 
 
 def _small_fsdkaggle2019(folder):
@@ -47,6 +60,7 @@ def _small_magnatagatune(folder):
 SMALL = {  # folder of its audio, if it has any -> config
     "corpus": _small_corpus,
     "esc50": _small_esc50,
+    "folder": _small_folder,
     "fsdkaggle2019": _small_fsdkaggle2019,
     "dcase2019": _small_dcase2019,
     "magnatagatune": _small_magnatagatune,

@@ -10,7 +10,7 @@ import time
 
 import pytest
 
-from workbench.config import CorpusData, Cosine, Esc50Data, PretrainingConfig, TrialConfig
+from workbench.config import CorpusData, Cosine, Esc50Data, FolderData, PretrainingConfig, TrialConfig
 from workbench.stages import stages_of
 from workbench.store import FACTS, Stage, StageBusy, Store, remote
 from workbench.store.__main__ import main
@@ -99,7 +99,7 @@ def _other(name, value):
     raise AssertionError(f"the test has no other value for {name} = {value!r}")
 
 
-@pytest.mark.parametrize("data", [CorpusData(label_fraction=0.5), Esc50Data(corpus_clips=8)])
+@pytest.mark.parametrize("data", [CorpusData(label_fraction=0.5), Esc50Data(corpus_clips=8), FolderData()])
 def test_every_setting_takes_part_in_the_trials_identity(data):
     trial = TrialConfig(data=data)
     keys = {stages_of(trial, "data").key: "the trial itself"}

@@ -118,6 +118,30 @@ class Esc50Data(RecordedData):
 
 
 @dataclass(frozen=True, kw_only=True)
+class FolderData(RecordedData):
+    """A folder of one's own: `labels.csv`, or folders named by class (`workbench/data/folder.py`).
+
+    Of what it does not name, validation and test are held out by a hash of the recordings' names.
+    """
+
+    kind: Literal["folder"] = "folder"
+    root: str = placement("data/folder")
+    single_label: bool = False  # one label each, and only one can be right
+    validation_share: float = 0.1
+    test_share: float = 0.1
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _fraction(self, "validation_share", "test_share", zero=False)
+        _require(
+            self.validation_share + self.test_share < 1,
+            "test_share",
+            "must leave something to train on: validation_share + test_share must be less than 1, are "
+            f"{self.validation_share} + {self.test_share}",
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
 class FsdKaggle2019Data(RecordedData):
     """FSDKaggle2019: 80 classes, multi-label, trained on one of its two sets; judged by lwlrap.
 
@@ -165,7 +189,7 @@ class MagnaTagATuneData(RecordedData):
     root: str = placement("data/MagnaTagATune")
 
 
-DataConfig = CorpusData | Esc50Data | FsdKaggle2019Data | Dcase2019Data | MagnaTagATuneData
+DataConfig = CorpusData | Esc50Data | FolderData | FsdKaggle2019Data | Dcase2019Data | MagnaTagATuneData
 
 
 # --- model ------------------------------------------------------------------------------------------------

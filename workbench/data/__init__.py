@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from workbench.config import DataConfig
-from workbench.data import corpus, dcase2019, esc50, fsdkaggle2019, magnatagatune
+from workbench.data import corpus, dcase2019, esc50, folder, fsdkaggle2019, magnatagatune
 from workbench.data.clips import Extent, Splits
 from workbench.data.recordings import Layout
 
@@ -39,12 +39,14 @@ class Dataset(Protocol):
 DATASETS: dict[str, Dataset] = {
     "corpus": corpus,
     "esc50": esc50.DATASET,
+    "folder": folder.DATASET,
     "fsdkaggle2019": fsdkaggle2019.DATASET,
     "dcase2019": dcase2019.DATASET,
     "magnatagatune": magnatagatune.DATASET,
 }
-LAYOUTS: dict[str, Layout] = {  # of published sets, for `prepare`
+LAYOUTS: dict[str, Layout] = {  # of recordings, for `prepare`
     **esc50.LAYOUTS,
+    **folder.LAYOUTS,
     **fsdkaggle2019.LAYOUTS,
     **dcase2019.LAYOUTS,
     **magnatagatune.LAYOUTS,
