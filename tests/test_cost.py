@@ -61,8 +61,10 @@ class FakeModel:
     def pack_size(self, config, kind):
         return 1
 
-    def extent(self, data):
+    def extent(self, config):
         return Extent(256, ((1.6, 1.0),), 8, 8, 1.6, 12, 0, self.unprepared)
+
+    extent_of = extent
 
 
 @pytest.fixture

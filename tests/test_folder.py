@@ -14,7 +14,7 @@ from workbench.data.clips import DataError
 from workbench.data.listing import strictly
 from workbench.data.prepare import prepare
 from workbench.data.prepared import FAULTS, open_prepared
-from workbench.data.recordings import _columns_listed
+from workbench.data.recordings import columns_listed
 from workbench.settings import ConfigError, from_dict, identity, to_dict
 
 from .small_datasets import parts_of, quiet
@@ -285,7 +285,7 @@ def _sides(files, root, **changes):
     """Of a table with these files and splits, by file."""
     write_table(root, [{"file": file, "labels": "x", "split": split} for file, split in files.items()])
     listing = LAYOUTS["folder"].read(root, strictly)
-    columns = _columns_listed(listing)
+    columns = columns_listed(listing)
     sides = LAYOUTS["folder"].sides(FolderData(**changes), columns)
     return {
         name: {listing.rows[i].file for i in getattr(sides, name)} for name in ("train", "validation", "test")

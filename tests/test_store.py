@@ -50,6 +50,7 @@ def _never(folder):
 
 # What another value may be, where one cannot be told from the field's type.
 OTHERS = {
+    "pool": None,  # the tests of pools have theirs
     "kind": None,
     "precision": "bf16",
     "pooling": "linear_softmax",

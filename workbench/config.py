@@ -192,6 +192,30 @@ class MagnaTagATuneData(RecordedData):
 DataConfig = CorpusData | Esc50Data | FolderData | FsdKaggle2019Data | Dcase2019Data | MagnaTagATuneData
 
 
+@dataclass(frozen=True, kw_only=True)
+class PoolData:
+    """Unlabelled audio of its own for pre-training, where the labelled data's is not to be used.
+
+    `root` is a folder of audio, of any depth, or a prepared set of any kind. A recording is as many clips as
+    training crops fit into it, so that every hour is heard as often, however it is cut into files.
+    """
+
+    root: str = placement("data/pool")
+    clip_seconds: float = 10.0  # training crops
+    hours: float | None = None  # nested: the 10 are among the 100; None: all
+    splits: tuple[str, ...] = ()  # of a prepared set; none named: all
+    skip_unreadable: bool = False
+
+    def is_of_one_length(self, kind: StageKind) -> bool:
+        """Some recordings may be shorter than a crop."""
+        return False
+
+    def __post_init__(self) -> None:
+        _positive(self, "clip_seconds")
+        if self.hours is not None:
+            _positive(self, "hours")
+
+
 # --- model ------------------------------------------------------------------------------------------------
 
 
@@ -469,6 +493,7 @@ class TrialConfig:
     """All that decides a trial's result. `pretraining=None` trains from scratch."""
 
     data: DataConfig = CorpusData()
+    pool: PoolData | None = None  # what is pre-trained on; None: what `data` has for that
     front_end: FrontEndConfig = FrontEndConfig()
     model: ModelConfig = ModelConfig()
     pretraining: PretrainingConfig | None = PretrainingConfig()
@@ -484,13 +509,24 @@ class TrialConfig:
             "is true, as is model.recompute; use one of them: a compiled update chooses by itself what it "
             "computes again",
         )
-        latents = self.num_latents
-        _require(
-            latents >= 2,
-            "data.clip_seconds",
-            f"gives {latents} latents of {self.latent_ms:g} ms; at least 2 are needed",
-        )
+        for setting, clips in (("data", self.data), ("pool", self.pool)):
+            latents = 2 if clips is None else int(clips.clip_seconds * 1000 / self.latent_ms + 1e-9)
+            _require(
+                latents >= 2,
+                f"{setting}.clip_seconds",
+                f"gives {latents} latents of {self.latent_ms:g} ms; at least 2 are needed",
+            )
+        if self.pool is not None and isinstance(self.data, RecordedData):
+            _require(
+                self.data.corpus_clips == 0,
+                "data.corpus_clips",
+                f"must be 0 beside a pool, which these clips would not join, is {self.data.corpus_clips}",
+            )
         _require(self.seed >= 0, "seed", f"must not be negative, is {self.seed}")
+
+    def trained_on(self, stage: StageKind) -> DataConfig | PoolData:
+        """Where the clips that a stage trains on are."""
+        return self.data if self.pool is None or stage != "pretrain" else self.pool
 
     @property
     def latent_ms(self) -> float:
@@ -498,5 +534,5 @@ class TrialConfig:
 
     @property
     def num_latents(self) -> int:
-        """Latents T of a training clip."""
+        """Latents T of a labelled training clip."""
         return int(self.data.clip_seconds * 1000 / self.latent_ms + 1e-9)

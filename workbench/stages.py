@@ -6,14 +6,13 @@ import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import torch
 
 from workbench import processes
 from workbench.config import TrialConfig
-from workbench.data import load_splits
-from workbench.data.clips import Splits
+from workbench.data import load_pool, load_splits
 from workbench.model.encoder import Encoder, num_parameters
 from workbench.settings import StageKind, identity
 from workbench.store import CHECKPOINT, Build, Stage, Store
@@ -30,6 +29,8 @@ VERSIONS: dict[StageKind, int] = {"pretrain": 2, "finetune": 2, "evaluate": 2}
 WEIGHTS = "weights.safetensors"
 PREDICTIONS = "predictions.safetensors"  # test scores and targets, (N, C) each
 HISTORY = "history.jsonl"  # one row a log point
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -58,13 +59,20 @@ class TrialStages:
         return missing
 
 
-def stages_of(config: TrialConfig, data_fingerprint: str) -> TrialStages:
-    """What `config` would compute on data of that fingerprint."""
+def stages_of(config: TrialConfig, data_fingerprint: str, pool_fingerprint: str | None = None) -> TrialStages:
+    """What `config` would compute on data, and a pool if it has one, of those fingerprints.
+
+    A pre-training on a pool does not know of the data: one serves every labelled set. What is trained from
+    scratch depends on the pool too, by the statistics of its log-mels.
+    """
+    if (config.pool is None) != (pool_fingerprint is None):
+        raise ValueError("a trial with a pool needs its fingerprint, and one without has none")
+    pool = {"pool_fingerprint": pool_fingerprint, "pool": identity(config.pool)} if config.pool else {}
 
     def stage(kind: StageKind, parent: Stage | None, **settings: Any) -> Stage:
+        data = {"data_fingerprint": data_fingerprint, "data": identity(config.data, kind)}
         shared = {
-            "data_fingerprint": data_fingerprint,
-            "data": identity(config.data, kind),
+            **(pool if kind == "pretrain" and pool else data | pool),
             "front_end": identity(config.front_end),
             "model": identity(config.model),
             "seed": config.seed,
@@ -91,6 +99,7 @@ class TrialResult:
 def run_trial(
     config: TrialConfig,
     data_fingerprint: str,
+    pool_fingerprint: str | None = None,
     *,
     store: Store,
     data_root: Path,
@@ -106,8 +115,15 @@ def run_trial(
     In a thread of `meeting` it trains together with the other trials there. Several processes may call it
     for one trial, on a store in a folder that all of them see.
     """
-    stages = stages_of(config, data_fingerprint)
+    stages = stages_of(config, data_fingerprint, pool_fingerprint)
     splits = _Lazily(lambda: load_splits(config.data, data_root, config.seed, report, data_fingerprint))
+    pool = _Lazily(
+        lambda: (
+            splits.get().pool
+            if config.pool is None
+            else load_pool(config.pool, data_root, report, pool_fingerprint).clips
+        )
+    )
     placed = {"device": device.type, "computed_in": computed_in(config, device)}
 
     def run_in(folder: Path) -> Run:
@@ -119,18 +135,18 @@ def run_trial(
 
     def build_encoder(folder: Path) -> dict[str, Any]:
         run = run_in(folder)
-        result = pretrain(config, splits.get().pool, run)
+        result = pretrain(config, pool.get(), run)
         _write(folder, result.encoder, result.history)
         metrics = {f"pretrain/{name}": value for name, value in result.history[-1].items()}
         return {
             "metrics": metrics,
-            "pool_hours": splits.get().pool.hours,
+            "pool_hours": pool.get().hours,
             **_spent(run, meeting),
             **placed,
         }
 
     def build_classifier(folder: Path) -> dict[str, Any]:
-        encoder = new_encoder(config, splits.get().pool, device)
+        encoder = new_encoder(config, pool.get(), device)
         if stages.pretrain is not None:
             encoder.load_state_dict(_weights(store.fetch(stages.pretrain)))
         run = run_in(folder)
@@ -140,7 +156,7 @@ def run_trial(
             "metrics": result.validation,
             "classes": list(splits.get().classes),
             "labelled_clips": len(splits.get().train),
-            "pool_hours": splits.get().pool.hours,
+            "pool_hours": pool.get().hours,
             **_spent(run, meeting),
             **placed,
         }
@@ -214,14 +230,14 @@ def read_result(stages: TrialStages, store: Store) -> TrialResult:
     return TrialResult(metrics, history, facts)
 
 
-class _Lazily:
-    """Splits, read when first asked for: a trial whose stages are both there needs no data."""
+class _Lazily(Generic[T]):
+    """Data, read when first asked for: a trial whose stages are there needs none."""
 
-    def __init__(self, make: Callable[[], Splits]) -> None:
+    def __init__(self, make: Callable[[], T]) -> None:
         self._make = make
-        self._value: Splits | None = None
+        self._value: T | None = None
 
-    def get(self) -> Splits:
+    def get(self) -> T:
         if self._value is None:
             self._value = self._make()
         return self._value

@@ -66,7 +66,7 @@ def _train_nothing(config: dict[str, Any], settings: dict[str, Any]) -> None:
 
     (sent,) = config["trials"]
     trial = from_dict(TrialConfig, json.loads(sent["config"]))
-    stage = stages_of(trial, sent["data_fingerprint"]).evaluate
+    stage = stages_of(trial, sent["data_fingerprint"], sent["pool_fingerprint"]).evaluate
 
     def build(folder: Path) -> dict[str, Any]:
         rows = ({"step": step, "loss": 1.0, "lr": 0.1, "grad_norm": 1.0} for step in range(CURVE_POINTS))

@@ -99,6 +99,7 @@ def _run_opaquely(
                 _train,
                 to_dict(planned[i].trial.config),
                 planned[i].data_fingerprint,
+                planned[i].pool_fingerprint,
                 stores[i],
                 data,
                 device,
@@ -112,11 +113,14 @@ def _run_opaquely(
     return stores
 
 
-def _train(raw: object, fingerprint: str, store: Store, data: Path, device: Device) -> None:
+def _train(
+    raw: object, fingerprint: str, pool_fingerprint: str | None, store: Store, data: Path, device: Device
+) -> None:
     torch.set_num_threads(device.threads)
     run_trial(
         from_dict(TrialConfig, raw),
         fingerprint,
+        pool_fingerprint,
         store=store,
         data_root=data,
         device=torch.device(device.kind),

@@ -7,6 +7,7 @@ A dataset has three functions, and is entered in `DATASETS` under its config's `
     extent(config, root, fingerprint) -> Extent     how much there is, before anything is prepared
 
 Those of recorded files share them (`recordings`), and say how their tables are read and what is tested on.
+Audio for pre-training alone, without labels or splits, is a `pool`.
 """
 
 from __future__ import annotations
@@ -15,9 +16,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Protocol
 
-from workbench.config import DataConfig
-from workbench.data import corpus, dcase2019, esc50, folder, fsdkaggle2019, magnatagatune
+from workbench.config import DataConfig, PoolData
+from workbench.data import corpus, dcase2019, esc50, folder, fsdkaggle2019, magnatagatune, pool
 from workbench.data.clips import Extent, Splits
+from workbench.data.pool import Pool
 from workbench.data.recordings import Layout
 
 
@@ -50,11 +52,14 @@ LAYOUTS: dict[str, Layout] = {  # of recordings, for `prepare`
     **fsdkaggle2019.LAYOUTS,
     **dcase2019.LAYOUTS,
     **magnatagatune.LAYOUTS,
+    **pool.LAYOUTS,
 }
 
 
-def fingerprint(config: DataConfig) -> str:
+def fingerprint(config: DataConfig | PoolData) -> str:
     """What the data are, as SHA-256. Raises DataError when they are not there to be asked."""
+    if isinstance(config, PoolData):
+        return pool.fingerprint(config)
     return DATASETS[config.kind].fingerprint(config)
 
 
@@ -73,6 +78,15 @@ def load_splits(
     return DATASETS[config.kind].load(config, root, seed, report, known)
 
 
-def extent(config: DataConfig, root: Path, fingerprint: str) -> Extent:
+def load_pool(
+    config: PoolData, root: Path, report: Callable[[str], None] = print, fingerprint: str | None = None
+) -> Pool:
+    """The clips of a pool of its own, prepared once below `root`. Raises DataError."""
+    return pool.load(config, root, report, fingerprint or pool.fingerprint(config))
+
+
+def extent(config: DataConfig | PoolData, root: Path, fingerprint: str) -> Extent:
     """How much there is. Raises DataError."""
+    if isinstance(config, PoolData):
+        return pool.extent(config, root, fingerprint)
     return DATASETS[config.kind].extent(config, root, fingerprint)

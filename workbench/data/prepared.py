@@ -95,6 +95,10 @@ class Prepared:
         """Of `FILES`, one for each clip; of `FAULTS`; or of `REMARKS`."""
         return (self.folder / name).read_text().splitlines()
 
+    def left_out(self) -> tuple[str, ...]:
+        """What could not be used: its file, or its place in a table."""
+        return tuple(line.split(": ", 1)[0] for line in self.lines(FAULTS))
+
     def take(self, indices: np.ndarray) -> ClipSet:
         """The clips at `indices`; those that follow each other share the index on disk."""
         if len(indices) and np.array_equal(indices, np.arange(indices[0], indices[0] + len(indices))):

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import soundfile
 
-from workbench.config import SAMPLE_RATE, RecordedData
+from workbench.config import SAMPLE_RATE, PoolData, RecordedData
 from workbench.data import corpus, synthesis
 from workbench.data.clips import DataError, Extent, Splits, labelled_subset
 from workbench.data.listing import Fault, Listing, strictly
@@ -54,10 +54,15 @@ def hold_out(clips: Columns, indices: np.ndarray, share: float) -> tuple[np.ndar
     A recording is held out by a hash of its name: all of its takes together, and the same ones whatever
     else there is.
     """
-    names, which = np.unique(clips.recording[indices], return_inverse=True)
-    chance = [int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "big") / 2**64 for name in names]
-    is_held = (np.array(chance) < share)[which]
+    is_held = chance_of(clips.recording[indices]) < share
     return indices[~is_held], indices[is_held]
+
+
+def chance_of(recordings: np.ndarray) -> np.ndarray:
+    """A number in [0, 1) that follows from each recording's name alone, (N,)."""
+    names, which = np.unique(recordings, return_inverse=True)
+    chance = [int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "big") / 2**64 for name in names]
+    return np.array(chance)[which]
 
 
 @dataclass(frozen=True)
@@ -69,29 +74,95 @@ class Layout:
     sides: Callable[[Any, Columns], Sides]  # its config, and the clips
 
 
+class Copies:
+    """Copies in a published layout, each prepared below the data's root when it is first loaded."""
+
+    def __init__(
+        self, layout_of: Callable[[Any], str], layouts: dict[str, Layout], setting: str = "data"
+    ) -> None:
+        """`setting` is where a config stands in its trial, for messages."""
+        self._layout_of, self._layouts, self._setting = layout_of, layouts, setting
+
+    def fingerprint(self, config: RecordedData | PoolData) -> str:
+        """Of the rows and the bytes of their files."""
+        root = Path(config.root)
+        if is_prepared(root):
+            return self._checked(config, open_prepared(root)).header.fingerprint
+        listing = self.listing(config)
+        rows = in_order(listing)
+        hashes = (_hash_once(root / row.file) for row in rows)
+        return fingerprint_of(self._layout_of(config), listing, rows, hashes)
+
+    def listing(self, config: RecordedData | PoolData) -> Listing:
+        """What the copy's tables say; anything wrong with them is raised."""
+        root = Path(config.root)
+        if not root.is_dir():
+            raise DataError(
+                f"{root}: not there. {self._setting}.root must be a copy of {self.layout(config).title}, or "
+                f"a prepared set, is {config.root!r} (seen from {Path.cwd()}); give yours with "
+                f"--set {self._setting}.root=FOLDER"
+            )
+        return self.layout(config).read(root, strictly)
+
+    def opened(self, config: RecordedData | PoolData, root: Path, fingerprint: str) -> Prepared | None:
+        """The prepared set; None where the copy is still to be prepared."""
+        folder = self._folder(config, root, fingerprint)
+        return self._checked(config, open_prepared(folder)) if is_prepared(folder) else None
+
+    def prepared(
+        self, config: RecordedData | PoolData, root: Path, report: Callable[[str], None], fingerprint: str
+    ) -> Prepared:
+        """The prepared set, made if it is not there. Raises DataError for files that cannot be used."""
+        folder = self._folder(config, root, fingerprint)
+        if not is_prepared(folder):
+            listing = self.listing(config)
+            report(f"{config.root}: decoding {len(listing.rows)} recordings to {folder}, once")
+            prepare(self._layout_of(config), listing, Path(config.root), folder)
+        prepared = self._checked(config, open_prepared(folder))
+        if folder != Path(config.root) and (faults := prepared.lines(FAULTS)) and not config.skip_unreadable:
+            listed = "\n".join(f"  {fault}" for fault in sorted(faults))
+            raise DataError(
+                f"{config.root}: {len(faults)} files cannot be used\n{listed}\n"
+                f"Mend them, or go on without them with --set {self._setting}.skip_unreadable=true"
+            )
+        return prepared
+
+    def layout(self, config: RecordedData | PoolData) -> Layout:
+        return self._layouts[self._layout_of(config)]
+
+    def _checked(self, config: RecordedData | PoolData, prepared: Prepared) -> Prepared:
+        """`prepared`, if its layout is what the config asks for."""
+        expected = self._layout_of(config)
+        if prepared.header.layout != expected:
+            raise DataError(
+                f"{prepared.folder}: is a prepared {prepared.header.layout}, and {self._setting} asks for "
+                f"{expected}"
+            )
+        return prepared
+
+    def _folder(self, config: RecordedData | PoolData, root: Path, fingerprint: str) -> Path:
+        """Where the prepared set is, or will be: a copy's, by its fingerprint."""
+        if is_prepared(Path(config.root)):
+            return Path(config.root)
+        return root / f"{self._layout_of(config)}-{fingerprint[:16]}"
+
+
 class Recordings:
     """The dataset of layouts that share a config."""
 
     def __init__(self, layout_of: Callable[[Any], str], layouts: dict[str, Layout]) -> None:
-        self._layout_of, self._layouts = layout_of, layouts
+        self._copies = Copies(layout_of, layouts)
 
     def fingerprint(self, config: RecordedData) -> str:
-        """Of the rows and the bytes of their files, and of the embedded corpus that joins the pool."""
-        root = Path(config.root)
-        if is_prepared(root):
-            files = self._open(config, root).header.fingerprint
-        else:
-            listing = self._listing(config)
-            rows = in_order(listing)
-            hashes = (_hash_once(root / row.file) for row in rows)
-            files = fingerprint_of(self._layout_of(config), listing, rows, hashes)
+        """Of the recordings, and of the embedded corpus that joins the pool."""
+        files = self._copies.fingerprint(config)
         return f"{files}+{synthesis.fingerprint(_recipe(config))[:16]}" if config.corpus_clips else files
 
     def load(
         self, config: RecordedData, root: Path, seed: int, report: Callable[[str], None], fingerprint: str
     ) -> Splits:
-        prepared = self._prepared(config, root, report, fingerprint)
-        sides = self._sides(config, _columns_of(prepared))
+        prepared = self._copies.prepared(config, root, report, fingerprint)
+        sides = self._sides(config, columns_of(prepared))
         train = prepared.take(sides.train)
         pool = train.unlabelled()
         if config.corpus_clips:
@@ -105,20 +176,19 @@ class Recordings:
             classes=prepared.header.classes,
             single_label=prepared.header.single_label,
             fingerprint=fingerprint,
-            left_out=tuple(line.split(": ", 1)[0] for line in prepared.lines(FAULTS)),
+            left_out=prepared.left_out(),
         )
 
     def extent(self, config: RecordedData, root: Path, fingerprint: str) -> Extent:
-        folder = self._folder(config, root, fingerprint)
-        if is_prepared(folder):
-            prepared = self._open(config, folder)
-            columns, num_classes = _columns_of(prepared), len(prepared.header.classes)
+        prepared = self._copies.opened(config, root, fingerprint)
+        if prepared is not None:
+            columns, num_classes = columns_of(prepared), len(prepared.header.classes)
             seconds = prepared.header.samples / prepared.header.num_clips / SAMPLE_RATE
             unprepared = 0
         else:
-            listing = self._listing(config)
-            columns, num_classes = _columns_listed(listing), len(listing.classes)
-            seconds = _mean_seconds(config, listing)
+            listing = self._copies.listing(config)
+            columns, num_classes = columns_listed(listing), len(listing.classes)
+            seconds = mean_seconds(config, listing)
             unprepared = len(listing.rows)
         sides = self._sides(config, columns)
         seconds = round(seconds, 1)
@@ -142,51 +212,8 @@ class Recordings:
             unprepared_bytes=unprepared_bytes,
         )
 
-    def _listing(self, config: RecordedData) -> Listing:
-        """What the copy's tables say; anything wrong with them is raised."""
-        root = Path(config.root)
-        if not root.is_dir():
-            raise DataError(
-                f"{root}: not there. data.root must be a copy of {self._layout(config).title}, or a prepared "
-                f"set, is {config.root!r} (seen from {Path.cwd()}); give yours with --set data.root=FOLDER"
-            )
-        return self._layout(config).read(root, strictly)
-
-    def _prepared(
-        self, config: RecordedData, root: Path, report: Callable[[str], None], fingerprint: str
-    ) -> Prepared:
-        folder = self._folder(config, root, fingerprint)
-        if not is_prepared(folder):
-            listing = self._listing(config)
-            report(f"{config.root}: decoding {len(listing.rows)} recordings to {folder}, once")
-            prepare(self._layout_of(config), listing, Path(config.root), folder)
-        prepared = self._open(config, folder)
-        if folder != Path(config.root) and (faults := prepared.lines(FAULTS)) and not config.skip_unreadable:
-            listed = "\n".join(f"  {fault}" for fault in sorted(faults))
-            raise DataError(
-                f"{config.root}: {len(faults)} files cannot be used\n{listed}\n"
-                "Mend them, or go on without them with --set data.skip_unreadable=true"
-            )
-        return prepared
-
-    def _open(self, config: RecordedData, folder: Path) -> Prepared:
-        prepared = open_prepared(folder)
-        expected = self._layout_of(config)
-        if prepared.header.layout != expected:
-            raise DataError(f"{folder}: is a prepared {prepared.header.layout}, and data asks for {expected}")
-        return prepared
-
-    def _folder(self, config: RecordedData, root: Path, fingerprint: str) -> Path:
-        """Where the prepared set is, or will be: a copy's, by its fingerprint."""
-        if is_prepared(Path(config.root)):
-            return Path(config.root)
-        return root / f"{self._layout_of(config)}-{fingerprint[:16]}"
-
-    def _layout(self, config: RecordedData) -> Layout:
-        return self._layouts[self._layout_of(config)]
-
     def _sides(self, config: RecordedData, columns: Columns) -> Sides:
-        sides = self._layout(config).sides(config, columns)
+        sides = self._copies.layout(config).sides(config, columns)
         if empty := [name for name, clips in vars(sides).items() if not len(clips)]:
             counts = np.bincount(columns.split, minlength=len(columns.splits))
             held = ", ".join(f"{split} ({n})" for split, n in zip(columns.splits, counts, strict=True))
@@ -197,11 +224,11 @@ class Recordings:
         return sides
 
 
-def _columns_of(prepared: Prepared) -> Columns:
+def columns_of(prepared: Prepared) -> Columns:
     return Columns(tuple(prepared.header.splits), prepared.split, prepared.recording)
 
 
-def _columns_listed(listing: Listing) -> Columns:
+def columns_listed(listing: Listing) -> Columns:
     splits = tuple(sorted({row.split for row in listing.rows}))
     split = np.array([splits.index(row.split) for row in listing.rows], np.uint8)
     return Columns(splits, split, np.array([row.recording for row in listing.rows]))
@@ -217,7 +244,7 @@ def _hash_of(path: Path, modified: int) -> str:
     return content_hash(path)
 
 
-def _mean_seconds(config: RecordedData, listing: Listing) -> float:
+def mean_seconds(config: RecordedData | PoolData, listing: Listing) -> float:
     """Of some recordings, by their headers; those that have none to read are not counted."""
     seconds = []
     for row in listing.rows[:: max(1, len(listing.rows) // 20)]:

@@ -81,10 +81,12 @@ def _model(source: Source) -> str:
 
 
 def _training(origin: Origin) -> str:
-    rows = {
-        "data": f"`{origin.data['kind']}`, fingerprint `{origin.data_fingerprint}`",
-        "pre-training": _pretraining(origin),
-    }
+    rows = {}
+    if origin.data is not None:
+        rows["data"] = f"`{origin.data['kind']}`, fingerprint `{origin.data_fingerprint}`"
+    if origin.pool is not None:
+        rows["audio of the pre-training"] = f"a pool of its own, fingerprint `{origin.pool_fingerprint}`"
+    rows["pre-training"] = _pretraining(origin)
     if origin.finetuning is not None:
         clips = f"{origin.labelled_clips:,} labelled clips" if origin.labelled_clips else "labelled clips"
         frozen = ", encoder frozen" if origin.finetuning["freeze_encoder"] else ""

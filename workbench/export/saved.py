@@ -47,13 +47,15 @@ class Origin:
     parent: str | None  # the pre-training that a fine-tuning began from; None: from random weights
     seed: int
     precision: str
-    data: dict[str, Any]
-    data_fingerprint: str
+    data: dict[str, Any] | None  # None: of a pre-training on a pool of its own, which knows of no other
+    data_fingerprint: str | None
     pretraining: dict[str, Any] | None  # of the stage or its parent; None: there was none, or it was deleted
     pool_hours: float | None  # of audio for pre-training; None: no stage kept it
     finetuning: dict[str, Any] | None
     labelled_clips: int | None
     metrics: dict[str, float]
+    pool: dict[str, Any] | None = None  # of its own, for pre-training
+    pool_fingerprint: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -94,7 +94,8 @@ def _stage(facts: dict[str, Any]) -> Stage:
 
 def _trial(entry: Entry, facts: dict[str, Any]) -> TrialConfig:
     """As far as the stage knows it: what only later stages hear has its defaults."""
-    settings = {name: value for name, value in facts["settings"].items() if name != "data_fingerprint"}
+    fingerprints = {"data_fingerprint", "pool_fingerprint"}
+    settings = {name: value for name, value in facts["settings"].items() if name not in fingerprints}
     try:
         return from_dict(TrialConfig, settings)
     except ConfigError as error:
@@ -123,14 +124,16 @@ def _origin(store: Store, entry: Entry, facts: dict[str, Any]) -> Origin:
         parent=parent,
         seed=settings["seed"],
         precision=settings["precision"],
-        data=settings["data"],
-        data_fingerprint=settings["data_fingerprint"],
+        data=settings.get("data"),
+        data_fingerprint=settings.get("data_fingerprint"),
         pretraining=before.get("pretraining"),
         # Stages finished before a pre-training kept it are described by a fine-tuning that read them.
         pool_hours=next((f["pool_hours"] for f in (facts, *children) if "pool_hours" in f), None),
         finetuning=settings.get("finetuning"),
         labelled_clips=facts.get("labelled_clips"),
         metrics=_metrics(facts, children),
+        pool=settings.get("pool"),
+        pool_fingerprint=settings.get("pool_fingerprint"),
     )
 
 

@@ -83,7 +83,7 @@ class Job:
             "recompute": config.model.recompute,
             "precision": config.precision,
             "batch": self.batch,
-            "clip_seconds": config.data.clip_seconds,
+            "clip_seconds": config.trained_on(self.kind).clip_seconds,
         }
         content |= {"compile": True} if config.compile else {}  # older measurements stay good
         if self.kind == "pretrain":

@@ -7,11 +7,11 @@ import os
 import shutil
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from workbench import data
-from workbench.config import DataConfig, TrialConfig
+from workbench.config import DataConfig, PoolData, TrialConfig
 from workbench.data import synthesis
 from workbench.data.clips import Extent
 from workbench.model.encoder import num_parameters
@@ -41,7 +41,7 @@ class CostModel:
         self._places = places
         self._planner = planner
         self._calibration = Calibration(places.root / "calibration", device)
-        self._extents: dict[DataConfig, Extent] = {}
+        self._extents: dict[DataConfig | PoolData, Extent] = {}
         self._seconds: dict[TrialConfig, dict[str, float]] = {}
 
     def prepare(self, planned: Sequence[PlannedTrial], report: Callable[[str], None]) -> None:
@@ -67,7 +67,7 @@ class CostModel:
         return rates.packed_update_seconds if self.pack_size(config, kind) > 1 else rates.update_seconds
 
     def _stage_seconds(self, config: TrialConfig) -> dict[str, float]:
-        extent = self.extent(config.data)
+        extent = self.extent(config)
         *first, second = self._jobs(config)
         rates = self._calibration.rates(second)
         settings = config.finetuning
@@ -115,7 +115,7 @@ class CostModel:
 
     def stage_bytes(self, config: TrialConfig) -> dict[str, float]:
         """What each finished stage takes on disk."""
-        extent = self.extent(config.data)
+        extent = self.extent(config)
         weights = 4.0 * num_parameters(config.front_end, config.model)
         return {
             "pretrain": weights + STAGE_BYTES,
@@ -127,14 +127,22 @@ class CostModel:
         """Model, its best version, and two moments of each weight; written beside the previous one."""
         return 2 * 4 * 4.0 * num_parameters(config.front_end, config.model)
 
-    def extent(self, config: DataConfig) -> Extent:
+    def extent(self, config: TrialConfig) -> Extent:
+        """Of what a trial hears, all of it."""
+        extent = self.extent_of(config.data)
+        if config.pool is None:
+            return extent
+        pool = self.extent_of(config.pool)
+        return replace(extent, pool_clips=pool.pool_clips, pool_lengths=pool.pool_lengths)
+
+    def extent_of(self, config: DataConfig | PoolData) -> Extent:
         if config not in self._extents:
             fingerprint = self._planner.fingerprint(config)
             self._extents[config] = data.extent(config, self._places.data, fingerprint)
         return self._extents[config]
 
     def _jobs(self, config: TrialConfig) -> list[Job]:
-        extent = self.extent(config.data)
+        extent = self.extent(config)
         second = Job("finetune", config, extent)
         return [Job("pretrain", config, extent), second] if config.pretraining is not None else [second]
 
@@ -176,9 +184,14 @@ def cost_of(planned: Sequence[PlannedTrial], has: Callable[[Stage], bool], model
     configs = {item.trial.config for item in planned}
     unprepared: dict[str, Extent] = {}  # of the same data the largest part, which holds the others
     for item in planned:
-        extent = model.extent(item.trial.config.data)
-        known = unprepared.setdefault(item.data_fingerprint, extent)
-        unprepared[item.data_fingerprint] = max(known, extent, key=lambda e: e.unprepared_bytes)
+        for part, fingerprint in (
+            (item.trial.config.data, item.data_fingerprint),
+            (item.trial.config.pool, item.pool_fingerprint),
+        ):
+            if part is not None and fingerprint is not None:
+                extent = model.extent_of(part)
+                known = unprepared.setdefault(fingerprint, extent)
+                unprepared[fingerprint] = max(known, extent, key=lambda e: e.unprepared_bytes)
     making = sum(_making_seconds(extent) for extent in unprepared.values()) if missing else 0.0
     at_once = model.device.concurrency
     heaviest = sorted((model.trial_bytes(item.trial.config) for item in planned), reverse=True)[:at_once]

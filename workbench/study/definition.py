@@ -27,7 +27,8 @@ from workbench.study.claims import Claim, claims_beside
 from workbench.study.search import Choice, Search, Winner, refuse_repeats
 
 PRESETS = Path(__file__).parent.parent / "presets"
-PLACEMENT = ("resources", "data.root", "model.recompute", "compile")  # settings that cannot change a result
+# Settings that cannot change a result.
+PLACEMENT = ("resources", "data.root", "pool.root", "model.recompute", "compile")
 CONFIRM_SEEDS = "search.confirm_seeds"
 SETTINGS, DEFAULT, FOUND = "settings", "default", "found"  # a confirmation's axis, and its levels
 TRIAL_KEYS = tuple(f.name for f in fields(TrialConfig))
@@ -475,6 +476,8 @@ def read_preset(name: str) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:
         if key not in ("trial", "regimes"):
             raise ConfigError(f"preset {name}: {key}", "unknown key; valid: trial, regimes")
     trial = to_dict(from_dict(TrialConfig, raw.get("trial", {}), f"preset {name}: trial"))
+    if trial["pool"] is None:  # so that its parts can be set, and a search is found by what it was
+        del trial["pool"]
     return trial, raw.get("regimes", {})
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from workbench import data
-from workbench.config import DataConfig, TrialConfig
+from workbench.config import DataConfig, PoolData, TrialConfig
 from workbench.model.encoder import num_parameters
 from workbench.stages import TrialStages, stages_of
 from workbench.store import Stage
@@ -22,6 +22,7 @@ class PlannedTrial:
     trial: Trial
     stages: TrialStages
     data_fingerprint: str
+    pool_fingerprint: str | None = None  # of a pool of its own
 
     @property
     def key(self) -> str:
@@ -32,14 +33,16 @@ class Planner:
     """Plans trials; asks for the fingerprint of the same data once."""
 
     def __init__(self) -> None:
-        self._fingerprints: dict[DataConfig, str] = {}
+        self._fingerprints: dict[DataConfig | PoolData, str] = {}
 
     def plan(self, trial: Trial) -> PlannedTrial:
         """Raises DataError when the data are not there."""
-        fingerprint = self.fingerprint(trial.config.data)
-        return PlannedTrial(trial, stages_of(trial.config, fingerprint), fingerprint)
+        config = trial.config
+        audio = self.fingerprint(config.data)
+        pool = None if config.pool is None else self.fingerprint(config.pool)
+        return PlannedTrial(trial, stages_of(config, audio, pool), audio, pool)
 
-    def fingerprint(self, config: DataConfig) -> str:
+    def fingerprint(self, config: DataConfig | PoolData) -> str:
         if config not in self._fingerprints:
             self._fingerprints[config] = data.fingerprint(config)
         return self._fingerprints[config]

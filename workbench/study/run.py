@@ -14,7 +14,7 @@ import torch
 from rich.console import Console
 
 from workbench.commands import INTERRUPTED
-from workbench.data import load_splits
+from workbench.data import load_pool, load_splits
 from workbench.places import Places
 from workbench.settings import digest, identity
 from workbench.stages import read_result
@@ -223,15 +223,15 @@ def _prepare_data(study: Study, places: Places, console: Console) -> None:
     distinct = {digest(identity(trial.config.data)): trial for trial in trials}
     planner = Planner()
     left_out: set[str] = set()
+
+    def say(line: str) -> None:
+        console.print(line, markup=False)
+
     for trial in distinct.values():
-        splits = load_splits(
-            trial.config.data,
-            places.data,
-            trial.seed,
-            lambda line: console.print(line, markup=False),
-            planner.plan(trial).data_fingerprint,
-        )
-        left_out |= set(splits.left_out)
+        fingerprint = planner.fingerprint(trial.config.data)
+        left_out |= set(load_splits(trial.config.data, places.data, trial.seed, say, fingerprint).left_out)
+    for pool in {trial.config.pool for trial in trials if trial.config.pool is not None}:
+        left_out |= set(load_pool(pool, places.data, say, planner.fingerprint(pool)).left_out)
     if left_out:
         named = sorted(left_out)[:NAMED_FILES]
         more = f" and {len(left_out) - len(named)} more" if len(left_out) > len(named) else ""

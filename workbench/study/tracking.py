@@ -68,6 +68,7 @@ class Tracking:
             "workbench.state": ended.state,
             "workbench.reason": ended.reason[:4000],
             "workbench.data": planned.data_fingerprint,
+            **({"workbench.pool": planned.pool_fingerprint} if planned.pool_fingerprint else {}),
             **{f"workbench.{name}": json.dumps(value) for name, value in place(trial).items()},
         }
         run = self._client.create_run(self._experiment, began, tags, f"{ended.number:04d} {trial.label}")

@@ -358,6 +358,7 @@ def _to_send(assignment: Assignment) -> dict[str, Any]:
         "number": assignment.number,
         "config": json.dumps(to_dict(planned.trial.config)),
         "data_fingerprint": planned.data_fingerprint,
+        "pool_fingerprint": planned.pool_fingerprint,
     }
 
 

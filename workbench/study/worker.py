@@ -143,6 +143,7 @@ def _run(
         result = run_trial(
             from_dict(TrialConfig, json.loads(trial["config"])),
             trial["data_fingerprint"],
+            trial["pool_fingerprint"],
             store=open_store(settings["store"], lambda text: tell("note", text=text)),
             data_root=Path(settings["data"]),
             device=device,

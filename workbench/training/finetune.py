@@ -92,8 +92,9 @@ class Finetuning:
         front_end = self.model.encoder.front_end
         crop = numpy_stream(self.config.seed, STAGE, "crop", step)
         generator = torch_stream(self.config.seed, STAGE, "augment", step)
+        longest = crop_samples(self.config, STAGE)
         for part in np.array_split(self._order.batch(step), self.settings.accumulation):
-            waveform, samples = self.clips.read(part, max_samples=crop_samples(self.config), generator=crop)
+            waveform, samples = self.clips.read(part, max_samples=longest, generator=crop)
             waveform = onto(self.device, waveform).repeat(versions, 1)  # every version augmented anew
             frames = (samples // self.config.front_end.hop_samples).repeat(versions)
             lengths = num_latents(self.config, samples).repeat(versions)

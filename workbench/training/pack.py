@@ -83,7 +83,8 @@ def _until_one_ends(pack: Pack, left: dict[int, Course[Any]]) -> dict[int, End]:
 
 def pack_key(config: TrialConfig, kind: StageKind) -> str | None:
     """The same for stages that can train together; None for one that can with none."""
-    if kind == "evaluate" or config.model.recompute or not config.data.is_of_one_length(kind):
+    clips = config.trained_on(kind)
+    if kind == "evaluate" or config.model.recompute or not clips.is_of_one_length(kind):
         return None
     model = dataclasses.replace(config.model, dropout=0.5 if config.model.dropout else 0.0)
     content: dict[str, Any] = {
@@ -92,7 +93,7 @@ def pack_key(config: TrialConfig, kind: StageKind) -> str | None:
         "model": identity(model),
         "precision": config.precision,
         "compile": config.compile,
-        "clip_seconds": config.data.clip_seconds,
+        "clip_seconds": clips.clip_seconds,
     }
     if kind == "pretrain":
         assert config.pretraining is not None

@@ -21,6 +21,7 @@ from workbench.config import SAMPLE_RATE, TrialConfig
 from workbench.data.clips import ClipSet
 from workbench.model.encoder import Encoder, padding_mask
 from workbench.random_streams import derive, numpy_stream, torch_stream
+from workbench.settings import StageKind
 from workbench.training.batches import ShuffledEpochs, onto
 from workbench.training.loop import Course, Diverged, Run, Stopped
 from workbench.training.objectives import Hidden, Metrics, build_objective, collapse_metrics
@@ -65,8 +66,9 @@ class Pretraining:
     def hear(self, step: int) -> Iterator[Heard]:
         crop = numpy_stream(self.config.seed, STAGE, "crop", step)
         generator = torch_stream(self.config.seed, STAGE, "augment", step)
+        longest = crop_samples(self.config, STAGE)
         for part in np.array_split(self._order.batch(step), self.settings.accumulation):
-            waveform, samples = self.pool.read(part, max_samples=crop_samples(self.config), generator=crop)
+            waveform, samples = self.pool.read(part, max_samples=longest, generator=crop)
             lengths = num_latents(self.config, samples)
             log_mel = self.model.front_end(onto(self.device, waveform))  # (B, F, M)
             log_mel = gain_and_shift(
@@ -142,9 +144,9 @@ def _statistics(front_end: LogMel, pool: ClipSet) -> tuple[Tensor, Tensor]:
     return every.mean(0), every.std(0).clamp_min(1e-3)
 
 
-def crop_samples(config: TrialConfig) -> int:
-    """Samples of a training clip; longer recordings are cropped to it."""
-    return round(config.data.clip_seconds * SAMPLE_RATE)
+def crop_samples(config: TrialConfig, stage: StageKind) -> int:
+    """Samples of a clip that a stage trains on; longer recordings are cropped to it."""
+    return round(config.trained_on(stage).clip_seconds * SAMPLE_RATE)
 
 
 def num_latents(config: TrialConfig, samples: Tensor) -> Tensor:
