@@ -22,7 +22,14 @@ from typing import IO, Any, NamedTuple
 import numpy as np
 import torch
 
-from workbench.audio.decode import DECODING_VERSION, UnreadableAudio, decode_bytes
+from workbench.audio.decode import (
+    DECODING_VERSION,
+    NEEDS_PYAV,
+    SOUNDTRACKS,
+    UnreadableAudio,
+    can_read_soundtracks,
+    decode_bytes,
+)
 from workbench.data.clips import DataError
 from workbench.data.corpus import die_with_parent
 from workbench.data.labels import Labels
@@ -61,13 +68,14 @@ def prepare(
     """Write the clips of `listing`, whose files lie below `copy`, to `folder`; what is there is kept.
 
     `table_faults` are what reading the tables found. `workers=None` is one for each CPU core. Raises
-    DataError where not one file can be read, or with `strict` where any cannot, and OSError for what the
-    disk does.
+    DataError where not one file can be read, PyAV would be needed to read some, or with `strict` where any
+    cannot be, and OSError for what the disk does.
     """
     with _alone(folder):
         if is_prepared(folder):
             return Header.read(folder)
         rows = in_order(listing)
+        _require_decoder(rows, copy)
         jobs = [
             _Job(copy, folder, number, tuple(rows[begin : begin + CLIPS_PER_SHARD]))
             for number, begin in enumerate(range(0, len(rows), CLIPS_PER_SHARD))
@@ -88,6 +96,15 @@ def in_order(listing: Listing) -> list[Row]:
     splits = {row.split: None for row in listing.rows}
     rank = {split: number for number, split in enumerate(sorted(splits))}
     return sorted(listing.rows, key=lambda row: (rank[row.split], row.file))
+
+
+def _require_decoder(rows: Sequence[Row], copy: Path) -> None:
+    """A set without its videos must not pass for one with them: they have the same fingerprint."""
+    if can_read_soundtracks():
+        return
+    for row in rows:
+        if row.file.lower().endswith(SOUNDTRACKS) and (copy / row.file).is_file():
+            raise DataError(f"{copy / row.file}: {NEEDS_PYAV}")
 
 
 def content_hash(path: Path) -> str:
