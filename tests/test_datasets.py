@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from workbench.config import (
+    AudioSetData,
     CorpusData,
     Dcase2019Data,
     Esc50Data,
@@ -18,6 +19,7 @@ from workbench.config import (
 )
 from workbench.data import DATASETS, corpus, fingerprint, load_splits
 
+from .small_audioset import write_audioset
 from .small_datasets import identity_of, no_report, parts_of, quiet, write_esc50
 from .small_dcase2019 import write_dcase2019
 from .small_folder import write_folder
@@ -35,6 +37,11 @@ def _small_esc50(folder):
     root = folder / "ESC-50"
     write_esc50(root)
     return Esc50Data(root=str(root), clip_seconds=0.5)
+
+
+def _small_audioset(folder):
+    write_audioset(folder / "audioset")
+    return AudioSetData(root=str(folder / "audioset"), subset="full", clip_seconds=0.5, validation_share=0.2)
 
 
 def _small_folder(folder):
@@ -60,6 +67,7 @@ def _small_magnatagatune(folder):
 SMALL = {  # folder of its audio, if it has any -> config
     "corpus": _small_corpus,
     "esc50": _small_esc50,
+    "audioset": _small_audioset,
     "folder": _small_folder,
     "fsdkaggle2019": _small_fsdkaggle2019,
     "dcase2019": _small_dcase2019,

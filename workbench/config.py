@@ -142,6 +142,25 @@ class FolderData(RecordedData):
 
 
 @dataclass(frozen=True, kw_only=True)
+class AudioSetData(RecordedData):
+    """AudioSet: 527 classes, multi-label; the eval segments test. Judged by mAP, with d-prime.
+
+    No validation clips are published: `validation_share` of the training clips' videos are held out.
+    """
+
+    single_label: ClassVar[bool] = False
+
+    kind: Literal["audioset"] = "audioset"
+    root: str = placement("data/audioset")
+    subset: Literal["balanced", "unbalanced", "full"] = "balanced"  # full: both
+    validation_share: float = 0.1
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _fraction(self, "validation_share", zero=False)
+
+
+@dataclass(frozen=True, kw_only=True)
 class FsdKaggle2019Data(RecordedData):
     """FSDKaggle2019: 80 classes, multi-label, trained on one of its two sets; judged by lwlrap.
 
@@ -189,7 +208,9 @@ class MagnaTagATuneData(RecordedData):
     root: str = placement("data/MagnaTagATune")
 
 
-DataConfig = CorpusData | Esc50Data | FolderData | FsdKaggle2019Data | Dcase2019Data | MagnaTagATuneData
+DataConfig = (
+    CorpusData | Esc50Data | AudioSetData | FsdKaggle2019Data | Dcase2019Data | MagnaTagATuneData | FolderData
+)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from workbench.config import DataConfig, PoolData
-from workbench.data import corpus, dcase2019, esc50, folder, fsdkaggle2019, magnatagatune, pool
+from workbench.data import audioset, corpus, dcase2019, esc50, folder, fsdkaggle2019, magnatagatune, pool
 from workbench.data.clips import Extent, Splits
 from workbench.data.pool import Pool
 from workbench.data.recordings import Layout
@@ -41,6 +41,7 @@ class Dataset(Protocol):
 DATASETS: dict[str, Dataset] = {
     "corpus": corpus,
     "esc50": esc50.DATASET,
+    "audioset": audioset.DATASET,
     "folder": folder.DATASET,
     "fsdkaggle2019": fsdkaggle2019.DATASET,
     "dcase2019": dcase2019.DATASET,
@@ -48,6 +49,7 @@ DATASETS: dict[str, Dataset] = {
 }
 LAYOUTS: dict[str, Layout] = {  # of recordings, for `prepare`
     **esc50.LAYOUTS,
+    **audioset.LAYOUTS,
     **folder.LAYOUTS,
     **fsdkaggle2019.LAYOUTS,
     **dcase2019.LAYOUTS,

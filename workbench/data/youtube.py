@@ -1,0 +1,96 @@
+"""Clips of YouTube videos, found by the names that the tools for downloading them give to files.
+
+A name is the video's id, perhaps behind a Y, and perhaps where the clip starts and ends in it, in seconds or
+in milliseconds. Folders do not matter:
+
+    Y--PJHxphWEs.wav                 PANNs, AST, PaSST
+    --PJHxphWEs.flac                 agkphysics/AudioSet
+    --PJHxphWEs_30.000.wav           audioset-processing
+    Y--PJHxphWEs_30.000_40.000.wav   DCASE
+    --PJHxphWEs_30000_40000.flac     audiosetdl
+    --PJHxphWEs_30.0-40.0.ogg        audioset-download
+    --PJHxphWEs_000030_000040.mp4    Kinetics
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+from workbench.audio.decode import FORMATS, SOUNDTRACKS
+
+_ID = r"[A-Za-z0-9_-]{11}"
+_NUMBER = r"[0-9]+(?:\.[0-9]+)?"
+_SEGMENT = re.compile(rf"{_ID} {_NUMBER} {_NUMBER}")
+_NAME = re.compile(rf"Y?({_ID})(?:_({_NUMBER})(?:[_-]{_NUMBER})?)?")
+_RANK = {suffix: rank for rank, suffix in enumerate((*FORMATS, *SOUNDTRACKS))}  # sound before video
+
+
+def wrong_segment(video: str, start: str, end: str) -> str | None:
+    """What is wrong with a table's segment: its video's id, and its bounds in seconds."""
+    if _SEGMENT.fullmatch(f"{video} {start} {end}") and float(start) < float(end):
+        return None
+    if not re.fullmatch(_ID, video):
+        return f"{video!r} is no id of a YouTube video, which has 11 of the characters A-Z a-z 0-9 _ -"
+    return f"start and end must be seconds, the start first, are {start!r} and {end!r}"
+
+
+class ClipFiles:
+    """The clips below a folder, whatever they are called there. The folder is gone through once."""
+
+    def __init__(self, root: Path) -> None:
+        """Raises OSError for a folder that cannot be read."""
+        self._path_of: dict[str, str] = {}  # by the video's id, and the start if the name has one
+        for folder, name in _files_below(root):
+            stem, dot, suffix = name.rpartition(".")
+            if (parts := _NAME.fullmatch(stem)) and (dot + suffix).lower() in _RANK:
+                video, start = parts.groups()
+                key, path = _key(video, start) if start else video, folder + name
+                known = self._path_of.get(key)
+                # Of several the same one, in whatever order the system lists them.
+                if known is None or _preference(path) < _preference(known):
+                    self._path_of[key] = path
+
+    def find(self, video: str, start: str) -> str | None:
+        """The path below the folder of a clip that starts at `start` seconds; None where it is not there.
+
+        A name that tells where its clip starts goes before one that does not.
+        """
+        path_of = self._path_of
+        return (
+            path_of.get(_key(video, start))
+            or path_of.get(_key(video, f"{float(start) * 1000:.0f}"))
+            or path_of.get(video)
+        )
+
+
+def _key(video: str, start: str) -> str:
+    """The same for 30, 30.000 and 000030."""
+    whole, _, fraction = start.partition(".")
+    fraction = fraction.rstrip("0")
+    return f"{video} {whole.lstrip('0')}{'.' if fraction else ''}{fraction}"
+
+
+def _preference(path: str) -> tuple[int, str]:
+    return _RANK[path[path.rindex(".") :].lower()], path
+
+
+def _files_below(root: Path) -> Iterator[tuple[str, str]]:
+    """Folder ("", or with a "/" behind it) and name of every file; a folder that links lead back to, once."""
+    folders, seen = [""], set()
+    while folders:
+        folder = folders.pop()
+        below = []
+        with os.scandir(root / folder) as entries:
+            for entry in entries:
+                if not entry.is_dir():
+                    yield folder, entry.name
+                    continue
+                status = entry.stat()
+                below.append((entry.name, (status.st_dev, status.st_ino)))
+        for name, inode in sorted(below, reverse=True):
+            if inode not in seen:
+                seen.add(inode)
+                folders.append(f"{folder}{name}/")
