@@ -15,6 +15,7 @@ from workbench.config import (
     Esc50Data,
     FolderData,
     FsdKaggle2019Data,
+    Kinetics700Data,
     MagnaTagATuneData,
 )
 from workbench.data import DATASETS, corpus, fingerprint, load_splits
@@ -24,6 +25,7 @@ from .small_datasets import identity_of, no_report, parts_of, quiet, write_esc50
 from .small_dcase2019 import write_dcase2019
 from .small_folder import write_folder
 from .small_fsdkaggle2019 import write_fsdkaggle2019
+from .small_kinetics700 import write_kinetics700
 from .small_magnatagatune import write_magnatagatune
 
 # --- the contract ---------------------------------------------------------------------------------
@@ -64,6 +66,11 @@ def _small_magnatagatune(folder):
     return MagnaTagATuneData(root=str(folder / "mtt"), clip_seconds=0.5)
 
 
+def _small_kinetics700(folder):
+    write_kinetics700(folder / "kinetics700")
+    return Kinetics700Data(root=str(folder / "kinetics700"), clip_seconds=0.5, validation_share=0.2)
+
+
 SMALL = {  # folder of its audio, if it has any -> config
     "corpus": _small_corpus,
     "esc50": _small_esc50,
@@ -72,6 +79,7 @@ SMALL = {  # folder of its audio, if it has any -> config
     "fsdkaggle2019": _small_fsdkaggle2019,
     "dcase2019": _small_dcase2019,
     "magnatagatune": _small_magnatagatune,
+    "kinetics700": _small_kinetics700,
 }
 
 

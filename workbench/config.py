@@ -208,8 +208,34 @@ class MagnaTagATuneData(RecordedData):
     root: str = placement("data/MagnaTagATune")
 
 
+@dataclass(frozen=True, kw_only=True)
+class Kinetics700Data(RecordedData):
+    """Kinetics-700: the sound of videos of 700 human actions, single-label. Judged by top-1 accuracy.
+
+    The published validation clips test, as their publisher asks, for the labels of the test clips are kept
+    back; `validation_share` of the training clips' videos are held out to validate.
+    """
+
+    single_label: ClassVar[bool] = True
+
+    kind: Literal["kinetics700"] = "kinetics700"
+    root: str = placement("data/kinetics700")
+    validation_share: float = 0.1
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _fraction(self, "validation_share", zero=False)
+
+
 DataConfig = (
-    CorpusData | Esc50Data | AudioSetData | FsdKaggle2019Data | Dcase2019Data | MagnaTagATuneData | FolderData
+    CorpusData
+    | Esc50Data
+    | AudioSetData
+    | FsdKaggle2019Data
+    | Dcase2019Data
+    | MagnaTagATuneData
+    | Kinetics700Data
+    | FolderData
 )
 
 

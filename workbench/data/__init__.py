@@ -17,7 +17,17 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from workbench.config import DataConfig, PoolData
-from workbench.data import audioset, corpus, dcase2019, esc50, folder, fsdkaggle2019, magnatagatune, pool
+from workbench.data import (
+    audioset,
+    corpus,
+    dcase2019,
+    esc50,
+    folder,
+    fsdkaggle2019,
+    kinetics700,
+    magnatagatune,
+    pool,
+)
 from workbench.data.clips import Extent, Splits
 from workbench.data.pool import Pool
 from workbench.data.recordings import Layout
@@ -46,6 +56,7 @@ DATASETS: dict[str, Dataset] = {
     "fsdkaggle2019": fsdkaggle2019.DATASET,
     "dcase2019": dcase2019.DATASET,
     "magnatagatune": magnatagatune.DATASET,
+    "kinetics700": kinetics700.DATASET,
 }
 LAYOUTS: dict[str, Layout] = {  # of recordings, for `prepare`
     **esc50.LAYOUTS,
@@ -54,6 +65,7 @@ LAYOUTS: dict[str, Layout] = {  # of recordings, for `prepare`
     **fsdkaggle2019.LAYOUTS,
     **dcase2019.LAYOUTS,
     **magnatagatune.LAYOUTS,
+    **kinetics700.LAYOUTS,
     **pool.LAYOUTS,
 }
 
