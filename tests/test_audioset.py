@@ -197,7 +197,7 @@ def test_a_clip_in_two_tables_is_of_eval_before_train_and_of_balanced_before_unb
     for fault, (_, video, *_), known in zip(
         faults, twice, ("eval", "balanced_train", "unbalanced_train"), strict=True
     ):
-        assert f"{video} is in {known}_segments.csv too" in fault
+        assert f"{video} was taken from {known}_segments.csv already" in fault
 
 
 @pytest.mark.parametrize(

@@ -42,7 +42,7 @@ def read(root: Path, fault: Fault) -> Listing:
             elif unknown := [mid for mid in labels.split(",") if mid not in class_of]:
                 fault(place, f"label {unknown[0]!r} is not in {CLASSES}")
             elif video in rows:
-                fault(place, f"{video} is in {TABLES[rows[video].split]} too, or twice, and was taken before")
+                fault(place, f"{video} was taken from {TABLES[rows[video].split]} already")
             else:
                 if labels not in classes_of:
                     classes_of[labels] = tuple(sorted({class_of[mid] for mid in labels.split(",")}))
