@@ -31,7 +31,7 @@ TRAINED_ON = {"balanced": (BALANCED,), "unbalanced": (UNBALANCED,), "full": (BAL
 def read(root: Path, fault: Fault) -> Listing:
     """Classes are in the order of their indices. A clip that is not there stands under PANNs' name."""
     names, class_of = _read_classes(_table(root, CLASSES), fault)
-    classes_of: dict[str, tuple[int, ...]] = {}  # by the cell; two million clips share some 100,000 of them
+    classes_of: dict[str, tuple[int, ...]] = {}  # by the cell: clips of the same labels share theirs
     files = ClipFiles(root)
     rows: dict[str, Row] = {}
     for split, table in TABLES.items():
