@@ -131,7 +131,7 @@ SOURCES: dict[str, Source] = {
         files=_zenodo(_FSD, _FSD_CURATED),
         record=f"https://zenodo.org/api/records/{_FSD}",
     ),
-    "tau2019": Source(
+    "dcase2019": Source(
         title="TAU Urban Acoustic Scenes 2019, development set: 40 hours of 10 scenes in 10 cities",
         page=f"https://zenodo.org/records/{_TAU}",
         licence="of its own, by Tampere University",

@@ -11,6 +11,7 @@ its claims, and of the levels that they are about, with the time when it was fir
 from __future__ import annotations
 
 import datetime
+import itertools
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -121,9 +122,10 @@ def is_claims_file(path: Path) -> bool:
 
 
 def claims_beside(study_file: Path) -> dict[str, Claim] | None:
-    """The claims of the study's folder; None if it has no such file."""
-    path = study_file.parent / FILE
-    return read_claims(path) if path.exists() else None
+    """The claims of the folder above the study's and of its own, which go first; None if neither has any."""
+    folder = study_file.absolute().parent
+    found = [read_claims(path) for path in (folder.parent / FILE, folder / FILE) if path.exists()]
+    return dict(itertools.chain.from_iterable(claims.items() for claims in found)) if found else None
 
 
 def enter(claims: dict[str, Claim], design: Any, before: dict[str, Any]) -> dict[str, Any]:
