@@ -6,6 +6,8 @@ N clips, B clips of a batch, S samples.
 from __future__ import annotations
 
 import itertools
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -27,11 +29,22 @@ class Samples(Protocol):
     def __getitem__(self, part: slice, /) -> np.ndarray: ...
 
 
+class RemoteSamples(ABC):
+    """Samples on another machine: those of a batch are asked for together, or each would be waited for."""
+
+    @abstractmethod
+    def fetch(self, parts: Sequence[tuple[RemoteSamples, slice]]) -> list[np.ndarray]:
+        """Of this one, and of others of its kind. Raises DataError."""
+
+    def __getitem__(self, part: slice, /) -> np.ndarray:
+        return self.fetch([(self, part)])[0]
+
+
 @dataclass(frozen=True)
 class ClipSet:
     """N clips. Taking some of them, or joining two sets, copies no audio."""
 
-    sources: tuple[Samples, ...]  # flat, memory-mapped
+    sources: tuple[Samples, ...]  # flat; memory-mapped, or remote
     source: np.ndarray  # (N,) which of `sources`
     start: np.ndarray  # (N,) first sample in it
     length: np.ndarray  # (N,) samples
@@ -91,10 +104,21 @@ class ClipSet:
                 offsets = generator.integers(0, surplus + 1)
             lengths = lengths - surplus
         waveform = np.zeros((len(indices), int(lengths.max())), np.int16)
-        for row, (index, offset, length) in enumerate(zip(indices, offsets, lengths, strict=True)):
-            begin = self.start[index] + offset
-            waveform[row, :length] = self.sources[self.source[index]][begin : begin + length]
+        begins = self.start[indices] + offsets
+        parts = [
+            (self.sources[source], slice(begin, begin + length))
+            for source, begin, length in zip(self.source[indices], begins, lengths, strict=True)
+        ]
+        for row, samples in enumerate(_read(parts)):
+            waveform[row, : len(samples)] = samples
         return torch.from_numpy(waveform), torch.from_numpy(lengths.astype(np.int64))
+
+
+def _read(parts: Sequence[tuple[Samples, slice]]) -> Iterator[np.ndarray]:
+    remote = [(samples, part) for samples, part in parts if isinstance(samples, RemoteSamples)]
+    fetched = iter(remote[0][0].fetch(remote) if remote else ())
+    for samples, part in parts:
+        yield next(fetched) if isinstance(samples, RemoteSamples) else samples[part]
 
 
 @dataclass(frozen=True)

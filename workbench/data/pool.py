@@ -16,7 +16,7 @@ from workbench.data.clips import ClipSet, DataError, Extent
 from workbench.data.folder import audio_files
 from workbench.data.labels import Labels
 from workbench.data.listing import Fault, Listing, Row
-from workbench.data.prepared import Prepared
+from workbench.data.prepared import Header, Prepared
 from workbench.data.recordings import Columns, Copies, Layout, Sides, chance_of, columns_of, mean_seconds
 
 SPLIT = "pool"
@@ -50,9 +50,9 @@ def sides(config: PoolData, clips: Columns) -> Sides:
 
 
 class _Pools(Copies):
-    def _checked(self, config: Any, prepared: Prepared) -> Prepared:
+    def _checked(self, config: Any, header: Header) -> Header:
         """A pool may be of any layout: it is only heard."""
-        return prepared
+        return header
 
 
 LAYOUTS = {"pool": Layout("a folder of audio", read, sides)}

@@ -18,13 +18,14 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
 
 from workbench.config import SAMPLE_RATE
-from workbench.data.clips import ClipSet, DataError
+from workbench.data.clips import ClipSet, DataError, Samples
 from workbench.data.labels import Labels
 
 FORMAT = 1
@@ -58,9 +59,15 @@ class Header:
         """Raises DataError where there is none, or of another format."""
         path = folder / HEADER
         try:
-            raw = json.loads(path.read_text())
+            return cls.parse(path.read_bytes(), str(path))
         except FileNotFoundError:
             raise DataError(f"{path}: not there; prepare the set: python -m workbench.data prepare") from None
+
+    @classmethod
+    def parse(cls, content: bytes, path: str) -> Header:
+        """From the bytes of a file, whose `path` is for messages. Raises DataError."""
+        try:
+            raw = json.loads(content)
         except ValueError as error:
             raise DataError(f"{path}: is damaged ({error}); prepare the set again") from None
         if not isinstance(raw, dict) or raw.get("format") != FORMAT:
@@ -110,9 +117,14 @@ def is_prepared(folder: Path) -> bool:
     return (folder / HEADER).is_file()
 
 
-def open_prepared(folder: Path) -> Prepared:
-    """Reads the header; all else is read from disk as it is asked for. Raises DataError."""
+def open_prepared(folder: Path, shards: Sequence[Samples] | None = None) -> Prepared:
+    """Reads the header; all else is read from disk as it is asked for. Raises DataError.
+
+    `shards` are those of a set whose audio does not lie beside its index.
+    """
     header = Header.read(folder)
+    if shards is None:
+        shards = [Shard(shard_path(folder, number)) for number in range(header.shards)]
     try:
         column = {
             name: np.load(folder / f"{name}.npy", mmap_mode="r", allow_pickle=False) for name in COLUMNS
@@ -122,7 +134,7 @@ def open_prepared(folder: Path) -> Prepared:
     if any(len(column[name]) != header.num_clips for name in CLIP_COLUMNS):
         raise DataError(f"{folder}: its index has not {header.num_clips} clips; prepare the set again")
     clips = ClipSet(
-        sources=tuple(Shard(shard_path(folder, number)) for number in range(header.shards)),
+        sources=tuple(shards),
         source=column["shard"],
         start=column["start"],
         length=column["length"],
@@ -161,8 +173,16 @@ class Shard:
             raise DataError(f"{self._path}: cannot be read ({error}); prepare the set again") from None
 
 
+def shard_name(number: int) -> str:
+    return f"audio-{number:06d}.int16"
+
+
+def is_shard(name: str) -> bool:
+    return name.startswith("audio-")
+
+
 def shard_path(folder: Path, number: int) -> Path:
-    return folder / f"audio-{number:06d}.int16"
+    return folder / shard_name(number)
 
 
 def sha256(path: Path) -> str:

@@ -22,7 +22,8 @@ from workbench.data import corpus, synthesis
 from workbench.data.clips import DataError, Extent, Splits, labelled_subset
 from workbench.data.listing import Fault, Listing, strictly
 from workbench.data.prepare import content_hash, fingerprint_of, in_order, prepare
-from workbench.data.prepared import FAULTS, Prepared, is_prepared, open_prepared
+from workbench.data.prepared import FAULTS, Header, Prepared, is_prepared, open_prepared
+from workbench.data.remote import is_url, open_remote, read_header
 from workbench.random_streams import numpy_stream
 
 
@@ -85,9 +86,11 @@ class Copies:
 
     def fingerprint(self, config: RecordedData | PoolData) -> str:
         """Of the rows and the bytes of their files."""
+        if is_url(config.root):
+            return self._checked(config, read_header(config.root)).fingerprint
         root = Path(config.root)
         if is_prepared(root):
-            return self._checked(config, open_prepared(root)).header.fingerprint
+            return self._checked(config, open_prepared(root).header).fingerprint
         listing = self.listing(config)
         rows = in_order(listing)
         hashes = (_hash_once(root / row.file) for row in rows)
@@ -106,20 +109,31 @@ class Copies:
 
     def opened(self, config: RecordedData | PoolData, root: Path, fingerprint: str) -> Prepared | None:
         """The prepared set; None where the copy is still to be prepared."""
-        folder = self._folder(config, root, fingerprint)
-        return self._checked(config, open_prepared(folder)) if is_prepared(folder) else None
+        if is_url(config.root):
+            prepared = open_remote(config.root, root)
+        else:
+            folder = self._folder(config, root, fingerprint)
+            if not is_prepared(folder):
+                return None
+            prepared = open_prepared(folder)
+        self._checked(config, prepared.header)
+        return prepared
 
     def prepared(
         self, config: RecordedData | PoolData, root: Path, report: Callable[[str], None], fingerprint: str
     ) -> Prepared:
         """The prepared set, made if it is not there. Raises DataError for files that cannot be used."""
+        if is_url(config.root) or is_prepared(Path(config.root)):
+            prepared = self.opened(config, root, fingerprint)
+            assert prepared is not None
+            return prepared
         folder = self._folder(config, root, fingerprint)
         if not is_prepared(folder):
             listing = self.listing(config)
             report(f"{config.root}: decoding {len(listing.rows)} recordings to {folder}, once")
             prepare(self._layout_of(config), listing, Path(config.root), folder)
-        prepared = self._checked(config, open_prepared(folder))
-        if folder != Path(config.root) and (faults := prepared.lines(FAULTS)) and not config.skip_unreadable:
+        prepared = open_prepared(folder)
+        if (faults := prepared.lines(FAULTS)) and not config.skip_unreadable:
             listed = "\n".join(f"  {fault}" for fault in sorted(faults))
             raise DataError(
                 f"{config.root}: {len(faults)} files cannot be used\n{listed}\n"
@@ -130,15 +144,14 @@ class Copies:
     def layout(self, config: RecordedData | PoolData) -> Layout:
         return self._layouts[self._layout_of(config)]
 
-    def _checked(self, config: RecordedData | PoolData, prepared: Prepared) -> Prepared:
-        """`prepared`, if its layout is what the config asks for."""
+    def _checked(self, config: RecordedData | PoolData, header: Header) -> Header:
+        """`header`, if the layout is what the config asks for."""
         expected = self._layout_of(config)
-        if prepared.header.layout != expected:
+        if header.layout != expected:
             raise DataError(
-                f"{prepared.folder}: is a prepared {prepared.header.layout}, and {self._setting} asks for "
-                f"{expected}"
+                f"{config.root}: is a prepared {header.layout}, and {self._setting} asks for {expected}"
             )
-        return prepared
+        return header
 
     def _folder(self, config: RecordedData | PoolData, root: Path, fingerprint: str) -> Path:
         """Where the prepared set is, or will be: a copy's, by its fingerprint."""
