@@ -1,11 +1,13 @@
 """A pool of its own: what is heard of it; and one pre-training on it serves every labelled set."""
 
 import dataclasses
+import io
 import json
 
 import numpy as np
 import pytest
 import torch
+from rich.console import Console
 
 from workbench import data
 from workbench.config import (
@@ -33,6 +35,7 @@ from workbench.study.calibration import Device
 from workbench.study.cost import CostModel, cost_of
 from workbench.study.definition import load_study
 from workbench.study.plan import Planner
+from workbench.study.run import _prepare_data
 from workbench.training.checkpoint import load_tensors
 from workbench.training.finetune import Finetuning
 from workbench.training.pretrain import Pretraining, new_encoder
@@ -355,6 +358,32 @@ def test_a_plan_counts_the_pool_once(audio, tmp_path):
     assert added == pytest.approx(pool.unprepared_bytes + sum(distinct.values()))
 
 
+def test_what_a_pool_shares_with_the_judged_clips_is_said(pristine, tmp_path):
+    """Before anything is trained, and not of what is not heard."""
+    config = Esc50Data(root=str(pristine[0]))  # tests on fold 1, validates on fold 2
+    splits = data.load_splits(config, tmp_path / "prepared", 0, quiet)
+    [folder] = (tmp_path / "prepared").iterdir()
+    path = tmp_path / "mine.yaml"
+    path.write_text("{question: '?', preset: smoke, vary: {finetuning.pooling: [mean]}}")
+
+    def said(folds):
+        settings = (
+            f"data={{kind: esc50, root: {config.root}}}",
+            f"pool.root={folder}",
+            f"pool.splits={folds}",
+        )
+        printed = io.StringIO()
+        study = load_study(path, assignments=settings)
+        places = dataclasses.replace(Places.read(tmp_path), data=tmp_path / "prepared")
+        _prepare_data(study, places, Console(file=printed, width=1_000))
+        return printed.getvalue()
+
+    assert len(splits.judged_by) == len(splits.validation) + len(splits.test) == 18
+    assert "18 recordings of the pool sound the same as validation or test clips of esc50" in said("[]")
+    assert "9 recordings of the pool" in said("[fold 1, fold 3]")
+    assert said("[fold 3, fold 4, fold 5]") == ""
+
+
 # --- settings -----------------------------------------------------------------------------------------------
 
 
@@ -365,6 +394,12 @@ def test_a_pools_place_is_not_part_of_a_studys_name(tmp_path):
     assert study.id == "mine-smoke"
     assert {trial.config.pool.hours for trial in study.trials()} == {1.0, 10.0}
     assert {trial.config.pool.root for trial in study.trials()} == {"/audio"}
+
+
+def test_pools_can_be_compared(tmp_path):
+    path = tmp_path / "mine.yaml"
+    path.write_text("{question: '?', preset: smoke, vary: {pool.root: [/audio, /speech]}}")
+    assert [trial.config.pool.root for trial in load_study(path).trials()] == ["/audio", "/speech"]
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ from __future__ import annotations
 import itertools
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 import numpy as np
@@ -134,6 +134,9 @@ class Splits:
     single_label: bool
     fingerprint: str
     left_out: tuple[str, ...] = ()  # unreadable files, when told to go on without them
+    judged_by: np.ndarray = field(  # digests of validation and test clips; of the embedded corpus none
+        default_factory=lambda: np.empty(0, np.uint64)
+    )
 
     def __post_init__(self) -> None:
         parts = {

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from workbench.config import SAMPLE_RATE, PoolData
-from workbench.data.clips import ClipSet, DataError, Extent
+from workbench.data.clips import ClipSet, DataError, Extent, Splits
 from workbench.data.folder import audio_files
 from workbench.data.labels import Labels
 from workbench.data.listing import Fault, Listing, Row
@@ -27,6 +27,11 @@ class Pool(NamedTuple):
 
     clips: ClipSet  # C = 0
     left_out: tuple[str, ...]  # unreadable files, when told to go on without them
+    digests: np.ndarray  # (N,) of the recordings that are heard, as in `Splits.judged_by`
+
+    def num_shared(self, splits: Splits) -> int:
+        """Recordings that are validation or test clips, to the sample."""
+        return int(np.isin(self.digests, splits.judged_by).sum())
 
 
 def read(root: Path, fault: Fault) -> Listing:
@@ -67,7 +72,8 @@ def fingerprint(config: PoolData) -> str:
 def load(config: PoolData, root: Path, report: Callable[[str], None], fingerprint: str) -> Pool:
     """The clips, prepared once below `root`."""
     prepared = _COPIES.prepared(config, root, report, fingerprint)
-    return Pool(_clips(prepared, config), prepared.left_out())
+    which, clips = _heard(prepared, config)
+    return Pool(clips, prepared.left_out(), prepared.digest[np.unique(which)])
 
 
 def extent(config: PoolData, root: Path, fingerprint: str) -> Extent:
@@ -75,7 +81,7 @@ def extent(config: PoolData, root: Path, fingerprint: str) -> Extent:
     prepared = _COPIES.opened(config, root, fingerprint)
     crop = config.clip_seconds
     if prepared is not None:
-        clips = _clips(prepared, config)
+        clips = _heard(prepared, config)[1]
         return _extent(
             len(clips), clips.hours * 3600 / len(clips), np.minimum(clips.length / SAMPLE_RATE, crop)
         )
@@ -100,7 +106,8 @@ def _extent(clips: int, seconds: float, crops: np.ndarray, unprepared: int = 0) 
     )
 
 
-def _clips(prepared: Prepared, config: PoolData) -> ClipSet:
+def _heard(prepared: Prepared, config: PoolData) -> tuple[np.ndarray, ClipSet]:
+    """Of which of the prepared recordings each clip is (M,), and the clips."""
     chosen = sides(config, columns_of(prepared)).train
     recordings = prepared.take(chosen)
     which, begin, length = cut(recordings.length, round(config.clip_seconds * SAMPLE_RATE))
@@ -109,7 +116,7 @@ def _clips(prepared: Prepared, config: PoolData) -> ClipSet:
     else:
         heard = first_hours(recordings.names, which, length, config.hours, config.root)
     which = which[heard]
-    return ClipSet(
+    clips = ClipSet(
         sources=recordings.sources,
         source=recordings.source[which],
         start=recordings.start[which] + begin[heard],
@@ -118,6 +125,7 @@ def _clips(prepared: Prepared, config: PoolData) -> ClipSet:
         # One for all: the names of millions of clips would take gigabytes, and no split is made of a pool.
         names=np.broadcast_to(np.array(SPLIT), len(which)),
     )
+    return chosen[which], clips
 
 
 def cut(lengths: np.ndarray, crop: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -190,6 +190,7 @@ class Recordings:
             single_label=prepared.header.single_label,
             fingerprint=fingerprint,
             left_out=prepared.left_out(),
+            judged_by=prepared.digest[np.concatenate([sides.validation, sides.test])],
         )
 
     def extent(self, config: RecordedData, root: Path, fingerprint: str) -> Extent:

@@ -357,7 +357,9 @@ def _refuse_same(trials: list[Trial]) -> None:
     """Two trials that are the same are a mistake: a level that a regime overrules, or the reverse."""
     labels: dict[str, str] = {}
     for trial in trials:
-        key = digest(identity(trial.config))
+        config = trial.config
+        places = to_dict(config.data).get("root"), config.pool and config.pool.root  # may be other audio
+        key = digest([identity(config), *places])
         if key in labels:
             raise ConfigError(
                 "vary", f"two trials have the same settings: {labels[key]!r} and {trial.label!r}"

@@ -16,7 +16,6 @@ from rich.console import Console
 from workbench.commands import INTERRUPTED
 from workbench.data import load_pool, load_splits
 from workbench.places import Places
-from workbench.settings import digest, identity
 from workbench.stages import read_result
 from workbench.store import Store
 from workbench.study import results
@@ -220,18 +219,24 @@ def _judge_estimate(expected: Cost, seconds: float, folder: Path, console: Conso
 def _prepare_data(study: Study, places: Places, console: Console) -> None:
     """Make or decode the data once, here: workers then only open them."""
     trials: list[Trial] = study.trials() if study.search is None else study.corners()
-    distinct = {digest(identity(trial.config.data)): trial for trial in trials}
+    distinct = {(trial.config.data, trial.config.pool): trial.seed for trial in trials}
     planner = Planner()
     left_out: set[str] = set()
 
     def say(line: str) -> None:
         console.print(line, markup=False)
 
-    for trial in distinct.values():
-        fingerprint = planner.fingerprint(trial.config.data)
-        left_out |= set(load_splits(trial.config.data, places.data, trial.seed, say, fingerprint).left_out)
-    for pool in {trial.config.pool for trial in trials if trial.config.pool is not None}:
-        left_out |= set(load_pool(pool, places.data, say, planner.fingerprint(pool)).left_out)
+    for (data, pool), seed in distinct.items():
+        splits = load_splits(data, places.data, seed, say, planner.fingerprint(data))
+        left_out |= set(splits.left_out)
+        if pool is not None:
+            own = load_pool(pool, places.data, say, planner.fingerprint(pool))
+            left_out |= set(own.left_out)
+            if shared := own.num_shared(splits):
+                say(
+                    f"{pool.root}: {shared} recordings of the pool sound the same as validation or test "
+                    f"clips of {data.kind}, and pre-training will hear them"
+                )
     if left_out:
         named = sorted(left_out)[:NAMED_FILES]
         more = f" and {len(left_out) - len(named)} more" if len(left_out) > len(named) else ""
