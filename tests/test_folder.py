@@ -7,8 +7,9 @@ import re
 
 import numpy as np
 import pytest
+import torch
 
-from workbench.config import FolderData, TrialConfig
+from workbench.config import FinetuningConfig, FolderData, ModelConfig, TrialConfig
 from workbench.data import LAYOUTS, fingerprint, load_splits
 from workbench.data.clips import DataError
 from workbench.data.listing import strictly
@@ -16,6 +17,10 @@ from workbench.data.prepare import prepare
 from workbench.data.prepared import FAULTS, open_prepared
 from workbench.data.recordings import columns_listed
 from workbench.settings import ConfigError, from_dict, identity, to_dict
+from workbench.study.definition import load_study
+from workbench.training.finetune import finetune, score
+from workbench.training.loop import Run
+from workbench.training.pretrain import new_encoder
 
 from .small_datasets import parts_of, quiet
 from .small_folder import COLUMNS, folder_rows, write_folder, write_sound, write_table
@@ -191,12 +196,49 @@ def test_single_label_is_a_setting_like_any_other():
     assert identity(trial.data) != identity(FolderData())
 
 
+STUDY = "{question: '?', preset: smoke, metric: accuracy, vary: {model.num_heads: [1, 2]}}"
+
+
+def test_a_study_of_accuracy_wants_single_labels(tmp_path):
+    """By the setting, for a folder's config has no fixed answer."""
+    path = tmp_path / "mine.yaml"
+    path.write_text(STUDY)
+
+    def load(single, pooling):
+        settings = f"data={{kind: folder, single_label: {single}}}", f"finetuning.pooling={pooling}"
+        return load_study(path, assignments=settings)
+
+    assert load("true", "mean").trials()[0].config.data.single_label
+    with pytest.raises(ConfigError, match="accuracy needs single-label data"):
+        load("false", "mean")
+    with pytest.raises(ConfigError, match="single-label data need mean"):
+        load("true", "linear_softmax")
+
+
+@pytest.mark.parametrize("single", [True, False])
+def test_a_trial_is_trained_and_judged_as_the_setting_says(tmp_path, single):
+    """Probabilities of all classes add up to one where one label alone can be right."""
+    _write_files(tmp_path / "mine", [f"{kind}/{n}.wav" for kind in ("dog", "rain") for n in range(20)])
+    shares = {"validation_share": 0.3, "test_share": 0.3}
+    trial = TrialConfig(
+        data=FolderData(root=str(tmp_path / "mine"), single_label=single, clip_seconds=0.25, **shares),
+        model=ModelConfig(num_blocks=1, width=16, num_heads=2, ffn_dim=16, first_kernel=7, kernel=5),
+        pretraining=None,
+        finetuning=FinetuningConfig(steps=1, batch_size=4, num_evaluations=1),
+    )
+    splits = load_splits(trial.data, tmp_path / "prepared", 0, quiet)
+    model = finetune(trial, splits, new_encoder(trial, splits.pool, torch.device("cpu")), Run()).model
+    metrics, scores = score(trial, model, splits.test, torch.device("cpu"), "test")
+    assert ("test/accuracy" in metrics) == single
+    assert np.allclose(scores.sum(axis=1), 1.0, atol=1e-5) == single
+
+
 # --- folders ------------------------------------------------------------------------------------------------
 
 
 def _write_files(root, files):
     for number, file in enumerate(files):
-        write_sound(root / file, number, seconds=0.05)
+        write_sound(root / file, number, seconds=0.3)
 
 
 def test_folders_are_classes(tmp_path):
