@@ -24,7 +24,9 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m workbench.data", description=__doc__)
+    parser = argparse.ArgumentParser(
+        prog="python -m workbench.data", description="What is done to datasets before a study."
+    )
     commands = parser.add_subparsers(dest="command", required=True)
     add_fetch(commands)
     add_prepare(commands)
