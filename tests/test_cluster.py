@@ -245,6 +245,7 @@ def test_a_killed_raylet_loses_nothing(
     assert all(is_loopback(address.ip) for address in addresses), addresses
 
 
+@pytest.mark.slow  # .ci/run runs it
 @pytest.mark.parametrize(
     ("places", "words"),
     [

@@ -314,10 +314,10 @@ def test_a_folder_without_recordings_is_refused(tmp_path, files):
 
 def test_audio_that_cannot_be_decoded_is_named_not_passed_over(tmp_path):
     _write_files(tmp_path / "mine", ["a/1.wav", "b/1.wav"])
-    (tmp_path / "mine" / "a" / "2.m4a").write_bytes(b"what no library here reads")
+    (tmp_path / "mine" / "a" / "2.wma").write_bytes(b"what no library here reads")
     listing = LAYOUTS["folder"].read(tmp_path / "mine", strictly)
     prepare("folder", listing, tmp_path / "mine", tmp_path / "set", workers=1)
-    assert open_prepared(tmp_path / "set").lines(FAULTS)[0].startswith("a/2.m4a: cannot be decoded")
+    assert open_prepared(tmp_path / "set").lines(FAULTS)[0].startswith("a/2.wma: cannot be decoded")
 
 
 # --- what is held out ---------------------------------------------------------------------------------------

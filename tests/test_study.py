@@ -173,6 +173,7 @@ def winner_of(trials):
     return max((t for t in trials if t.state.name == "COMPLETE"), key=lambda t: t.value)
 
 
+@pytest.mark.slow  # .ci/run runs it
 def test_a_search_goes_on_and_its_winner_is_run_again_on_fresh_seeds(root, run, write, tmp_path, capsys):
     done = run(root, write(SEARCH))
     assert done.returncode == 0, done.stdout + done.stderr

@@ -89,6 +89,7 @@ def test_a_killed_worker_is_replaced(finished, root, start):
     _assert_as_undisturbed(root, finished)
 
 
+@pytest.mark.slow  # .ci/run runs it
 def test_everything_killed_at_once(finished, root, start, run):
     with start(root) as driver:
         _read_until(driver, "complete")

@@ -17,7 +17,7 @@ from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
-from workbench.audio.decode import FORMATS
+from workbench.audio.decode import FORMATS, SOUNDTRACKS
 from workbench.config import FolderData
 from workbench.data.clips import DataError
 from workbench.data.listing import Fault, Listing, Row, is_inside, read_table
@@ -29,7 +29,7 @@ SPLITS = {"train": "train", "validation": "validation", "val": "validation", "va
 SPLITS |= {"test": "test"}
 UNSPLIT = "all"  # where no split is named
 # Those that libsndfile cannot read are listed too: what is left out is named.
-SUFFIXES = {*FORMATS, ".aif", ".aiff", ".au", ".caf", ".oga", ".opus", ".w64", ".aac", ".m4a", ".wma"}
+SUFFIXES = {*FORMATS, *SOUNDTRACKS, ".aif", ".aiff", ".au", ".caf", ".oga", ".w64", ".wma"}
 
 
 class _Clip(NamedTuple):

@@ -96,7 +96,8 @@ def describe(folder: Path, console: Console) -> None:
                 console.print(f"  {line}", markup=False)
             if len(lines) > SHOWN_FAULTS:
                 console.print(f"  and {len(lines) - SHOWN_FAULTS:,} more", markup=False)
-    console.print(f"to train on it: --set data.root={shlex.quote(str(folder))}", markup=False)
+    setting = "pool" if header.layout == "pool" else "data"
+    console.print(f"to train on it: --set {setting}.root={shlex.quote(str(folder))}", markup=False)
 
 
 def _summary(header: Header) -> str:
