@@ -120,6 +120,7 @@ seeds: [0]
 """
 
 
+@pytest.mark.slow  # .ci/run runs it
 def test_a_trial_that_fails_by_its_own_fault_is_recorded_and_not_tried_again(root, run, write):
     study = write(DIVERGING)
     done = run(root, study)
@@ -256,6 +257,7 @@ metric: accuracy
 """
 
 
+@pytest.mark.slow  # .ci/run runs it
 def test_a_study_on_recordings_by_a_relative_path(root, run, write, tmp_path, project):
     write_esc50(tmp_path / "recordings")
     folder = os.path.relpath(tmp_path / "recordings", project)

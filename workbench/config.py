@@ -107,7 +107,7 @@ class Esc50Data(RecordedData):
     single_label: ClassVar[bool] = True
 
     kind: Literal["esc50"] = "esc50"
-    root: str = placement("data/ESC-50")
+    root: str = placement("data/esc50")
     subset: Literal["esc50", "esc10"] = "esc50"
     test_fold: int = 1
     clip_seconds: float = 5.0
@@ -142,7 +142,18 @@ class FolderData(RecordedData):
 
 
 @dataclass(frozen=True, kw_only=True)
-class AudioSetData(RecordedData):
+class HeldOutData(RecordedData):
+    """A set without published validation clips: a share of what is trained on is held out, by recording."""
+
+    validation_share: float = 0.1
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _fraction(self, "validation_share", zero=False)
+
+
+@dataclass(frozen=True, kw_only=True)
+class AudioSetData(HeldOutData):
     """AudioSet: 527 classes, multi-label; the eval segments test. Judged by mAP, with d-prime.
 
     No validation clips are published: `validation_share` of the training clips' videos are held out.
@@ -153,15 +164,10 @@ class AudioSetData(RecordedData):
     kind: Literal["audioset"] = "audioset"
     root: str = placement("data/audioset")
     subset: Literal["balanced", "unbalanced", "full"] = "balanced"  # full: both
-    validation_share: float = 0.1
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        _fraction(self, "validation_share", zero=False)
 
 
 @dataclass(frozen=True, kw_only=True)
-class FsdKaggle2019Data(RecordedData):
+class FsdKaggle2019Data(HeldOutData):
     """FSDKaggle2019: 80 classes, multi-label, trained on one of its two sets; judged by lwlrap.
 
     No validation clips are published: `validation_share` of the training clips' uploads are held out.
@@ -170,18 +176,13 @@ class FsdKaggle2019Data(RecordedData):
     single_label: ClassVar[bool] = False
 
     kind: Literal["fsdkaggle2019"] = "fsdkaggle2019"
-    root: str = placement("data/FSDKaggle2019")
+    root: str = placement("data/fsdkaggle2019")
     subset: Literal["curated", "noisy"] = "curated"
     test_usage: Literal["all", "public", "private"] = heard_from("evaluate", "all")  # by the leaderboard
-    validation_share: float = 0.1
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        _fraction(self, "validation_share", zero=False)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Dcase2019Data(RecordedData):
+class Dcase2019Data(HeldOutData):
     """DCASE 2019 task 1a: 10 acoustic scenes, single-label; judged by accuracy.
 
     No validation clips are published: `validation_share` of the training clips' locations are held out.
@@ -190,12 +191,7 @@ class Dcase2019Data(RecordedData):
     single_label: ClassVar[bool] = True
 
     kind: Literal["dcase2019"] = "dcase2019"
-    root: str = placement("data/TAU-urban-acoustic-scenes-2019-development")
-    validation_share: float = 0.1
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        _fraction(self, "validation_share", zero=False)
+    root: str = placement("data/dcase2019")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -205,11 +201,11 @@ class MagnaTagATuneData(RecordedData):
     single_label: ClassVar[bool] = False
 
     kind: Literal["magnatagatune"] = "magnatagatune"
-    root: str = placement("data/MagnaTagATune")
+    root: str = placement("data/magnatagatune")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Kinetics700Data(RecordedData):
+class Kinetics700Data(HeldOutData):
     """Kinetics-700: the sound of videos of 700 human actions, single-label. Judged by top-1 accuracy.
 
     The published validation clips test, as their publisher asks, for the labels of the test clips are kept
@@ -220,11 +216,6 @@ class Kinetics700Data(RecordedData):
 
     kind: Literal["kinetics700"] = "kinetics700"
     root: str = placement("data/kinetics700")
-    validation_share: float = 0.1
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        _fraction(self, "validation_share", zero=False)
 
 
 DataConfig = (
