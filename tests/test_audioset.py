@@ -6,13 +6,13 @@ import random
 import numpy as np
 import pytest
 
-from workbench.config import AudioSetData
 from workbench.data import LAYOUTS, load_splits
 from workbench.data.clips import DataError
 from workbench.data.listing import strictly
 from workbench.data.prepare import prepare
 from workbench.data.prepared import FAULTS, open_prepared
 from workbench.data.recordings import Columns
+from workbench.data_config import AudioSetData
 
 from .small_audioset import CLASSES, NAMINGS, segments, write_audioset, write_clip, write_tables
 from .small_datasets import no_report, quiet

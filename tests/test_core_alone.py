@@ -26,7 +26,8 @@ sys.meta_path.insert(0, Refuse())
 
 STAGES = """
 from pathlib import Path
-from workbench.config import CorpusData, FinetuningConfig, ModelConfig, PretrainingConfig, TrialConfig
+from workbench.config import FinetuningConfig, ModelConfig, PretrainingConfig, TrialConfig
+from workbench.data_config import CorpusData
 from workbench.data import load_splits
 from workbench.training.finetune import finetune, score
 from workbench.training.loop import Run

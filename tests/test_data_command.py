@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 import soundfile
 
-from workbench.config import Esc50Data
 from workbench.data import load_splits, prepare
 from workbench.data.__main__ import main
 from workbench.data.prepared import is_prepared, open_prepared
+from workbench.data_config import Esc50Data
 
 from .small_datasets import no_report, write_table
 

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from workbench.config import (
+from workbench.data import DATASETS, corpus, fingerprint, load_splits
+from workbench.data_config import (
     AudioSetData,
     CorpusData,
     Dcase2019Data,
@@ -18,7 +19,6 @@ from workbench.config import (
     Kinetics700Data,
     MagnaTagATuneData,
 )
-from workbench.data import DATASETS, corpus, fingerprint, load_splits
 
 from .small_audioset import write_audioset
 from .small_datasets import identity_of, no_report, parts_of, quiet, write_esc50

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 
 from workbench.audio.decode import decode
-from workbench.config import Dcase2019Data
 from workbench.data import LAYOUTS, fingerprint, load_splits
 from workbench.data.clips import DataError
 from workbench.data.recordings import Columns
+from workbench.data_config import Dcase2019Data
 
 from .small_datasets import parts_of, quiet, read_leniently
 from .small_dcase2019 import SCENES, rows_of, write_dcase2019, write_tables

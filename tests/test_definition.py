@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from workbench.config import CorpusData, TrialConfig
+from workbench.config import TrialConfig
+from workbench.data_config import CorpusData
 from workbench.settings import ConfigError, from_dict, identity, to_dict
 from workbench.strict_yaml import read_yaml
 from workbench.study.definition import PRESETS, load_study, read_preset
@@ -373,7 +374,7 @@ def test_settings_survive_the_way_to_json_and_back():
 
 
 def test_identity_leaves_out_what_cannot_matter():
-    from workbench.config import Esc50Data
+    from workbench.data_config import Esc50Data
 
     assert identity(Esc50Data(root="/a")) == identity(Esc50Data(root="/b"))
     assert identity(Esc50Data(test_fold=1)) != identity(Esc50Data(test_fold=2))

@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 import soundfile
 
-from workbench.config import SAMPLE_RATE, Esc50Data
+from workbench.config import SAMPLE_RATE
 from workbench.data import corpus, fingerprint, load_splits
 from workbench.data.clips import DataError
+from workbench.data_config import Esc50Data
 
 from .small_datasets import COLUMNS, identity_of, no_report, parts_of, quiet, write_table
 

@@ -9,15 +9,9 @@ import pytest
 import torch
 
 from workbench import data
-from workbench.config import (
-    SAMPLE_RATE,
-    CorpusData,
-    FinetuningConfig,
-    ModelConfig,
-    PretrainingConfig,
-    TrialConfig,
-)
+from workbench.config import SAMPLE_RATE, FinetuningConfig, ModelConfig, PretrainingConfig, TrialConfig
 from workbench.data.synthesis import CLASSES
+from workbench.data_config import CorpusData
 from workbench.export import load_classifier, load_encoder
 from workbench.export.__main__ import main
 from workbench.export.onnx_graph import ONNX, PACKAGES, TOLERANCE, largest_difference

@@ -10,7 +10,6 @@ import zipfile
 import pytest
 from rich.console import Console
 
-from workbench.config import Esc50Data
 from workbench.data import display, fetch, load_splits
 from workbench.data.__main__ import main
 from workbench.data.clips import DataError
@@ -19,6 +18,7 @@ from workbench.data.fetch import RemoteFile
 from workbench.data.fetch_command import FACTS, fetch_set
 from workbench.data.sources import SOURCES, Source
 from workbench.data.unpack import Unpacker
+from workbench.data_config import Esc50Data
 
 from .small_datasets import quiet
 from .test_unpack import content_of, split_zip

@@ -9,13 +9,14 @@ import numpy as np
 import pytest
 import torch
 
-from workbench.config import FinetuningConfig, FolderData, ModelConfig, TrialConfig
+from workbench.config import FinetuningConfig, ModelConfig, TrialConfig
 from workbench.data import LAYOUTS, fingerprint, load_splits
 from workbench.data.clips import DataError
 from workbench.data.listing import strictly
 from workbench.data.prepare import prepare
 from workbench.data.prepared import FAULTS, open_prepared
 from workbench.data.recordings import columns_listed
+from workbench.data_config import FolderData
 from workbench.settings import ConfigError, from_dict, identity, to_dict
 from workbench.study.definition import load_study
 from workbench.training.finetune import finetune, score

@@ -6,10 +6,10 @@ import shutil
 
 import pytest
 
-from workbench.config import FsdKaggle2019Data
 from workbench.data import LAYOUTS, fingerprint, load_splits, prepare
 from workbench.data.clips import DataError
 from workbench.data.listing import strictly
+from workbench.data_config import FsdKaggle2019Data
 from workbench.settings import ConfigError, identity
 
 from .small_datasets import labels_by_name, no_report, quiet, read_leniently

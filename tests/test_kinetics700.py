@@ -3,11 +3,11 @@
 import numpy as np
 import pytest
 
-from workbench.config import Kinetics700Data
 from workbench.data import LAYOUTS, load_splits, prepare
 from workbench.data.clips import DataError
 from workbench.data.listing import strictly
 from workbench.data.prepared import FAULTS, open_prepared
+from workbench.data_config import Kinetics700Data
 
 from .small_datasets import no_report, quiet
 from .small_kinetics700 import (

@@ -5,9 +5,9 @@ import re
 
 import pytest
 
-from workbench.config import MagnaTagATuneData
 from workbench.data import fingerprint, load_splits
 from workbench.data.clips import DataError
+from workbench.data_config import MagnaTagATuneData
 
 from .small_datasets import parts_of, quiet, read_leniently
 from .small_magnatagatune import FOLDERS, FREQUENT, RARE, row_of, write_magnatagatune, write_table

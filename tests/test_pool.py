@@ -10,22 +10,13 @@ import torch
 from rich.console import Console
 
 from workbench import data
-from workbench.config import (
-    SAMPLE_RATE,
-    CorpusData,
-    Esc50Data,
-    FinetuningConfig,
-    FolderData,
-    ModelConfig,
-    PoolData,
-    PretrainingConfig,
-    TrialConfig,
-)
+from workbench.config import SAMPLE_RATE, FinetuningConfig, ModelConfig, PretrainingConfig, TrialConfig
 from workbench.data import LAYOUTS
 from workbench.data.clips import DataError
 from workbench.data.listing import strictly
 from workbench.data.pool import cut
 from workbench.data.prepare import prepare
+from workbench.data_config import CorpusData, Esc50Data, FolderData, PoolData
 from workbench.export.__main__ import main as export
 from workbench.places import Places
 from workbench.settings import ConfigError, identity

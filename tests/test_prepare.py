@@ -10,11 +10,11 @@ import soundfile
 import torch
 
 from workbench.audio.decode import decode
-from workbench.config import Esc50Data
 from workbench.data import LAYOUTS, fingerprint, load_splits, prepare
 from workbench.data.clips import DataError
 from workbench.data.listing import strictly
 from workbench.data.prepared import FAULTS, FILES, REMARKS, open_prepared, verify
+from workbench.data_config import Esc50Data
 
 from .small_datasets import identity_of, no_report, parts_of, quiet, write_table
 

@@ -15,12 +15,12 @@ import pytest
 import torch
 
 from workbench import data
-from workbench.config import Esc50Data, PoolData
 from workbench.data import LAYOUTS, load_splits
 from workbench.data import prepare as preparation
 from workbench.data.clips import DataError
 from workbench.data.listing import strictly
 from workbench.data.remote import open_remote
+from workbench.data_config import Esc50Data, PoolData
 
 from .small_datasets import identity_of, no_report, parts_of
 

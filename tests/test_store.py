@@ -10,7 +10,8 @@ import time
 
 import pytest
 
-from workbench.config import CorpusData, Cosine, Esc50Data, FolderData, PretrainingConfig, TrialConfig
+from workbench.config import Cosine, PretrainingConfig, TrialConfig
+from workbench.data_config import CorpusData, Esc50Data, FolderData
 from workbench.stages import stages_of
 from workbench.store import FACTS, Stage, StageBusy, Store, remote
 from workbench.store.__main__ import main

@@ -12,7 +12,8 @@ import pytest
 import torch
 
 from workbench import data
-from workbench.config import CorpusData, FinetuningConfig, ModelConfig, PretrainingConfig, TrialConfig
+from workbench.config import FinetuningConfig, ModelConfig, PretrainingConfig, TrialConfig
+from workbench.data_config import CorpusData
 from workbench.stages import PREDICTIONS, VERSIONS, WEIGHTS, run_trial, stages_of
 from workbench.store import Store
 from workbench.training.checkpoint import load_tensors

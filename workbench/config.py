@@ -1,257 +1,21 @@
 """One trial as frozen types.
 
-A trial is `TrialConfig`: the audio, the model, how it is pre-trained (or not) and fine-tuned, and the
-seed of every random choice. Plain dataclasses, standard library only, so that the training core stands
-without any of the study's machinery. Durations carry their unit in the name; counts are `num_*` or plural.
+A trial is `TrialConfig`: the audio (`data_config`), the model, how it is pre-trained (or not) and fine-tuned,
+and the seed of every random choice. Plain dataclasses, standard library only, so that the training core
+stands without any of the study's machinery. Durations carry their unit in the name; counts are `num_*` or
+plural.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import Literal
 
-from workbench.settings import ConfigError, StageKind, heard_from, placement
+from workbench.data_config import CorpusData, DataConfig, PoolData, RecordedData
+from workbench.settings import ConfigError, StageKind, fraction, placement, positive, require
 
 # Hz; 64 ms are then 1,024 samples. The paper leaves the rate open, a thesis on the same task has 16 kHz.
 SAMPLE_RATE = 16_000
-
-
-def _require(holds: bool, path: str, message: str) -> None:
-    if not holds:
-        raise ConfigError(path, message)
-
-
-def _positive(settings: Any, *names: str) -> None:
-    for name in names:
-        value = getattr(settings, name)
-        _require(value > 0, name, f"must be greater than 0, is {value}")
-
-
-def _fraction(settings: Any, *names: str, zero: bool = True, one: bool = False) -> None:
-    for name in names:
-        value = getattr(settings, name)
-        low = value >= 0 if zero else value > 0
-        high = value <= 1 if one else value < 1
-        interval = f"{'[' if zero else '('}0, 1{']' if one else ')'}"
-        _require(low and high, name, f"must lie in {interval}, is {value}")
-
-
-def _events(settings: Any, name: str) -> None:
-    """The corpus' sound events need room to be told apart."""
-    seconds = getattr(settings, name)
-    _require(1.0 <= seconds <= 60.0, name, f"must lie in [1, 60], is {seconds}")
-
-
-# --- data -------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, kw_only=True)
-class CorpusData:
-    """The embedded corpus: procedural sound events, several to a clip, multi-label."""
-
-    single_label: ClassVar[bool] = False
-
-    kind: Literal["corpus"] = "corpus"
-    clip_seconds: float = 3.2
-    max_events: int = 2  # per clip
-    recipe_seed: int = 0  # another seed is another corpus, not another subset
-    pool_clips: int = 4096  # unlabelled, for pre-training
-    labelled_clips: int = heard_from(
-        "finetune", 1920
-    )  # all that have labels; `label_fraction` takes its part of them
-    validation_clips: int = heard_from("finetune", 400)
-    test_clips: int = heard_from("evaluate", 1000)
-    label_fraction: float = heard_from("finetune", 1.0)  # nested: the 10 % are among the 30 %
-
-    def is_of_one_length(self, kind: StageKind) -> bool:
-        """Whether all clips that this stage trains on are equally long."""
-        return True
-
-    def __post_init__(self) -> None:
-        _positive(self, "pool_clips", "labelled_clips", "validation_clips", "test_clips")
-        _events(self, "clip_seconds")
-        _require(1 <= self.max_events <= 12, "max_events", f"must be one of 1 to 12, is {self.max_events}")
-        _fraction(self, "label_fraction", zero=False, one=True)
-
-
-@dataclass(frozen=True, kw_only=True)
-class RecordedData:
-    """What all sets of recordings have in common.
-
-    `root` is a copy in the published layout, decoded once, or what `python -m workbench.data prepare` has
-    made of one. The unlabelled pool is all that is trained on and `corpus_clips` of the embedded corpus.
-    """
-
-    root: str = placement("")
-    clip_seconds: float = 10.0  # training crops; evaluation hears whole recordings
-    corpus_clips: int = 0
-    corpus_clip_seconds: float = 3.2
-    label_fraction: float = heard_from("finetune", 1.0)
-    skip_unreadable: bool = False
-
-    def is_of_one_length(self, kind: StageKind) -> bool:
-        """A copy of the recordings may have some that are shorter than they were published."""
-        return False
-
-    def __post_init__(self) -> None:
-        _positive(self, "clip_seconds")
-        _events(self, "corpus_clip_seconds")
-        _require(self.corpus_clips >= 0, "corpus_clips", f"must not be negative, is {self.corpus_clips}")
-        _fraction(self, "label_fraction", zero=False, one=True)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Esc50Data(RecordedData):
-    """ESC-50: single-label, five published folds. The one after the test fold validates, the others train."""
-
-    single_label: ClassVar[bool] = True
-
-    kind: Literal["esc50"] = "esc50"
-    root: str = placement("data/esc50")
-    subset: Literal["esc50", "esc10"] = "esc50"
-    test_fold: int = 1
-    clip_seconds: float = 5.0
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        _require(1 <= self.test_fold <= 5, "test_fold", f"must be one of 1 to 5, is {self.test_fold}")
-
-
-@dataclass(frozen=True, kw_only=True)
-class FolderData(RecordedData):
-    """A folder of one's own: `labels.csv`, or folders named by class (`workbench/data/folder.py`).
-
-    Of what it does not name, validation and test are held out by a hash of the recordings' names.
-    """
-
-    kind: Literal["folder"] = "folder"
-    root: str = placement("data/folder")
-    single_label: bool = False  # one label each, and only one can be right
-    validation_share: float = 0.1
-    test_share: float = 0.1
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        _fraction(self, "validation_share", "test_share", zero=False)
-        _require(
-            self.validation_share + self.test_share < 1,
-            "test_share",
-            "must leave something to train on: validation_share + test_share must be less than 1, are "
-            f"{self.validation_share} + {self.test_share}",
-        )
-
-
-@dataclass(frozen=True, kw_only=True)
-class HeldOutData(RecordedData):
-    """A set without published validation clips: a share of what is trained on is held out, by recording."""
-
-    validation_share: float = 0.1
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        _fraction(self, "validation_share", zero=False)
-
-
-@dataclass(frozen=True, kw_only=True)
-class AudioSetData(HeldOutData):
-    """AudioSet: 527 classes, multi-label; the eval segments test. Judged by mAP, with d-prime.
-
-    No validation clips are published: `validation_share` of the training clips' videos are held out.
-    """
-
-    single_label: ClassVar[bool] = False
-
-    kind: Literal["audioset"] = "audioset"
-    root: str = placement("data/audioset")
-    subset: Literal["balanced", "unbalanced", "full"] = "balanced"  # full: both
-
-
-@dataclass(frozen=True, kw_only=True)
-class FsdKaggle2019Data(HeldOutData):
-    """FSDKaggle2019: 80 classes, multi-label, trained on one of its two sets; judged by lwlrap.
-
-    No validation clips are published: `validation_share` of the training clips' uploads are held out.
-    """
-
-    single_label: ClassVar[bool] = False
-
-    kind: Literal["fsdkaggle2019"] = "fsdkaggle2019"
-    root: str = placement("data/fsdkaggle2019")
-    subset: Literal["curated", "noisy"] = "curated"
-    test_usage: Literal["all", "public", "private"] = heard_from("evaluate", "all")  # by the leaderboard
-
-
-@dataclass(frozen=True, kw_only=True)
-class Dcase2019Data(HeldOutData):
-    """DCASE 2019 task 1a: 10 acoustic scenes, single-label; judged by accuracy.
-
-    No validation clips are published: `validation_share` of the training clips' locations are held out.
-    """
-
-    single_label: ClassVar[bool] = True
-
-    kind: Literal["dcase2019"] = "dcase2019"
-    root: str = placement("data/dcase2019")
-
-
-@dataclass(frozen=True, kw_only=True)
-class MagnaTagATuneData(RecordedData):
-    """MagnaTagATune: its 50 most frequent tags, multi-label, split by folder; judged by macro AUC."""
-
-    single_label: ClassVar[bool] = False
-
-    kind: Literal["magnatagatune"] = "magnatagatune"
-    root: str = placement("data/magnatagatune")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Kinetics700Data(HeldOutData):
-    """Kinetics-700: the sound of videos of 700 human actions, single-label. Judged by top-1 accuracy.
-
-    The published validation clips test, as their publisher asks, for the labels of the test clips are kept
-    back; `validation_share` of the training clips' videos are held out to validate.
-    """
-
-    single_label: ClassVar[bool] = True
-
-    kind: Literal["kinetics700"] = "kinetics700"
-    root: str = placement("data/kinetics700")
-
-
-DataConfig = (
-    CorpusData
-    | Esc50Data
-    | AudioSetData
-    | FsdKaggle2019Data
-    | Dcase2019Data
-    | MagnaTagATuneData
-    | Kinetics700Data
-    | FolderData
-)
-
-
-@dataclass(frozen=True, kw_only=True)
-class PoolData:
-    """Unlabelled audio of its own for pre-training, where the labelled data's is not to be used.
-
-    `root` is a folder of audio, of any depth, or a prepared set of any kind. A recording is as many clips as
-    training crops fit into it, so that every hour is heard as often, however it is cut into files.
-    """
-
-    root: str = placement("data/pool")
-    clip_seconds: float = 10.0  # training crops
-    hours: float | None = None  # nested: the 10 are among the 100; None: all
-    splits: tuple[str, ...] = ()  # of a prepared set; none named: all
-    skip_unreadable: bool = False
-
-    def is_of_one_length(self, kind: StageKind) -> bool:
-        """Some recordings may be shorter than a crop."""
-        return False
-
-    def __post_init__(self) -> None:
-        _positive(self, "clip_seconds")
-        if self.hours is not None:
-            _positive(self, "hours")
 
 
 # --- model ------------------------------------------------------------------------------------------------
@@ -266,16 +30,16 @@ class FrontEndConfig:
     hop_ms: float = 20.0
 
     def __post_init__(self) -> None:
-        _positive(self, "num_mels", "window_ms", "hop_ms")
+        positive(self, "num_mels", "window_ms", "hop_ms")
         for name in ("window_ms", "hop_ms"):
             samples = getattr(self, name) * SAMPLE_RATE / 1000
-            _require(
+            require(
                 samples == int(samples),
                 name,
                 f"must be a whole number of samples at {SAMPLE_RATE} Hz, "
                 f"is {getattr(self, name)} ms = {samples} samples",
             )
-        _require(
+        require(
             self.hop_ms <= self.window_ms,
             "hop_ms",
             f"must not exceed window_ms ({self.window_ms}), is {self.hop_ms}: samples would go unheard",
@@ -308,7 +72,7 @@ class ModelConfig:
     )  # activations in the backward pass, block by block: a fraction of memory
 
     def __post_init__(self) -> None:
-        _positive(self, "frames_per_latent", "latent_dim", "num_blocks", "width", "num_heads", "ffn_dim")
+        positive(self, "frames_per_latent", "latent_dim", "num_blocks", "width", "num_heads", "ffn_dim")
         if self.width % self.num_heads:
             valid = [n for n in range(1, min(self.width, 32) + 1) if self.width % n == 0]
             raise ConfigError(
@@ -318,13 +82,13 @@ class ModelConfig:
             )
         for name in ("first_kernel", "kernel"):
             size = getattr(self, name)
-            _require(
+            require(
                 size > 0 and size % 2 == 1,
                 name,
                 f"must be odd, so that a latent sees as far back as ahead, is {size}; "
                 f"use {max(size - 1, 1)} or {size + 1}",
             )
-        _fraction(self, "dropout")
+        fraction(self, "dropout")
 
 
 # --- training ---------------------------------------------------------------------------------------------
@@ -340,15 +104,15 @@ class OptimiserConfig:
     max_grad_norm: float | None = 5.0  # None: no clipping
 
     def __post_init__(self) -> None:
-        _positive(self, "peak_lr")
-        _require(self.weight_decay >= 0, "weight_decay", f"must not be negative, is {self.weight_decay}")
-        _require(
+        positive(self, "peak_lr")
+        require(self.weight_decay >= 0, "weight_decay", f"must not be negative, is {self.weight_decay}")
+        require(
             all(0 <= beta < 1 for beta in self.betas),
             "betas",
             f"must lie in [0, 1), are {self.betas}",
         )
         if self.max_grad_norm is not None:
-            _positive(self, "max_grad_norm")
+            positive(self, "max_grad_norm")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -362,10 +126,10 @@ class ContrastiveConfig:
     temperature: float = 0.1  # equation (1) shows none; wav2vec 2.0 divides by 0.1
 
     def __post_init__(self) -> None:
-        _fraction(self, "mask_fraction", zero=False)
-        _positive(self, "mask_span", "temperature")
+        fraction(self, "mask_fraction", zero=False)
+        positive(self, "mask_span", "temperature")
         if self.num_distractors is not None:
-            _positive(self, "num_distractors")
+            positive(self, "num_distractors")
 
 
 ObjectiveConfig = ContrastiveConfig
@@ -379,7 +143,7 @@ class WarmupLinear:
     warmup: float = 1 / 30  # share of the updates: 10k of 300k
 
     def __post_init__(self) -> None:
-        _fraction(self, "warmup")
+        fraction(self, "warmup")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -392,9 +156,9 @@ class ThreeStage:
     final_scale: float = 0.01  # of the peak, reached at the last update
 
     def __post_init__(self) -> None:
-        _fraction(self, "warmup", "hold")
-        _fraction(self, "final_scale", zero=False, one=True)
-        _require(
+        fraction(self, "warmup", "hold")
+        fraction(self, "final_scale", zero=False, one=True)
+        require(
             self.warmup + self.hold <= 1,
             "hold",
             f"warmup + hold must not exceed 1, are {self.warmup} + {self.hold}",
@@ -409,7 +173,7 @@ class Constant:
     warmup: float = 0.0
 
     def __post_init__(self) -> None:
-        _fraction(self, "warmup")
+        fraction(self, "warmup")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -420,7 +184,7 @@ class Cosine:
     warmup: float = 0.1
 
     def __post_init__(self) -> None:
-        _fraction(self, "warmup")
+        fraction(self, "warmup")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -433,9 +197,9 @@ class Step:
     factor: float = 0.1
 
     def __post_init__(self) -> None:
-        _fraction(self, "warmup")
-        _fraction(self, "factor", zero=False, one=True)
-        _require(
+        fraction(self, "warmup")
+        fraction(self, "factor", zero=False, one=True)
+        require(
             list(self.milestones) == sorted(self.milestones)
             and all(0 < milestone < 1 for milestone in self.milestones),
             "milestones",
@@ -460,10 +224,10 @@ class PretrainingConfig:
     mel_shift: int = 0  # random shift of up to +- this many mel bands a clip
 
     def __post_init__(self) -> None:
-        _positive(self, "steps", "batch_size", "accumulation")
+        positive(self, "steps", "batch_size", "accumulation")
         _micro_batches(self)
-        _require(self.gain_db >= 0, "gain_db", f"must not be negative, is {self.gain_db}")
-        _require(self.mel_shift >= 0, "mel_shift", f"must not be negative, is {self.mel_shift}")
+        require(self.gain_db >= 0, "gain_db", f"must not be negative, is {self.gain_db}")
+        require(self.mel_shift >= 0, "mel_shift", f"must not be negative, is {self.mel_shift}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -475,14 +239,14 @@ class AugmentationConfig:
     mixup: float | None = 0.5  # both parameters of the Beta distribution; None: no mixup
 
     def __post_init__(self) -> None:
-        _require(
+        require(
             self.jitter_samples >= 0,
             "jitter_samples",
             f"must not be negative, is {self.jitter_samples}",
         )
-        _fraction(self, "time_mask")
+        fraction(self, "time_mask")
         if self.mixup is not None:
-            _positive(self, "mixup")
+            positive(self, "mixup")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -503,15 +267,15 @@ class FinetuningConfig:
     schedule: ScheduleConfig = ThreeStage()
 
     def __post_init__(self) -> None:
-        _positive(self, "steps", "batch_size", "accumulation", "num_evaluations")
+        positive(self, "steps", "batch_size", "accumulation", "num_evaluations")
         _micro_batches(self)
-        _fraction(self, "output_dropout")
-        _require(
+        fraction(self, "output_dropout")
+        require(
             self.consistency_weight >= 0,
             "consistency_weight",
             f"must not be negative, is {self.consistency_weight}",
         )
-        _require(
+        require(
             self.num_evaluations <= self.steps,
             "num_evaluations",
             f"must not exceed steps ({self.steps}), is {self.num_evaluations}",
@@ -519,7 +283,7 @@ class FinetuningConfig:
 
 
 def _micro_batches(settings: PretrainingConfig | FinetuningConfig) -> None:
-    _require(
+    require(
         settings.batch_size % settings.accumulation == 0,
         "accumulation",
         f"must divide batch_size ({settings.batch_size}), is {settings.accumulation}",
@@ -541,7 +305,7 @@ class TrialConfig:
     compile: bool = placement(False)  # forward pass and loss of an update, by torch.compile
 
     def __post_init__(self) -> None:
-        _require(
+        require(
             not (self.compile and self.model.recompute),
             "compile",
             "is true, as is model.recompute; use one of them: a compiled update chooses by itself what it "
@@ -549,18 +313,18 @@ class TrialConfig:
         )
         for setting, clips in (("data", self.data), ("pool", self.pool)):
             latents = 2 if clips is None else int(clips.clip_seconds * 1000 / self.latent_ms + 1e-9)
-            _require(
+            require(
                 latents >= 2,
                 f"{setting}.clip_seconds",
                 f"gives {latents} latents of {self.latent_ms:g} ms; at least 2 are needed",
             )
         if self.pool is not None and isinstance(self.data, RecordedData):
-            _require(
+            require(
                 self.data.corpus_clips == 0,
                 "data.corpus_clips",
                 f"must be 0 beside a pool, which these clips would not join, is {self.data.corpus_clips}",
             )
-        _require(self.seed >= 0, "seed", f"must not be negative, is {self.seed}")
+        require(self.seed >= 0, "seed", f"must not be negative, is {self.seed}")
 
     def trained_on(self, stage: StageKind) -> DataConfig | PoolData:
         """Where the clips that a stage trains on are."""

@@ -36,6 +36,29 @@ class ConfigError(ValueError):
         return ConfigError, (self.path, self.message)
 
 
+def require(holds: bool, path: str, message: str) -> None:
+    """Raises ConfigError unless `holds`."""
+    if not holds:
+        raise ConfigError(path, message)
+
+
+def positive(settings: Any, *names: str) -> None:
+    """Requires these fields to exceed 0."""
+    for name in names:
+        value = getattr(settings, name)
+        require(value > 0, name, f"must be greater than 0, is {value}")
+
+
+def fraction(settings: Any, *names: str, zero: bool = True, one: bool = False) -> None:
+    """Requires these fields to lie between 0 and 1, the ends included as said."""
+    for name in names:
+        value = getattr(settings, name)
+        low = value >= 0 if zero else value > 0
+        high = value <= 1 if one else value < 1
+        interval = f"{'[' if zero else '('}0, 1{']' if one else ')'}"
+        require(low and high, name, f"must lie in {interval}, is {value}")
+
+
 def placement(default: Any) -> Any:
     """A field that cannot change a result and stays out of `identity`."""
     return field(default=default, metadata={"identity": False})

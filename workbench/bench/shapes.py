@@ -6,14 +6,8 @@ import dataclasses
 from typing import Any
 
 from workbench.bench.flops import Kind
-from workbench.config import (
-    ContrastiveConfig,
-    CorpusData,
-    FinetuningConfig,
-    ModelConfig,
-    PretrainingConfig,
-    TrialConfig,
-)
+from workbench.config import ContrastiveConfig, FinetuningConfig, ModelConfig, PretrainingConfig, TrialConfig
+from workbench.data_config import CorpusData
 
 _PAPER = TrialConfig(
     data=CorpusData(clip_seconds=10.0, max_events=4),

@@ -16,7 +16,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Protocol
 
-from workbench.config import DataConfig, PoolData
 from workbench.data import (
     audioset,
     corpus,
@@ -31,6 +30,7 @@ from workbench.data import (
 from workbench.data.clips import Extent, Splits
 from workbench.data.pool import Pool
 from workbench.data.recordings import Layout
+from workbench.data_config import DataConfig, PoolData
 
 
 class Dataset(Protocol):

@@ -10,11 +10,11 @@ import csv
 from collections.abc import Iterator
 from pathlib import Path
 
-from workbench.config import AudioSetData
 from workbench.data.clips import DataError
 from workbench.data.listing import Fault, Listing, Row, read_table
 from workbench.data.recordings import Columns, Layout, Recordings, Sides, hold_out
 from workbench.data.youtube import ClipFiles, wrong_segment
+from workbench.data_config import AudioSetData
 
 CLASSES = "class_labels_indices.csv"
 CLASS_COLUMNS = ("index", "mid", "display_name")

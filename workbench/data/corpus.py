@@ -18,10 +18,11 @@ from pathlib import Path
 
 import numpy as np
 
-from workbench.config import SAMPLE_RATE, CorpusData
+from workbench.config import SAMPLE_RATE
 from workbench.data import synthesis
 from workbench.data.clips import ClipSet, Extent, Splits, labelled_subset
 from workbench.data.labels import Labels
+from workbench.data_config import CorpusData
 from workbench.random_streams import numpy_stream
 
 CLIPS_PER_FILE = 128

@@ -9,10 +9,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import NamedTuple
 
-from workbench.config import Dcase2019Data
 from workbench.data.clips import DataError
 from workbench.data.listing import Fault, Listing, Row, Rows, read_table
 from workbench.data.recordings import Columns, Layout, Recordings, Sides, hold_out
+from workbench.data_config import Dcase2019Data
 
 # The labels, columns and counts: the set's README, as in soundata/soundata, soundata/datasets/tau2019uas.py.
 SCENES = (

@@ -8,10 +8,10 @@ from __future__ import annotations
 import functools
 from pathlib import Path
 
-from workbench.config import Esc50Data
 from workbench.data.clips import DataError
 from workbench.data.listing import Fault, Listing, Row, Rows, is_name, read_table
 from workbench.data.recordings import Columns, Layout, Recordings, Sides
+from workbench.data_config import Esc50Data
 
 NUM_FOLDS = 5
 COLUMNS = ("filename", "fold", "target", "category", "esc10", "src_file")

@@ -18,10 +18,10 @@ from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
 from workbench.audio.decode import FORMATS, SOUNDTRACKS
-from workbench.config import FolderData
 from workbench.data.clips import DataError
 from workbench.data.listing import Fault, Listing, Row, is_inside, read_table
 from workbench.data.recordings import Columns, Layout, Recordings, Sides, hold_out
+from workbench.data_config import FolderData
 
 TABLE, CLASSES = "labels.csv", "classes.txt"
 COLUMNS = ("file", "labels")

@@ -10,10 +10,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
 
-from workbench.config import FsdKaggle2019Data
 from workbench.data.clips import DataError
 from workbench.data.listing import Fault, Listing, Row, Rows, is_name, read_table
 from workbench.data.recordings import Columns, Layout, Recordings, Sides, hold_out
+from workbench.data_config import FsdKaggle2019Data
 
 
 class _Set(NamedTuple):

@@ -9,11 +9,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from workbench.config import Kinetics700Data
 from workbench.data.clips import DataError
 from workbench.data.listing import Fault, Listing, Row, read_table
 from workbench.data.recordings import Columns, Layout, Recordings, Sides, hold_out
 from workbench.data.youtube import ClipFiles, wrong_segment
+from workbench.data_config import Kinetics700Data
 
 COLUMNS = ("label", "youtube_id", "time_start", "time_end", "split")
 TRAIN, VALIDATE = "train", "validate"

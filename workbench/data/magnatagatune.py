@@ -11,10 +11,10 @@ import re
 from collections import Counter
 from pathlib import Path
 
-from workbench.config import MagnaTagATuneData
 from workbench.data.clips import DataError
 from workbench.data.listing import Fault, Listing, Row, Rows, read_table
 from workbench.data.recordings import Columns, Layout, Recordings, Sides
+from workbench.data_config import MagnaTagATuneData
 
 NUM_TAGS = 50
 COLUMNS = ("clip_id", "mp3_path")  # all others are tags, 0 or 1

@@ -11,13 +11,14 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from workbench.config import SAMPLE_RATE, PoolData
+from workbench.config import SAMPLE_RATE
 from workbench.data.clips import ClipSet, DataError, Extent, Splits
 from workbench.data.folder import audio_files
 from workbench.data.labels import Labels
 from workbench.data.listing import Fault, Listing, Row
 from workbench.data.prepared import Header, Prepared
 from workbench.data.recordings import Columns, Copies, Layout, Sides, chance_of, columns_of, mean_seconds
+from workbench.data_config import PoolData
 
 SPLIT = "pool"
 

@@ -17,13 +17,14 @@ from typing import Any
 import numpy as np
 import soundfile
 
-from workbench.config import SAMPLE_RATE, PoolData, RecordedData
+from workbench.config import SAMPLE_RATE
 from workbench.data import corpus, synthesis
 from workbench.data.clips import DataError, Extent, Splits, labelled_subset
 from workbench.data.listing import Fault, Listing, strictly
 from workbench.data.prepare import content_hash, fingerprint_of, in_order, prepare
 from workbench.data.prepared import FAULTS, Header, Prepared, is_prepared, open_prepared
 from workbench.data.remote import is_url, open_remote, read_header
+from workbench.data_config import PoolData, RecordedData
 from workbench.random_streams import numpy_stream
 
 

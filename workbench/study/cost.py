@@ -11,9 +11,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from workbench import data
-from workbench.config import DataConfig, PoolData, TrialConfig
+from workbench.config import TrialConfig
 from workbench.data import synthesis
 from workbench.data.clips import Extent
+from workbench.data_config import DataConfig, PoolData
 from workbench.model.encoder import num_parameters
 from workbench.places import Places
 from workbench.settings import ConfigError, StageKind

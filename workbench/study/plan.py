@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from workbench import data
-from workbench.config import DataConfig, PoolData, TrialConfig
+from workbench.config import TrialConfig
+from workbench.data_config import DataConfig, PoolData
 from workbench.model.encoder import num_parameters
 from workbench.stages import TrialStages, stages_of
 from workbench.store import Stage
