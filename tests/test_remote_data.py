@@ -258,7 +258,7 @@ def test_a_server_without_ranges_is_told_apart(served, tmp_path):
 def test_fsspec_is_only_needed_for_a_url(prepared, tmp_path):
     script = (
         "import sys; from pathlib import Path\n"
-        "from workbench.config import Esc50Data; from workbench.data import load_splits\n"
+        "from workbench.data import load_splits; from workbench.data_config import Esc50Data\n"
         "class Refuse:\n"
         "    def find_spec(self, name, path=None, target=None):\n"
         "        if name.split('.')[0] == 'fsspec': raise ModuleNotFoundError(name)\n"
