@@ -1,6 +1,7 @@
 """From file to log-mel: agreement with torchaudio, indifference to padding, and augmentation."""
 
 import math
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -9,8 +10,9 @@ import torch
 import torchaudio
 from scipy import stats
 
+from workbench.audio import decode as decoding
 from workbench.audio.augment import gain_and_shift, jitter, mixup, time_mask
-from workbench.audio.decode import UnreadableAudio, decode
+from workbench.audio.decode import UnreadableAudio, decode, decode_blocks
 from workbench.audio.logmel import FLOOR, LogMel
 from workbench.config import SAMPLE_RATE, FrontEndConfig
 
@@ -152,6 +154,32 @@ def test_louder_than_full_scale_is_clipped(rate, tmp_path):
     samples = decode(tmp_path / "loud.wav").astype(int)
     assert (samples.min(), samples.max()) == (-32_767, 32_767)
     assert (np.abs(samples) == 32_767).mean() == pytest.approx(2 / 3, abs=0.05)  # |sin| > 1/2
+
+
+@pytest.mark.parametrize("kind", ["wav", "flac", "ogg", "mp3"])
+@pytest.mark.parametrize("rate", [16_000, 22_050, 44_100])
+def test_what_is_held_at_a_time_changes_nothing(kind, rate, tmp_path, monkeypatch):
+    path = tmp_path / f"noise.{kind}"
+    soundfile.write(path, np.random.default_rng(0).uniform(-0.5, 0.5, (3 * rate + 17, 2)), rate)
+    at_once = decode(path)
+    monkeypatch.setattr(decoding, "BLOCK", 10_000)
+    # Of MP3, libsndfile decodes a frame anew in which a part ends: it rounds otherwise.
+    np.testing.assert_allclose(decode(path).astype(int), at_once, rtol=0, atol=1 if kind == "mp3" else 0)
+
+
+def test_a_long_recording_is_never_held_as_a_whole(tmp_path, monkeypatch):
+    monkeypatch.setattr(decoding, "BLOCK", 50_000)
+    path = tmp_path / "long.wav"
+    soundfile.write(path, np.zeros((100 * 44_100, 2), np.int16), 44_100)
+    tracemalloc.start()
+    try:
+        with path.open("rb") as file:
+            samples = sum(map(len, decode_blocks(file, ".wav", [])))
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert samples == 100 * SAMPLE_RATE
+    assert peak < 3e6  # bytes; the recording takes 35e6 as float32
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf])

@@ -9,6 +9,7 @@ import pytest
 import soundfile
 import torch
 
+from workbench.audio import decode as decoding
 from workbench.audio.decode import decode
 from workbench.data import LAYOUTS, fingerprint, load_splits, prepare
 from workbench.data.clips import DataError
@@ -182,6 +183,24 @@ def test_every_fault_is_named_and_none_is_fatal(esc50, tmp_path):
     left_out = load_splits(Esc50Data(root=str(tmp_path / "set")), tmp_path, 0, no_report).left_out
     assert {f"audio/{file}" for file in faults} < set(left_out)
     assert fingerprint(Esc50Data(root=str(copy))) == prepared.header.fingerprint
+
+
+def test_a_file_that_turns_out_bad_late_leaves_nothing(esc50, tmp_path, monkeypatch):
+    """What came of it before the fault is not heard before the next clip."""
+    copy, rows = esc50
+    bad = next(row["filename"] for row in rows if row["filename"].endswith(".wav"))
+    noise = 0.1 * np.random.default_rng(0).standard_normal(30_000).astype(np.float32)
+    noise[-1] = np.nan
+    soundfile.write(copy / "audio" / bad, noise, 16_000, subtype="FLOAT")
+    monkeypatch.setattr(decoding, "BLOCK", 1_000)
+    _prepare(copy, tmp_path / "set", workers=1)
+    prepared = open_prepared(tmp_path / "set")
+    assert prepared.lines(FAULTS) == [f"audio/{bad}: holds NaN or infinity"]
+    assert verify(tmp_path / "set") == []
+    assert len(prepared.lines(FILES)) == len(rows) - 1
+    for number, file in enumerate(prepared.lines(FILES)):
+        waveform, length = prepared.clips.read(np.array([number]))
+        np.testing.assert_array_equal(waveform[0, : length[0]], decode(copy / file))
 
 
 def test_clips_that_sound_the_same_have_the_same_digest(esc50, tmp_path):

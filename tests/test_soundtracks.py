@@ -1,13 +1,22 @@
 """The sound of videos and of AAC, by PyAV: the samples that were encoded, or a reason why there are none."""
 
+import io
+
 import numpy as np
 import pytest
 
 from workbench.audio import decode as decoding
-from workbench.audio.decode import UnreadableAudio, decode, decode_bytes
+from workbench.audio.decode import UnreadableAudio, decode, decode_blocks
 from workbench.config import SAMPLE_RATE
 
 from .small_videos import amplitude_of, needs_av, write_video
+
+
+def decode_bytes(content, suffix):
+    """Its samples, and the remarks."""
+    remarks = []
+    return np.concatenate(list(decode_blocks(io.BytesIO(content), suffix, remarks))), remarks
+
 
 KINDS = {  # suffix: container and codec
     ".mp4": ("mp4", "aac"),
@@ -70,6 +79,15 @@ def test_a_video_that_is_cut_off_says_how_much_it_has(tmp_path):
 def test_what_is_no_video_is_refused(suffix, content):
     with pytest.raises(UnreadableAudio, match="cannot be decoded"):
         decode_bytes(content, suffix)
+
+
+@needs_av
+@pytest.mark.parametrize("suffix", KINDS)
+def test_what_is_held_at_a_time_changes_nothing(tmp_path, monkeypatch, suffix):
+    write_video(tmp_path / f"x{suffix}", *KINDS[suffix], channels=2)
+    at_once = decode(tmp_path / f"x{suffix}")
+    monkeypatch.setattr(decoding, "BLOCK", 5_000)
+    np.testing.assert_array_equal(decode(tmp_path / f"x{suffix}"), at_once)
 
 
 @needs_av

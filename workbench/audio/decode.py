@@ -1,24 +1,29 @@
-"""Sound file, or the sound of a video -> 16 kHz mono int16."""
+"""Sound file, or the sound of a video -> 16 kHz mono int16, block by block: a recording may last for days."""
 
 from __future__ import annotations
 
-import io
 import re
+from collections.abc import Iterator
+from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
-from typing import NamedTuple
+from typing import IO, TYPE_CHECKING
 
 import numpy as np
 import soundfile
 
 from workbench.config import SAMPLE_RATE
 
+if TYPE_CHECKING:
+    from av import AudioFrame
+    from av.container import InputContainer
+
 
 class UnreadableAudio(ValueError):
     """A file that holds no usable audio; the message says why, without the file's name."""
 
 
-DECODING_VERSION = 2  # raised when the same file would decode to other samples
+DECODING_VERSION = 3  # raised when the same file would decode to other samples
 FORMATS = {
     ".wav": {"WAV", "WAVEX", "RF64"},
     ".flac": {"FLAC"},
@@ -31,6 +36,7 @@ SOUNDTRACKS = (".m4a", ".aac", ".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", 
 # FFmpeg reads playlists, too, whatever their names, and would open the files and addresses in them.
 CONTAINERS = "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,flv,aac"
 NEEDS_PYAV = "is a video or AAC, which needs PyAV: python -m pip install av"
+BLOCK = 1 << 23  # frames of a recording that are held at a time: 3 min at 44.1 kHz
 CODEC_DELAY = 0.1  # s, by which a track's announced length may differ from what was encoded
 
 
@@ -40,58 +46,87 @@ def decode(path: Path) -> np.ndarray:
     Raises UnreadableAudio for a file that cannot be decoded, is empty or holds NaN or infinity.
     """
     try:
-        return decode_bytes(path.read_bytes(), path.suffix)[0]
+        with path.open("rb") as file:
+            return np.concatenate(list(decode_blocks(file, path.suffix, [])))
     except OSError as error:
         raise UnreadableAudio(f"cannot be decoded ({error.strerror})") from None
 
 
-def decode_bytes(content: bytes, suffix: str) -> tuple[np.ndarray, list[str]]:
-    """`decode` of a file's bytes; and what is remarkable about it, though it can be used."""
-    if suffix.lower() in SOUNDTRACKS:
-        sound, remarks = _read_soundtrack(content), []
-    else:
-        sound, kind = _read_sound(content)
-        remarks = (
-            [] if kind in FORMATS.get(suffix.lower(), {kind}) else [f"is {kind}, whatever its name says"]
-        )
-    samples, rate = sound.samples, sound.rate
-    if len(samples) == 0:
+def decode_blocks(file: IO[bytes], suffix: str, remarks: list[str]) -> Iterator[np.ndarray]:
+    """`decode` of an open file, in parts; some may come before what it raises.
+
+    `remarks` gets what is remarkable about the file, though it can be used.
+    """
+    sound = _open_soundtrack(file) if suffix.lower() in SOUNDTRACKS else _open_sound(file)
+    if sound.kind not in FORMATS.get(suffix.lower(), {sound.kind}):
+        remarks.append(f"is {sound.kind}, whatever its name says")
+    resampler: Resampler | None = None
+    frames = channels = rate = 0
+    for samples, rate in sound.blocks:
+        if not np.isfinite(samples).all():
+            raise UnreadableAudio("holds NaN or infinity")
+        resampler = resampler or Resampler(rate)
+        frames += len(samples)
+        channels = samples.shape[1]
+        yield _int16(resampler(samples.mean(axis=1)))
+    if resampler is None:
         raise UnreadableAudio("is empty")
-    if not np.isfinite(samples).all():
-        raise UnreadableAudio("holds NaN or infinity")
-    if samples.shape[1] > 2:
-        remarks.append(f"has {samples.shape[1]} channels, which are averaged")
-    if len(samples) < sound.announced:
-        remarks.append(
-            f"ends after {len(samples) / rate:.2f} s of the {sound.announced / rate:.2f} s that it announces"
-        )
-    mono = resample(samples.mean(axis=1), rate)
-    return np.round(np.clip(mono, -1.0, 1.0) * 32767).astype(np.int16), remarks
+    yield _int16(resampler(np.zeros(0, np.float32), last=True))
+    if channels > 2:
+        remarks.append(f"has {channels} channels, which are averaged")
+    if frames / rate < sound.announced - sound.tolerance:
+        remarks.append(f"ends after {frames / rate:.2f} s of the {sound.announced:.2f} s that it announces")
 
 
-def resample(samples: np.ndarray, rate: int) -> np.ndarray:
-    """(S,) float32 at `rate` Hz -> at 16 kHz; what lies above 8 kHz is more than 100 dB down."""
-    if rate == SAMPLE_RATE:
-        return samples
-    import soxr  # here: without it the training core still has all that is at 16 kHz
-
-    return np.asarray(soxr.resample(samples, rate, SAMPLE_RATE))
+def _int16(samples: np.ndarray) -> np.ndarray:
+    return np.round(np.clip(samples, -1.0, 1.0) * 32767).astype(np.int16)
 
 
-class _Sound(NamedTuple):
-    samples: np.ndarray  # (S, channels) float32
-    rate: int  # Hz
-    announced: int  # samples a channel, by the header
+class Resampler:
+    """(S,) float32 at `rate` Hz, in parts -> at 16 kHz; what lies above 8 kHz is more than 100 dB down."""
+
+    def __init__(self, rate: int) -> None:
+        self._stream = None
+        if rate != SAMPLE_RATE:
+            import soxr  # here: without it the training core still has all that is at 16 kHz
+
+            self._stream = soxr.ResampleStream(rate, SAMPLE_RATE, num_channels=1, dtype="float32")
+
+    def __call__(self, samples: np.ndarray, last: bool = False) -> np.ndarray:
+        """What is known with this part; with `last`, what was still owed, too."""
+        return samples if self._stream is None else np.asarray(self._stream.resample_chunk(samples, last))
 
 
-def _read_sound(content: bytes) -> tuple[_Sound, str]:
-    """By libsndfile; and the format, as it calls it."""
+@dataclass(frozen=True)
+class _Sound:
+    """A recording that is open."""
+
+    blocks: Iterator[tuple[np.ndarray, int]]  # (S, channels) float32, not empty; their rate in Hz
+    kind: str  # of file
+    announced: float  # s, by the header
+    tolerance: float = 0.0  # s, by which it may be shorter
+
+
+def _open_sound(file: IO[bytes]) -> _Sound:
+    """By libsndfile."""
     try:
-        with soundfile.SoundFile(io.BytesIO(content)) as file:
-            samples = file.read(dtype="float32", always_2d=True)
-            return _Sound(samples, file.samplerate, _announced_frames(file)), file.format
+        sound = soundfile.SoundFile(file)
     except (soundfile.LibsndfileError, OSError, TypeError) as error:  # TypeError: a headerless .raw
         raise UnreadableAudio(f"cannot be decoded ({error})") from None
+    return _Sound(_sound_blocks(sound), sound.format, _announced_frames(sound) / sound.samplerate)
+
+
+def _sound_blocks(sound: soundfile.SoundFile) -> Iterator[tuple[np.ndarray, int]]:
+    whole = True
+    with sound:
+        while whole:  # behind a part that is short, libsndfile would give again what it gave
+            try:
+                samples = sound.read(BLOCK, dtype="float32", always_2d=True)
+            except (soundfile.LibsndfileError, OSError) as error:
+                raise UnreadableAudio(f"cannot be decoded ({error})") from None
+            whole = len(samples) == BLOCK
+            if len(samples):
+                yield samples, sound.samplerate
 
 
 def _announced_frames(file: soundfile.SoundFile) -> int:
@@ -107,35 +142,52 @@ def can_read_soundtracks() -> bool:
     return find_spec("av") is not None
 
 
-def _read_soundtrack(content: bytes) -> _Sound:
+def _open_soundtrack(file: IO[bytes]) -> _Sound:
     """The first sound track, by PyAV; packets that are damaged are missing from it."""
     if not can_read_soundtracks():
         raise UnreadableAudio(NEEDS_PYAV)
     import av
 
     try:
-        with av.open(io.BytesIO(content), options={"format_whitelist": CONTAINERS}) as container:
-            if not container.streams.audio:
-                raise UnreadableAudio("has no sound track")
-            track = container.streams.audio[0]
-            resampler = av.AudioResampler(format="fltp")  # of the format alone: rate and channels are kept
-            frames = []
-            for packet in container.demux(track):
-                try:
-                    decoded = packet.decode()
-                except av.FFmpegError:
-                    continue
-                frames += [part for frame in decoded for part in resampler.resample(frame)]
-            seconds = float((track.duration or 0) * track.time_base)
-    except UnreadableAudio:
-        raise
+        container = av.open(file, options={"format_whitelist": CONTAINERS})
     except av.FFmpegError as error:
         raise UnreadableAudio(f"cannot be decoded ({error.strerror})") from None
-    except ValueError as error:  # a format that changes on the way
-        raise UnreadableAudio(f"cannot be decoded ({error})") from None
-    if not frames:
-        raise UnreadableAudio("is empty")
-    rate = frames[0].sample_rate  # the track's own may be half of it, for AAC with spectral band replication
-    samples = np.concatenate([frame.to_ndarray() for frame in frames], axis=1).T
-    short = seconds - len(samples) / rate
-    return _Sound(samples, rate, int(seconds * rate) if short > CODEC_DELAY else len(samples))
+    if not container.streams.audio:
+        container.close()
+        raise UnreadableAudio("has no sound track")
+    track = container.streams.audio[0]
+    announced = float((track.duration or 0) * track.time_base)
+    return _Sound(_soundtrack_blocks(container), "a sound track", announced, CODEC_DELAY)
+
+
+def _soundtrack_blocks(container: InputContainer) -> Iterator[tuple[np.ndarray, int]]:
+    import av
+
+    held: list[np.ndarray] = []
+    count = rate = 0
+    try:
+        for frame in _frames(container):
+            held.append(frame.to_ndarray())
+            rate = frame.sample_rate  # the track's own may be half of it: AAC with spectral band replication
+            count += frame.samples
+            if count >= BLOCK:
+                yield np.concatenate(held, axis=1).T, rate
+                held, count = [], 0
+    except (av.FFmpegError, ValueError) as error:  # ValueError: a format that changes on the way
+        raise UnreadableAudio(f"cannot be decoded ({getattr(error, 'strerror', error)})") from None
+    if held:
+        yield np.concatenate(held, axis=1).T, rate
+
+
+def _frames(container: InputContainer) -> Iterator[AudioFrame]:
+    import av
+
+    resampler = av.AudioResampler(format="fltp")  # of the format alone: rate and channels are kept
+    with container:
+        for packet in container.demux(container.streams.audio[0]):
+            try:
+                decoded = packet.decode()
+            except av.FFmpegError:
+                continue
+            for frame in decoded:
+                yield from resampler.resample(frame)

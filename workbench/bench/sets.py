@@ -26,7 +26,7 @@ import soundfile
 import torch
 import torchaudio
 
-from workbench.audio.decode import decode, resample
+from workbench.audio.decode import Resampler, decode
 from workbench.data.labels import Labels
 from workbench.data.listing import Listing, Row
 from workbench.data.prepare import prepare
@@ -63,7 +63,10 @@ def _resampling(rounds: int) -> None:
     def by_torchaudio(samples: np.ndarray, rate: int) -> np.ndarray:
         return torchaudio.functional.resample(torch.from_numpy(samples), rate, 16_000).numpy()
 
-    for name, work in (("soxr", resample), ("torchaudio", by_torchaudio)):
+    def by_soxr(samples: np.ndarray, rate: int) -> np.ndarray:
+        return Resampler(rate)(samples, last=True)
+
+    for name, work in (("soxr", by_soxr), ("torchaudio", by_torchaudio)):
         seconds = [_seconds(partial(work, tones[0], RATE)) for _ in range(rounds + 1)][1:]
         levels = [20 * np.log10(work(tone, RATE)[1_000:-1_000].std() * np.sqrt(2) + 1e-12) for tone in tones]
         print(

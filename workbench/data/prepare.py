@@ -28,7 +28,7 @@ from workbench.audio.decode import (
     SOUNDTRACKS,
     UnreadableAudio,
     can_read_soundtracks,
-    decode_bytes,
+    decode_blocks,
 )
 from workbench.data.clips import DataError
 from workbench.data.corpus import die_with_parent
@@ -224,18 +224,24 @@ def _append(path: Path, row: Row, out: IO[bytes]) -> _Decoded:
     if not is_inside(row.file) or not path.is_file():
         return _Decoded(ABSENT, 0, 0, ABSENT, [])
     try:
-        content = path.read_bytes()
+        found = sha256(path)
+        file = path.open("rb")
     except OSError as error:
         return _Decoded(ABSENT, 0, 0, f"cannot be read ({error.strerror})", [])
-    found = hashlib.sha256(content).hexdigest()
+    begin, samples = out.tell(), hashlib.sha256()
+    remarks: list[str] = []
     try:
-        samples, remarks = decode_bytes(content, path.suffix)
+        with file:
+            for block in decode_blocks(file, path.suffix, remarks):
+                content = block.astype("<i2").tobytes()
+                out.write(content)
+                samples.update(content)
     except UnreadableAudio as error:
+        out.seek(begin)
+        out.truncate()
         return _Decoded(found, 0, 0, str(error), [])
-    content = samples.astype("<i2").tobytes()
-    out.write(content)
-    digest = int.from_bytes(hashlib.sha256(content).digest()[:8], "big")
-    return _Decoded(found, len(samples), digest, "", remarks)
+    digest = int.from_bytes(samples.digest()[:8], "big")
+    return _Decoded(found, (out.tell() - begin) // 2, digest, "", remarks)
 
 
 # --- all of it ----------------------------------------------------------------------------------------------
