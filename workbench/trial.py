@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 
 from workbench import processes
-from workbench.data import load_pool, load_splits
+from workbench.data import make_ready
 from workbench.data.clips import DataError
 from workbench.places import DEFAULT_ROOT, Places
 from workbench.settings import ConfigError
@@ -64,15 +64,15 @@ def _run(options: argparse.Namespace, device: torch.device) -> None:
     planned = Planner().plan(trial)
     say = print if processes.rank() == 0 else lambda line: None
     say(f"trial {options.number}: {trial.label}, {processes.count()} x {device.type}")
+    fingerprints = planned.data_fingerprint, planned.pool_fingerprint
     if processes.rank() == 0:  # data are made or decoded once; the others then open them
-        load_splits(trial.config.data, places.data, trial.seed, say, planned.data_fingerprint)
-        if trial.config.pool is not None:
-            load_pool(trial.config.pool, places.data, say, planned.pool_fingerprint)
+        config = trial.config
+        if left_out := make_ready(config.data, config.pool, places.data, trial.seed, say, fingerprints):
+            say(f"{len(left_out)} files are left out; python -m workbench.data inspect names them")
     processes.agreed(True, device)
     result = run_trial(
         trial.config,
-        planned.data_fingerprint,
-        planned.pool_fingerprint,
+        *fingerprints,
         store=places.store(say),
         data_root=places.data,
         device=device,

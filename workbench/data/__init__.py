@@ -99,6 +99,30 @@ def load_pool(
     return pool.load(config, root, report, fingerprint or pool.fingerprint(config))
 
 
+def make_ready(
+    data: DataConfig,
+    pool: PoolData | None,
+    root: Path,
+    seed: int,
+    report: Callable[[str], None],
+    fingerprints: tuple[str, str | None],
+) -> set[str]:
+    """Make or decode the audio of a trial, once: who then trains only opens it. The files that are left out.
+
+    `report` is told of recordings in the pool that sound as clips do which training is not to hear.
+    """
+    splits = load_splits(data, root, seed, report, fingerprints[0])
+    if pool is None:
+        return set(splits.left_out)
+    own = load_pool(pool, root, report, fingerprints[1])
+    if shared := own.num_shared(splits):
+        report(
+            f"{pool.root}: {shared} recordings of the pool sound the same as validation or test clips of "
+            f"{data.kind}, and pre-training will hear them"
+        )
+    return {*splits.left_out, *own.left_out}
+
+
 def extent(config: DataConfig | PoolData, root: Path, fingerprint: str) -> Extent:
     """How much there is. Raises DataError."""
     if isinstance(config, PoolData):

@@ -14,7 +14,7 @@ import torch
 from rich.console import Console
 
 from workbench.commands import INTERRUPTED
-from workbench.data import load_pool, load_splits
+from workbench.data import make_ready
 from workbench.places import Places
 from workbench.stages import read_result
 from workbench.store import Store
@@ -217,7 +217,6 @@ def _judge_estimate(expected: Cost, seconds: float, folder: Path, console: Conso
 
 
 def _prepare_data(study: Study, places: Places, console: Console) -> None:
-    """Make or decode the data once, here: workers then only open them."""
     trials: list[Trial] = study.trials() if study.search is None else study.corners()
     distinct = {(trial.config.data, trial.config.pool): trial.seed for trial in trials}
     planner = Planner()
@@ -227,16 +226,8 @@ def _prepare_data(study: Study, places: Places, console: Console) -> None:
         console.print(line, markup=False)
 
     for (data, pool), seed in distinct.items():
-        splits = load_splits(data, places.data, seed, say, planner.fingerprint(data))
-        left_out |= set(splits.left_out)
-        if pool is not None:
-            own = load_pool(pool, places.data, say, planner.fingerprint(pool))
-            left_out |= set(own.left_out)
-            if shared := own.num_shared(splits):
-                say(
-                    f"{pool.root}: {shared} recordings of the pool sound the same as validation or test "
-                    f"clips of {data.kind}, and pre-training will hear them"
-                )
+        fingerprints = planner.fingerprint(data), None if pool is None else planner.fingerprint(pool)
+        left_out |= make_ready(data, pool, places.data, seed, say, fingerprints)
     if left_out:
         named = sorted(left_out)[:NAMED_FILES]
         more = f" and {len(left_out) - len(named)} more" if len(left_out) > len(named) else ""
