@@ -1,5 +1,7 @@
 """From file to log-mel: agreement with torchaudio, indifference to padding, and augmentation."""
 
+import errno
+import io
 import math
 import tracemalloc
 
@@ -197,13 +199,35 @@ def test_a_file_without_samples_is_refused(tmp_path):
         decode(tmp_path / "empty.wav")
 
 
+def test_one_sample_at_a_higher_rate_is_nothing_at_ours(tmp_path):
+    soundfile.write(tmp_path / "x.wav", np.full(1, 0.5), 96_000)
+    with pytest.raises(UnreadableAudio, match="is empty"):
+        decode(tmp_path / "x.wav")
+
+
+@pytest.mark.parametrize("after", [0, 100, 40_000])
+def test_an_error_of_the_disk_is_no_end_of_a_recording(tmp_path, after):
+    soundfile.write(tmp_path / "x.wav", _sine(SAMPLE_RATE, seconds=3.0), SAMPLE_RATE)
+
+    class Failing(io.BytesIO):
+        def read(self, size=-1):
+            if self.tell() >= after:
+                raise OSError(errno.EIO, "Input/output error")
+            return super().read(size)
+
+    content = (tmp_path / "x.wav").read_bytes()
+    with pytest.raises(UnreadableAudio, match=r"cannot be read \(Input/output error\)"):
+        list(decode_blocks(Failing(content), ".wav", []))
+
+
 @pytest.mark.parametrize("name", ["x.wav", "x.flac", "x.ogg", "x.mp3", "x.raw", "x.txt", "x"])
 @pytest.mark.parametrize("content", [b"", bytes(1000), b"no sound at all\n" * 40])
 def test_what_is_no_sound_is_refused(name, content, tmp_path):
     """Whatever the name promises; a .raw would be any bytes at all, at a rate that nobody knows."""
     (tmp_path / name).write_bytes(content)
-    with pytest.raises(UnreadableAudio, match=r"cannot be decoded|is empty"):
+    with pytest.raises(UnreadableAudio, match=r"cannot be decoded|is empty") as error:
         decode(tmp_path / name)
+    assert str(tmp_path) not in str(error.value)  # lists of faults are the same wherever a copy lies
 
 
 @pytest.mark.parametrize(("kind", "kept"), [("wav", 20), ("flac", 4_000), ("ogg", 2_000)])

@@ -14,8 +14,9 @@ from workbench.config import SAMPLE_RATE, FinetuningConfig, ModelConfig, Pretrai
 from workbench.data import LAYOUTS
 from workbench.data.clips import DataError
 from workbench.data.listing import strictly
-from workbench.data.pool import cut
+from workbench.data.pool import cut, first_hours
 from workbench.data.prepare import prepare
+from workbench.data.recordings import Columns, hold_out
 from workbench.data_config import CorpusData, Esc50Data, FolderData, PoolData
 from workbench.export.__main__ import main as export
 from workbench.places import Places
@@ -134,6 +135,16 @@ def test_the_part_that_is_heard_follows_from_names_not_from_the_files_beside_the
     assert sounds(audio, 6.0) <= sounds(more, 7.0 + 2 * CROP)
 
 
+def test_the_hours_that_are_heard_have_nothing_to_do_with_who_is_held_out():
+    """Else a small pool of a set would be the validation clips of that set."""
+    names = np.array([f"r{number}" for number in range(3_000)])
+    columns = Columns(("train",), np.zeros(3_000, np.uint8), names)
+    held = hold_out(columns, np.arange(3_000), 0.1)[1]
+    tenth = first_hours(names, np.arange(3_000), np.full(3_000, 3_600 * SAMPLE_RATE), 300.0, "")
+    assert len(tenth) == pytest.approx(300, abs=1)
+    assert len(np.intersect1d(held, tenth)) == pytest.approx(30, abs=15)  # three deviations
+
+
 def _waveforms(clips):
     waveforms, lengths = clips.read(np.arange(len(clips)))
     return [waveform[:length] for waveform, length in zip(waveforms, lengths, strict=True)]
@@ -166,6 +177,12 @@ def test_any_prepared_set_is_a_pool_whole_or_by_its_splits(pristine, tmp_path):
     part = _load(tmp_path / "set", tmp_path, no_report, splits=("fold 2", "fold 4"))
     assert len(part.clips) == 18
     assert _heard(part.clips) < _heard(whole.clips)
+    header = json.loads((tmp_path / "set" / "set.json").read_text())
+    header["splits"] |= {"fold 7": 0}
+    (tmp_path / "set" / "set.json").write_text(json.dumps(header))
+    for hours in (None, 1.0):
+        with pytest.raises(DataError, match="has not one clip in fold 7"):
+            _load(tmp_path / "set", tmp_path, splits=("fold 7",), hours=hours)
     with pytest.raises(
         DataError, match=r"no split 'fold 6', which pool\.splits names; it has fold 1, fold 2"
     ):

@@ -1,8 +1,12 @@
 """A prepared set is what the copy's files are, whatever happened on the way; and is read as the copy is."""
 
+import concurrent.futures
 import dataclasses
+import errno
 import json
+import os
 import shutil
+from concurrent.futures.process import BrokenProcessPool
 
 import numpy as np
 import pytest
@@ -12,6 +16,7 @@ import torch
 from workbench.audio import decode as decoding
 from workbench.audio.decode import decode
 from workbench.data import LAYOUTS, fingerprint, load_splits, prepare
+from workbench.data.__main__ import main
 from workbench.data.clips import DataError
 from workbench.data.listing import strictly
 from workbench.data.prepared import FAULTS, FILES, REMARKS, open_prepared, verify
@@ -90,6 +95,66 @@ def test_workers_and_interruptions_leave_no_trace(pristine, tmp_path):
     _prepare(copy, folder, workers=1)
     assert _contents(folder) == expected
     assert {name: (folder / name).stat().st_mtime_ns for name in made} == made
+
+
+@pytest.mark.parametrize("last", ["write_columns", "fingerprint_of"])
+def test_a_full_disk_at_the_very_end_loses_nothing(pristine, tmp_path, monkeypatch, capsys, last):
+    """The command that is given again decodes nothing again."""
+    folder = tmp_path / "set"
+    command = ["prepare", "esc50", "--root", str(pristine[0]), "--to", str(folder), "--workers", "1"]
+
+    def full(*arguments):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(prepare, last, full)
+        assert main(command) == 2
+    assert "No space left" in capsys.readouterr().err
+    made = {path.name: path.stat().st_mtime_ns for path in folder.glob("audio-*.int16")}
+    assert len(made) == 6
+    assert main(command) == 0
+    assert {name: (folder / name).stat().st_mtime_ns for name in made} == made
+    assert verify(folder) == []
+
+
+def test_a_file_that_changes_while_it_is_read_is_not_taken(pristine, tmp_path, monkeypatch):
+    """Its samples would be kept under the hash of others."""
+    decode_blocks = prepare.decode_blocks
+
+    def touching(file, suffix, remarks):
+        yield from decode_blocks(file, suffix, remarks)
+        os.utime(file.fileno(), (1, 1))
+
+    shutil.copytree(pristine[0], tmp_path / "copy")
+    monkeypatch.setattr(prepare, "decode_blocks", touching)
+    with pytest.raises(DataError, match=r"wav: was changed while it was read"):
+        _prepare(tmp_path / "copy", tmp_path / "set", workers=1)
+
+
+def test_a_copy_that_changed_since_its_fingerprint_is_not_filed_under_it(esc50, tmp_path):
+    copy, rows = esc50
+    config = Esc50Data(root=str(copy))
+    before = fingerprint(config)
+    soundfile.write(copy / "audio" / rows[0]["filename"], np.full(16_000, 0.25), 16_000)
+    with pytest.raises(DataError, match="files were changed, or could not be read, while they were decoded"):
+        load_splits(config, tmp_path / "root", 0, quiet, before)
+    assert not list((tmp_path / "root").glob("esc50-*"))
+    assert len(load_splits(config, tmp_path / "root", 0, quiet).train) == 27
+
+
+def test_a_decoder_that_dies_is_told_with_where_it_was(pristine, tmp_path, monkeypatch):
+    monkeypatch.setattr(prepare, "spawned_pool", _Dying)
+    with pytest.raises(DataError, match=r"a process that decodes died(.|\n)*\n  audio/.* to audio/") as error:
+        _prepare(pristine[0], tmp_path / "set", workers=2)
+    assert len(str(error.value).splitlines()) == 4  # of six shards, the two that were under way
+
+
+class _Dying(concurrent.futures.Executor):
+    def __init__(self, workers, threads):
+        pass
+
+    def map(self, work, jobs):
+        raise BrokenProcessPool
 
 
 def test_a_file_that_changed_meanwhile_is_decoded_again(esc50, tmp_path):
@@ -235,6 +300,17 @@ def test_paths_of_a_table_do_not_leave_the_copy(esc50, tmp_path):
         assert open_prepared(folder).lines(FAULTS) == [f"{file}: is not there"]
 
 
+def test_audio_that_is_cut_short_is_not_heard_as_silence(pristine, tmp_path):
+    folder = tmp_path / "set"
+    _prepare(pristine[0], folder, workers=1)
+    shard = folder / "audio-000001.int16"
+    shard.write_bytes(shard.read_bytes()[:-2])
+    clips = open_prepared(folder).clips
+    clips.read(np.array([14]))
+    with pytest.raises(DataError, match=r"audio-000001\.int16: is cut short; prepare the set again"):
+        clips.read(np.array([15]))
+
+
 def test_verify_names_what_is_not_as_it_was_written(pristine, tmp_path):
     folder = tmp_path / "set"
     _prepare(pristine[0], folder, workers=1)
@@ -259,6 +335,8 @@ def test_verify_names_what_is_not_as_it_was_written(pristine, tmp_path):
         (lambda raw: [], "format must be 1"),
         (lambda raw: raw | {"splits": {"fold 1": 3}}, "has not 3 clips"),
         (lambda raw: raw | {"sha256": {"../x": ""}}, "outside of its folder"),
+        (lambda raw: {"format": raw["format"]}, "set.json: layout: is required; prepare the set again"),
+        (lambda raw: raw | {"more": 1}, "set.json: more: unknown key"),
     ],
 )
 def test_a_header_that_cannot_be_is_refused(pristine, tmp_path, change, message):

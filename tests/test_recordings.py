@@ -3,7 +3,9 @@
 import numpy as np
 import pytest
 
-from workbench.data.recordings import Columns, hold_out
+from workbench.data.listing import Listing, Row
+from workbench.data.recordings import Columns, hold_out, mean_seconds
+from workbench.data_config import FolderData
 
 
 def _clips(count, takes=3):
@@ -27,3 +29,9 @@ def test_who_is_held_out_does_not_depend_on_who_else_is_there():
     some = np.arange(1, 900, 2)
     assert set(hold_out(clips, some, 0.2)[1]) == whole & set(some)
     assert set(hold_out(clips, np.arange(900), 0.1)[1]) < whole
+
+
+def test_a_headerless_file_does_not_end_the_plan(tmp_path):
+    (tmp_path / "x.raw").write_bytes(bytes(1_000))
+    listing = Listing(("a",), single_label=False, rows=[Row("x.raw", "x.raw", "all", (0,))])
+    assert mean_seconds(FolderData(root=str(tmp_path), clip_seconds=3.0), listing) == 3.0

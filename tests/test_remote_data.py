@@ -211,16 +211,26 @@ def test_an_index_that_is_not_as_it_was_written_is_refused_and_not_kept(at_url, 
     assert len(open_remote(url, tmp_path / "root").clips) == 45
 
 
-def test_nothing_is_written_outside_of_the_root(at_url, tmp_path):
+def test_a_file_outside_of_the_root_is_refused(at_url, tmp_path):
     folder, url = at_url
     header = json.loads((folder / "set.json").read_text())
     header["sha256"]["../../stolen"] = "0" * 64
-    header["layout"] = header["fingerprint"] = "../../elsewhere"
     (folder / "set.json").write_text(json.dumps(header))
     before = sorted(tmp_path.rglob("*"))
     with pytest.raises(DataError, match="outside of its folder"):
         open_remote(url, tmp_path / "a" / "root")
     assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_whatever_a_header_calls_itself_its_index_lies_below_the_root(at_url, tmp_path):
+    folder, url = at_url
+    header = json.loads((folder / "set.json").read_text())
+    header["layout"] = header["fingerprint"] = "../../elsewhere"
+    (folder / "set.json").write_text(json.dumps(header))
+    root = tmp_path / "a" / "root"
+    before = set(tmp_path.rglob("*"))
+    assert len(open_remote(url, root).clips) == 45
+    assert {path for path in tmp_path.rglob("*") if root not in path.parents} == before | {root.parent, root}
 
 
 def test_a_set_that_was_replaced_has_an_index_of_its_own(at_url, pristine, tmp_path):

@@ -95,8 +95,9 @@ def test_a_list_of_files_opens_none(tmp_path, monkeypatch):
     """FFmpeg would read the file that it names."""
     monkeypatch.chdir(tmp_path)
     write_video(tmp_path / "secret.aac", "adts", "aac")
+    (tmp_path / "list.mp4").write_bytes(b"ffconcat version 1.0\nfile secret.aac\n")
     with pytest.raises(UnreadableAudio, match="cannot be decoded"):
-        decode_bytes(b"ffconcat version 1.0\nfile secret.aac\n", ".mp4")
+        decode(tmp_path / "list.mp4")
 
 
 def test_without_pyav_the_remedy_is_named(tmp_path, monkeypatch):

@@ -57,21 +57,27 @@ def decode_blocks(file: IO[bytes], suffix: str, remarks: list[str]) -> Iterator[
 
     `remarks` gets what is remarkable about the file, though it can be used.
     """
-    sound = _open_soundtrack(file) if suffix.lower() in SOUNDTRACKS else _open_sound(file)
+    source = _Source(file)
+    sound = _open_soundtrack(source) if suffix.lower() in SOUNDTRACKS else _open_sound(source)
     if sound.kind not in FORMATS.get(suffix.lower(), {sound.kind}):
         remarks.append(f"is {sound.kind}, whatever its name says")
     resampler: Resampler | None = None
-    frames = channels = rate = 0
+    frames = channels = rate = given = 0
     for samples, rate in sound.blocks:
         if not np.isfinite(samples).all():
             raise UnreadableAudio("holds NaN or infinity")
         resampler = resampler or Resampler(rate)
         frames += len(samples)
         channels = samples.shape[1]
-        yield _int16(resampler(samples.mean(axis=1)))
-    if resampler is None:
+        given += len(part := _int16(resampler(samples.mean(axis=1))))
+        yield part
+    if source.error is not None:
+        raise UnreadableAudio(f"cannot be read ({source.error.strerror})")
+    if resampler is not None:
+        given += len(part := _int16(resampler(np.zeros(0, np.float32), last=True)))
+        yield part
+    if given == 0:
         raise UnreadableAudio("is empty")
-    yield _int16(resampler(np.zeros(0, np.float32), last=True))
     if channels > 2:
         remarks.append(f"has {channels} channels, which are averaged")
     if frames / rate < sound.announced - sound.tolerance:
@@ -80,6 +86,22 @@ def decode_blocks(file: IO[bytes], suffix: str, remarks: list[str]) -> Iterator[
 
 def _int16(samples: np.ndarray) -> np.ndarray:
     return np.round(np.clip(samples, -1.0, 1.0) * 32767).astype(np.int16)
+
+
+class _Source:
+    """A file, for libraries that take an error of reading for its end, and name a file as they like."""
+
+    def __init__(self, file: IO[bytes]) -> None:
+        self.error: OSError | None = None
+        self.seek, self.tell = file.seek, file.tell
+        self._file = file
+
+    def read(self, size: int = -1) -> bytes:
+        try:
+            return self._file.read(size)
+        except OSError as error:
+            self.error = error
+            return b""
 
 
 class Resampler:
@@ -107,26 +129,30 @@ class _Sound:
     tolerance: float = 0.0  # s, by which it may be shorter
 
 
-def _open_sound(file: IO[bytes]) -> _Sound:
+def _open_sound(file: _Source) -> _Sound:
     """By libsndfile."""
     try:
         sound = soundfile.SoundFile(file)
-    except (soundfile.LibsndfileError, OSError, TypeError) as error:  # TypeError: a headerless .raw
-        raise UnreadableAudio(f"cannot be decoded ({error})") from None
-    return _Sound(_sound_blocks(sound), sound.format, _announced_frames(sound) / sound.samplerate)
+    except soundfile.LibsndfileError as error:
+        raise UnreadableAudio(_reason(file, error.error_string)) from None
+    return _Sound(_sound_blocks(sound, file), sound.format, _announced_frames(sound) / sound.samplerate)
 
 
-def _sound_blocks(sound: soundfile.SoundFile) -> Iterator[tuple[np.ndarray, int]]:
+def _sound_blocks(sound: soundfile.SoundFile, file: _Source) -> Iterator[tuple[np.ndarray, int]]:
     whole = True
     with sound:
         while whole:  # behind a part that is short, libsndfile would give again what it gave
             try:
                 samples = sound.read(BLOCK, dtype="float32", always_2d=True)
-            except (soundfile.LibsndfileError, OSError) as error:
-                raise UnreadableAudio(f"cannot be decoded ({error})") from None
+            except soundfile.LibsndfileError as error:
+                raise UnreadableAudio(_reason(file, error.error_string)) from None
             whole = len(samples) == BLOCK
             if len(samples):
                 yield samples, sound.samplerate
+
+
+def _reason(file: _Source, error: str) -> str:
+    return f"cannot be decoded ({error})" if file.error is None else f"cannot be read ({file.error.strerror})"
 
 
 def _announced_frames(file: soundfile.SoundFile) -> int:
@@ -142,7 +168,7 @@ def can_read_soundtracks() -> bool:
     return find_spec("av") is not None
 
 
-def _open_soundtrack(file: IO[bytes]) -> _Sound:
+def _open_soundtrack(file: _Source) -> _Sound:
     """The first sound track, by PyAV; packets that are damaged are missing from it."""
     if not can_read_soundtracks():
         raise UnreadableAudio(NEEDS_PYAV)
@@ -151,7 +177,7 @@ def _open_soundtrack(file: IO[bytes]) -> _Sound:
     try:
         container = av.open(file, options={"format_whitelist": CONTAINERS})
     except av.FFmpegError as error:
-        raise UnreadableAudio(f"cannot be decoded ({error.strerror})") from None
+        raise UnreadableAudio(_reason(file, error.strerror)) from None
     if not container.streams.audio:
         container.close()
         raise UnreadableAudio("has no sound track")

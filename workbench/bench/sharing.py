@@ -10,20 +10,19 @@ from __future__ import annotations
 
 import argparse
 import io
-import multiprocessing
 import statistics
 import sys
 import tempfile
 import time
 from collections import defaultdict
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures import as_completed
 from pathlib import Path
 
 import torch
 from rich.console import Console
 
+from workbench.child_processes import spawned_pool
 from workbench.config import TrialConfig
-from workbench.data.corpus import die_with_parent
 from workbench.places import DEFAULT_ROOT, Places
 from workbench.settings import ConfigError, from_dict, to_dict
 from workbench.stages import read_result, run_trial
@@ -91,9 +90,8 @@ def _run_opaquely(
 ) -> list[Store]:
     """Every trial by itself, the longest first; their stores."""
     stores = [Store(folder / str(number)) for number in range(len(planned))]
-    context = multiprocessing.get_context("spawn")
     order = sorted(range(len(planned)), key=lambda i: -planned[i].trial.config.finetuning.steps)
-    with ProcessPoolExecutor(device.concurrency, context, initializer=die_with_parent) as pool:
+    with spawned_pool(device.concurrency) as pool:
         waiting = [
             pool.submit(
                 _train,

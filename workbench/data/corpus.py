@@ -6,27 +6,24 @@ part only adds files, and a clip never depends on how many there are.
 
 from __future__ import annotations
 
-import ctypes
-import multiprocessing
 import os
-import signal
-import sys
+import uuid
 from collections import Counter
 from collections.abc import Callable
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 
 import numpy as np
 
+from workbench.child_processes import spawned_pool
 from workbench.config import SAMPLE_RATE
 from workbench.data import synthesis
-from workbench.data.clips import ClipSet, Extent, Splits, labelled_subset
+from workbench.data.clips import ClipSet, DataError, Extent, Splits, labelled_subset
 from workbench.data.labels import Labels
 from workbench.data_config import CorpusData
 from workbench.random_streams import numpy_stream
 
 CLIPS_PER_FILE = 128
-PR_SET_PDEATHSIG = 1  # of Linux' prctl
 
 
 def fingerprint(config: CorpusData) -> str:
@@ -134,26 +131,21 @@ def _label_file(folder: Path, part: str, number: int) -> Path:
 def _make_in_parallel(
     jobs: list[tuple[synthesis.Recipe, Path, str, int]], report: Callable[[str], None]
 ) -> None:
-    workers = min(os.cpu_count() or 1, len(jobs))
+    workers = min(len(os.sched_getaffinity(0)), len(jobs))
     if workers == 1 or len(jobs) < 4:  # a process costs more than a file or two
         for job in jobs:
             _make_file(job)
         return
-    # spawn: a forked child would inherit the locks of torch's threads.
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(workers, context, initializer=die_with_parent) as pool:
-        for done, _ in enumerate(pool.map(_make_file, jobs), start=1):
-            if done % max(1, len(jobs) // 5) == 0:
-                report(f"embedded corpus: {done} of {len(jobs)} files")
-
-
-def die_with_parent() -> None:
-    """Else a worker would wait for ever for the jobs of a parent that was killed."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-    parent = multiprocessing.parent_process()
-    if parent is not None and parent.pid != os.getppid():  # it died before it was asked for
-        os._exit(1)
+    with spawned_pool(workers, threads=1) as pool:
+        try:
+            for done, _ in enumerate(pool.map(_make_file, jobs), start=1):
+                if done % max(1, len(jobs) // 5) == 0:
+                    report(f"embedded corpus: {done} of {len(jobs)} files")
+        except BrokenProcessPool:
+            raise DataError(
+                f"embedded corpus: a process that makes it in {jobs[0][1]} died; memory may be short. "
+                "The same command goes on"
+            ) from None
 
 
 def _make_file(job: tuple[synthesis.Recipe, Path, str, int]) -> None:
@@ -166,7 +158,7 @@ def _make_file(job: tuple[synthesis.Recipe, Path, str, int]) -> None:
 
 
 def _publish(array: np.ndarray, path: Path) -> None:
-    aside = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    aside = path.with_name(f"{path.name}.{uuid.uuid4().hex}.tmp")
     with aside.open("wb") as file:
         np.save(file, array, allow_pickle=False)
     aside.replace(path)

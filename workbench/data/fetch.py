@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import fcntl
 import hashlib
 import http.client
 import json
@@ -31,6 +30,7 @@ from urllib.parse import urlsplit
 from rich.filesize import decimal
 
 from workbench.data.clips import DataError
+from workbench.data.exclusive import exclusive
 
 TIMEOUT_SECONDS = 60.0  # without a byte
 ATTEMPTS = 6  # in a row that bring nothing new
@@ -100,16 +100,12 @@ def fetch(
 @contextlib.contextmanager
 def only_one(folder: Path) -> Iterator[None]:
     """While entered, no other process can enter with this folder. Raises DataError."""
-    folder.mkdir(parents=True, exist_ok=True)
-    handle = os.open(folder, os.O_RDONLY)
-    try:
+    with contextlib.ExitStack() as stack:
         try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            stack.enter_context(exclusive(folder, wait=False))
         except BlockingIOError:
             raise DataError(f"{folder}: another process is fetching into it; wait until it ends") from None
         yield
-    finally:
-        os.close(handle)
 
 
 def with_record(files: Sequence[RemoteFile], record: str, report: Report = print) -> list[RemoteFile]:

@@ -44,15 +44,17 @@ def read(root: Path, fault: Fault) -> Listing:
 
 
 def sides(config: PoolData, clips: Columns) -> Sides:
-    """All is to train on, or the splits that are named. Raises DataError for one that there is not."""
+    """All is to train on, or the splits that are named. Raises DataError where they have no clips."""
     for split in config.splits:
         if split not in clips.splits:
             raise DataError(
                 f"{config.root}: has no split {split!r}, which pool.splits names; it has "
                 f"{', '.join(clips.splits)}"
             )
-    none = np.empty(0, np.int64)
-    return Sides(train=clips.of(*(config.splits or clips.splits)), validation=none, test=none)
+    heard, none = clips.of(*(config.splits or clips.splits)), np.empty(0, np.int64)
+    if not len(heard):
+        raise DataError(f"{config.root}: has not one clip in {', '.join(config.splits or clips.splits)}")
+    return Sides(train=heard, validation=none, test=none)
 
 
 class _Pools(Copies):
@@ -150,7 +152,7 @@ def first_hours(
 
     So fewer hours lie within more, whatever the seed. Raises DataError where there are not as many.
     """
-    order = np.argsort(chance_of(names)[which], kind="stable")
+    order = np.argsort(chance_of(names, "pool.hours/")[which], kind="stable")
     until = np.cumsum(length[order].astype(np.int64))
     wanted = hours * 3600 * SAMPLE_RATE
     if until[-1] < wanted:

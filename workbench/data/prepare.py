@@ -6,21 +6,18 @@ that was ended, however, goes on where it stopped. Files that cannot be used are
 
 from __future__ import annotations
 
-import contextlib
-import fcntl
 import hashlib
 import itertools
 import json
-import multiprocessing
 import os
+import uuid
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
 import numpy as np
-import torch
 
 from workbench.audio.decode import (
     DECODING_VERSION,
@@ -30,8 +27,9 @@ from workbench.audio.decode import (
     can_read_soundtracks,
     decode_blocks,
 )
+from workbench.child_processes import spawned_pool
 from workbench.data.clips import DataError
-from workbench.data.corpus import die_with_parent
+from workbench.data.exclusive import exclusive
 from workbench.data.labels import Labels
 from workbench.data.listing import Listing, Row, is_inside
 from workbench.data.prepared import (
@@ -71,7 +69,7 @@ def prepare(
     DataError where not one file can be read, PyAV would be needed to read some, or with `strict` where any
     cannot be, and OSError for what the disk does.
     """
-    with _alone(folder):
+    with exclusive(folder, wait=True):
         if is_prepared(folder):
             return Header.read(folder)
         rows = in_order(listing)
@@ -121,18 +119,6 @@ def fingerprint_of(layout: str, listing: Listing, rows: Sequence[Row], hashes: I
     return total.hexdigest()
 
 
-@contextlib.contextmanager
-def _alone(folder: Path) -> Iterator[None]:
-    """While entered, no other process prepares the same set; one that comes waits."""
-    folder.mkdir(parents=True, exist_ok=True)
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(handle)
-
-
 # --- a shard ------------------------------------------------------------------------------------------------
 
 
@@ -161,18 +147,19 @@ def _run(work: Callable[[_Job], int], jobs: Sequence[_Job], workers: int | None)
     if workers <= 1:
         yield from map(work, jobs)
         return
-    # spawn: a forked child would inherit the locks of torch's threads.
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(workers, context, initializer=_begin_worker) as pool:
+    with spawned_pool(workers, threads=1) as pool:
         try:
             yield from pool.map(work, jobs)
+        except BrokenProcessPool:
+            waiting = [job.rows for job in jobs if _read_part(job.folder, job.number) is None][:workers]
+            listed = "".join(f"\n  {rows[0].file} to {rows[-1].file}" for rows in waiting)
+            raise DataError(
+                f"{jobs[0].copy}: a process that decodes died, of too little memory or of a file that its "
+                f"decoder cannot bear, probably one of these:{listed}\n"
+                "The same command goes on where it stopped"
+            ) from None
         finally:
             pool.shutdown(cancel_futures=True)
-
-
-def _begin_worker() -> None:
-    die_with_parent()
-    torch.set_num_threads(1)  # each worker has a core; torch would give each all of them
 
 
 def _part_path(folder: Path, number: int) -> Path:
@@ -195,7 +182,7 @@ def _make_shard(job: _Job) -> int:
     if part is not None and part["key"] == key and shard.is_file() and shard.stat().st_size == part["bytes"]:
         return len(job.rows)
     clips: list[_Decoded] = []
-    aside = shard.with_name(f"{shard.name}.{os.getpid()}.tmp")
+    aside = shard.with_name(f"{shard.name}.{uuid.uuid4().hex}.tmp")
     with aside.open("wb") as out:
         for row in job.rows:
             clips.append(_append(job.copy / row.file, row, out))
@@ -203,7 +190,7 @@ def _make_shard(job: _Job) -> int:
         os.fsync(out.fileno())
     aside.replace(shard)
     part = {"key": key, "bytes": shard.stat().st_size, "sha256": sha256(shard), "clips": clips}
-    aside = _part_path(job.folder, job.number).with_suffix(f".{os.getpid()}.tmp")
+    aside = _part_path(job.folder, job.number).with_suffix(f".{uuid.uuid4().hex}.tmp")
     aside.write_text(json.dumps(part))
     aside.replace(_part_path(job.folder, job.number))
     return len(job.rows)
@@ -224,18 +211,23 @@ def _append(path: Path, row: Row, out: IO[bytes]) -> _Decoded:
     if not is_inside(row.file) or not path.is_file():
         return _Decoded(ABSENT, 0, 0, ABSENT, [])
     try:
-        found = sha256(path)
         file = path.open("rb")
+        found = hashlib.file_digest(file, "sha256").hexdigest()
     except OSError as error:
         return _Decoded(ABSENT, 0, 0, f"cannot be read ({error.strerror})", [])
     begin, samples = out.tell(), hashlib.sha256()
     remarks: list[str] = []
     try:
         with file:
+            file.seek(0)
+            before = os.fstat(file.fileno())
             for block in decode_blocks(file, path.suffix, remarks):
                 content = block.astype("<i2").tobytes()
                 out.write(content)
                 samples.update(content)
+            after = os.fstat(file.fileno())
+            if (before.st_size, before.st_mtime_ns) != (after.st_size, after.st_mtime_ns):
+                raise UnreadableAudio("was changed while it was read")
     except UnreadableAudio as error:
         out.seek(begin)
         out.truncate()

@@ -15,7 +15,7 @@ from workbench.data import LAYOUTS
 from workbench.data.clips import DataError
 from workbench.data.display import Display
 from workbench.data.prepare import prepare
-from workbench.data.prepared import FAULTS, REMARKS, Header, is_prepared, open_prepared, verify
+from workbench.data.prepared import FAULTS, REMARKS, Header, is_of_a_set, is_prepared, open_prepared, verify
 from workbench.places import DEFAULT_ROOT
 
 SHOWN_FAULTS = 10
@@ -52,7 +52,7 @@ def run_prepare(options: argparse.Namespace) -> int:
         console.print(f"{folder}: is there, whole; delete it to prepare it again", markup=False)
         describe(folder, console)
         return 0
-    if folder.exists() and any(path.suffix not in {".int16", ".json", ".tmp"} for path in folder.iterdir()):
+    if folder.exists() and not all(map(is_of_a_set, folder.iterdir())):
         raise DataError(f"{folder}: holds other things; name another folder with --to")
     table_faults: list[str] = []
     listing = LAYOUTS[options.name].read(

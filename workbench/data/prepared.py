@@ -27,6 +27,7 @@ import numpy as np
 from workbench.config import SAMPLE_RATE
 from workbench.data.clips import ClipSet, DataError, Samples
 from workbench.data.labels import Labels
+from workbench.settings import ConfigError, from_dict
 
 FORMAT = 1
 HEADER, FILES, FAULTS, REMARKS = "set.json", "files.txt", "faults.txt", "remarks.txt"
@@ -73,7 +74,10 @@ class Header:
         if not isinstance(raw, dict) or raw.get("format") != FORMAT:
             found = raw.get("format") if isinstance(raw, dict) else raw
             raise DataError(f"{path}: format must be {FORMAT}, is {found!r}; prepare the set again")
-        header = cls(**raw | {"classes": tuple(raw["classes"])})
+        try:
+            header = from_dict(cls, raw)
+        except ConfigError as error:
+            raise DataError(f"{path}: {error}; prepare the set again") from None
         if any(Path(name).name != name for name in header.sha256):
             raise DataError(f"{path}: names files outside of its folder; it was not made by prepare")
         return header
@@ -115,6 +119,12 @@ class Prepared:
 
 def is_prepared(folder: Path) -> bool:
     return (folder / HEADER).is_file()
+
+
+def is_of_a_set(path: Path) -> bool:
+    """Whether it is a file of a prepared set, or of one that is being made."""
+    lists = {FILES, FAULTS, REMARKS, *(f"{column}.npy" for column in COLUMNS)}
+    return path.name in lists or path.suffix in {".int16", ".json", ".tmp"}
 
 
 def open_prepared(folder: Path, shards: Sequence[Samples] | None = None) -> Prepared:
@@ -163,7 +173,10 @@ class Shard:
         self._path = path
 
     def __getitem__(self, part: slice) -> np.ndarray:
-        return self._samples[part]
+        found = self._samples[part]
+        if len(found) != part.stop - part.start:  # what is not there must not be heard as silence
+            raise DataError(f"{self._path}: is cut short; prepare the set again")
+        return found
 
     @functools.cached_property
     def _samples(self) -> np.ndarray:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import hashlib
+import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -60,10 +61,14 @@ def hold_out(clips: Columns, indices: np.ndarray, share: float) -> tuple[np.ndar
     return indices[~is_held], indices[is_held]
 
 
-def chance_of(recordings: np.ndarray) -> np.ndarray:
-    """A number in [0, 1) that follows from each recording's name alone, (N,)."""
+def chance_of(recordings: np.ndarray, draw: str = "") -> np.ndarray:
+    """A number in [0, 1) that follows from each recording's name alone, (N,).
+
+    Another `draw` gives independent ones: what is drawn twice by the same would be the same recordings.
+    """
     names, which = np.unique(recordings, return_inverse=True)
-    chance = [int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "big") / 2**64 for name in names]
+    digests = [hashlib.sha256(f"{draw}{name}".encode()).digest() for name in names]
+    chance = [int.from_bytes(digest[:8], "big") / 2**64 for digest in digests]
     return np.array(chance)[which]
 
 
@@ -132,13 +137,20 @@ class Copies:
         if not is_prepared(folder):
             listing = self.listing(config)
             report(f"{config.root}: decoding {len(listing.rows)} recordings to {folder}, once")
-            prepare(self._layout_of(config), listing, Path(config.root), folder)
+            header = prepare(self._layout_of(config), listing, Path(config.root), folder)
+            if header.fingerprint != fingerprint:
+                shutil.rmtree(folder)
+                raise DataError(
+                    f"{config.root}: files were changed, or could not be read, while they were decoded; "
+                    "the same command decodes them again"
+                )
         prepared = open_prepared(folder)
         if (faults := prepared.lines(FAULTS)) and not config.skip_unreadable:
             listed = "\n".join(f"  {fault}" for fault in sorted(faults))
             raise DataError(
                 f"{config.root}: {len(faults)} files cannot be used\n{listed}\n"
-                f"Mend them, or go on without them with --set {self._setting}.skip_unreadable=true"
+                f"Mend them, or go on without them with --set {self._setting}.skip_unreadable=true "
+                f"(they were decoded once; to try them again as they are, delete {folder})"
             )
         return prepared
 
@@ -263,7 +275,7 @@ def mean_seconds(config: RecordedData | PoolData, listing: Listing) -> float:
     """Of some recordings, by their headers; those that have none to read are not counted."""
     seconds = []
     for row in listing.rows[:: max(1, len(listing.rows) // 20)]:
-        with contextlib.suppress(soundfile.LibsndfileError):
+        with contextlib.suppress(soundfile.LibsndfileError, TypeError):  # TypeError: a headerless .raw
             seconds.append(soundfile.info(str(Path(config.root) / row.file)).duration)
     return sum(seconds) / len(seconds) if any(seconds) else config.clip_seconds
 

@@ -10,12 +10,10 @@ import dataclasses
 import fcntl
 import json
 import math
-import multiprocessing
 import os
 import statistics
 import time
 from collections.abc import Callable, Iterable
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -24,9 +22,9 @@ import numpy as np
 import psutil
 import torch
 
+from workbench.child_processes import spawned_pool
 from workbench.config import TrialConfig
 from workbench.data.clips import ClipSet, Extent
-from workbench.data.corpus import die_with_parent
 from workbench.data.noise import noise_clips, noise_splits
 from workbench.hardware import device_name, forget_peak, resident_bytes
 from workbench.settings import ConfigError, digest, from_dict, identity, to_dict
@@ -197,8 +195,7 @@ def _measure_together(jobs: list[Job], device: Device) -> list[Rates]:
     at_once = device.at_once_here
     free = free_memory(device.kind) / at_once
     work = [(to_dict(job.config), job.kind, dataclasses.asdict(job.extent)) for job in jobs]
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(at_once, context, initializer=die_with_parent) as pool:
+    with spawned_pool(at_once) as pool:
         futures = [pool.submit(_measure, work, device, free) for _ in range(at_once)]
         columns = zip(*(future.result() for future in futures), strict=True)
         return [_combined(column) for column in columns]

@@ -21,9 +21,9 @@ from typing import IO, Any
 import torch
 
 from workbench import processes
+from workbench.child_processes import die_with_parent
 from workbench.config import TrialConfig
 from workbench.data.clips import DataError
-from workbench.data.corpus import die_with_parent
 from workbench.hardware import one_memory_arena
 from workbench.settings import ConfigError, from_dict
 from workbench.stages import run_trial
