@@ -1,5 +1,6 @@
 """Training learns, repeats itself exactly, survives a stop at any step, and ends where it diverges."""
 
+import dataclasses
 import math
 
 import numpy as np
@@ -53,6 +54,21 @@ def _assert_same(first, second):
     assert first.keys() == second.keys()
     for name in first:
         assert torch.equal(first[name], second[name]), name
+
+
+def test_clips_shorter_than_a_frame_train_and_are_judged(tiny_trial, tiny_splits):
+    """Where nothing else is in their batch, too: they are filled up with silence."""
+
+    def shortened(clips):
+        return dataclasses.replace(clips, length=np.full(len(clips), 100))
+
+    parts = {name: shortened(getattr(tiny_splits, name)) for name in ("pool", "train", "validation", "test")}
+    splits = dataclasses.replace(tiny_splits, **parts)
+    pretrain(tiny_trial, splits.pool, Run())
+    model = _finetune(tiny_trial, splits).model
+    probabilities = predict(tiny_trial, model, splits.test, CPU)
+    assert probabilities.shape == (len(splits.test), len(splits.classes))
+    assert np.isfinite(probabilities).all()
 
 
 # --- it learns ----------------------------------------------------------------------------------------------

@@ -88,10 +88,11 @@ class ClipSet:
         self,
         indices: np.ndarray,
         *,
+        min_samples: int = 0,
         max_samples: int | None = None,
         generator: np.random.Generator | None = None,
     ) -> tuple[Tensor, Tensor]:
-        """Waveforms (B, S) int16, zero-padded to the longest, and their lengths (B,) int64.
+        """Waveforms (B, S) int16, zero-padded to the longest, and to `min_samples`; their lengths (B,) int64.
 
         A clip longer than `max_samples` is cropped, at a place drawn from `generator` or, without one, at
         its start.
@@ -103,7 +104,7 @@ class ClipSet:
             if generator is not None:
                 offsets = generator.integers(0, surplus + 1)
             lengths = lengths - surplus
-        waveform = np.zeros((len(indices), int(lengths.max())), np.int16)
+        waveform = np.zeros((len(indices), max(min_samples, int(lengths.max()))), np.int16)
         begins = self.start[indices] + offsets
         parts = [
             (self.sources[source], slice(begin, begin + length))

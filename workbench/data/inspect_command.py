@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from workbench.audio.logmel import LogMel
@@ -57,7 +58,7 @@ def _histogram(prepared: Prepared) -> Table:
     table.add_column("")
     for label in np.argsort(-counts, kind="stable"):
         bar = "█" * round(BAR * counts[label] / max(1, counts.max()))
-        table.add_row(header.classes[label], f"{counts[label]:,}", bar)
+        table.add_row(escape(header.classes[label]), f"{counts[label]:,}", bar)
     return table
 
 
@@ -99,7 +100,11 @@ def draw_sheet(prepared: Prepared, path: Path) -> None:
     front_end = LogMel(FrontEndConfig())
     hop_seconds = front_end.config.hop_ms / 1000
     for axis, clip in zip(axes.flat, chosen, strict=False):
-        waveform, _ = prepared.clips.read(np.array([clip]), max_samples=round(SHEET_SECONDS * SAMPLE_RATE))
+        waveform, _ = prepared.clips.read(
+            np.array([clip]),
+            min_samples=front_end.config.hop_samples,
+            max_samples=round(SHEET_SECONDS * SAMPLE_RATE),
+        )
         log_mel = front_end.log_mel(waveform)[0].T.numpy()
         extent = (0.0, log_mel.shape[1] * hop_seconds, 0.5, log_mel.shape[0] + 0.5)
         axis.imshow(log_mel, origin="lower", aspect="auto", cmap="magma", extent=extent)

@@ -25,7 +25,7 @@ from workbench.training.batches import BalancedClasses, BatchOrder, ShuffledEpoc
 from workbench.training.loop import Course, Diverged, Run, Stopped, Validation
 from workbench.training.objectives import Metrics
 from workbench.training.pack import pack_key, train_together
-from workbench.training.pretrain import autocast_for, crop_samples, num_latents
+from workbench.training.pretrain import autocast_for, crop_samples, latent_samples, num_latents
 
 STAGE: Literal["finetune"] = "finetune"
 EVALUATION_BATCH = 64  # clips
@@ -92,9 +92,11 @@ class Finetuning:
         front_end = self.model.encoder.front_end
         crop = numpy_stream(self.config.seed, STAGE, "crop", step)
         generator = torch_stream(self.config.seed, STAGE, "augment", step)
-        longest = crop_samples(self.config, STAGE)
+        shortest, longest = latent_samples(self.config), crop_samples(self.config, STAGE)
         for part in np.array_split(self._order.batch(step), self.settings.accumulation):
-            waveform, samples = self.clips.read(part, max_samples=longest, generator=crop)
+            waveform, samples = self.clips.read(
+                part, min_samples=shortest, max_samples=longest, generator=crop
+            )
             waveform = onto(self.device, waveform).repeat(versions, 1)  # every version augmented anew
             frames = (samples // self.config.front_end.hop_samples).repeat(versions)
             lengths = num_latents(self.config, samples).repeat(versions)
@@ -214,7 +216,7 @@ def predict(config: TrialConfig, model: ClipModel, clips: ClipSet, device: torch
     beginnings = range(0, len(clips), EVALUATION_BATCH)
     for begin in beginnings[processes.rank() :: processes.count()]:
         end = min(begin + EVALUATION_BATCH, len(clips))
-        waveform, samples = clips.read(np.arange(begin, end))
+        waveform, samples = clips.read(np.arange(begin, end), min_samples=latent_samples(config))
         with autocast():
             log_mel = model.encoder.front_end(waveform.to(device))
             lengths = num_latents(config, samples)

@@ -109,8 +109,8 @@ def _candidate_loss(similarity: Tensor, draws: Tensor, valid: Tensor) -> tuple[T
     loss = (losses * asked).sum() / count
     with torch.no_grad():
         # Strictly above every distractor: a collapse, where all are equal, counts as wrong.
-        best = similarity.masked_fill(draws == 0, -torch.inf).amax(2)
-        accuracy = ((positive > best) & asked).sum() / count
+        is_best = ((positive[..., None] > similarity) | (draws == 0)).all(2)
+        accuracy = (is_best & asked).sum() / count
     return loss, {"loss": loss.detach(), "contrastive_accuracy": accuracy}
 
 

@@ -66,9 +66,11 @@ class Pretraining:
     def hear(self, step: int) -> Iterator[Heard]:
         crop = numpy_stream(self.config.seed, STAGE, "crop", step)
         generator = torch_stream(self.config.seed, STAGE, "augment", step)
-        longest = crop_samples(self.config, STAGE)
+        shortest, longest = latent_samples(self.config), crop_samples(self.config, STAGE)
         for part in np.array_split(self._order.batch(step), self.settings.accumulation):
-            waveform, samples = self.pool.read(part, max_samples=longest, generator=crop)
+            waveform, samples = self.pool.read(
+                part, min_samples=shortest, max_samples=longest, generator=crop
+            )
             lengths = num_latents(self.config, samples)
             log_mel = self.model.front_end(onto(self.device, waveform))  # (B, F, M)
             log_mel = gain_and_shift(
@@ -138,7 +140,7 @@ def _statistics(front_end: LogMel, pool: ClipSet) -> tuple[Tensor, Tensor]:
     chosen = np.unique(np.linspace(0, len(pool) - 1, STATISTICS_CLIPS).round().astype(int))
     frames = []
     for index in chosen:
-        waveform, _ = pool.read(np.array([index]))
+        waveform, _ = pool.read(np.array([index]), min_samples=front_end.config.hop_samples)
         frames.append(front_end.log_mel(waveform)[0])
     every = torch.cat(frames).double()
     return every.mean(0), every.std(0).clamp_min(1e-3)
@@ -149,10 +151,14 @@ def crop_samples(config: TrialConfig, stage: StageKind) -> int:
     return round(config.trained_on(stage).clip_seconds * SAMPLE_RATE)
 
 
+def latent_samples(config: TrialConfig) -> int:
+    """Samples of a latent; a clip that is shorter is filled up with silence."""
+    return config.front_end.hop_samples * config.model.frames_per_latent
+
+
 def num_latents(config: TrialConfig, samples: Tensor) -> Tensor:
     """Valid latents (B,) of clips of that many samples, one at least."""
-    per_latent = config.front_end.hop_samples * config.model.frames_per_latent
-    return (samples // per_latent).clamp_min(1)
+    return (samples // latent_samples(config)).clamp_min(1)
 
 
 def computed_in(config: TrialConfig, device: torch.device) -> str:
