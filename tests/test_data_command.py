@@ -111,6 +111,32 @@ def test_what_cannot_be_done_is_said(arguments, message, tmp_path, capsys, monke
     assert message in capsys.readouterr().err
 
 
+def test_classes_are_printed_as_they_are_written(tmp_path, capsys):
+    """Though brackets mean colours to what prints the table."""
+    for name in ("speech [male]", "[/x]"):
+        (tmp_path / "copy" / name.replace("/", "_")).mkdir(parents=True)
+        soundfile.write(tmp_path / "copy" / name.replace("/", "_") / "1.wav", np.full(8_000, 0.1), 16_000)
+    (tmp_path / "copy" / "labels.csv").write_text(
+        "file,labels\nspeech [male]/1.wav,speech [male]\n[_x]/1.wav,[/x]\n"
+    )
+    assert (
+        _run("prepare", "folder", "--root", tmp_path / "copy", "--to", tmp_path / "set", "--workers", 1) == 0
+    )
+    assert _run("inspect", tmp_path / "set", "--sheet", tmp_path / "sheet.png") == 0
+    printed = capsys.readouterr().out
+    assert "speech [male]" in printed
+    assert "[/x]" in printed
+
+
+def test_ctrl_c_ends_any_command_without_a_traceback(tmp_path, monkeypatch, capsys):
+    def interrupt(folder):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("workbench.data.prepare_command.verify", interrupt)
+    assert _run("verify", tmp_path) == 130
+    assert "Interrupted" in capsys.readouterr().err
+
+
 def test_a_killed_preparation_goes_on(pristine, tmp_path, monkeypatch):
     """By SIGKILL of the command, whose workers then end by themselves."""
     code = (

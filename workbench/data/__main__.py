@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 
+from workbench.commands import INTERRUPTED
 from workbench.data.clips import DataError
 from workbench.data.fetch_command import add_fetch
 from workbench.data.inspect_command import add_inspect
@@ -20,6 +21,9 @@ def main(arguments: list[str] | None = None) -> int:
     except (ConfigError, DataError, OSError) as error:
         print(error, file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print("\nInterrupted.", file=sys.stderr)
+        return INTERRUPTED
     return status
 
 

@@ -19,7 +19,7 @@ from typing import NamedTuple
 
 from workbench.audio.decode import FORMATS, SOUNDTRACKS
 from workbench.data.clips import DataError
-from workbench.data.listing import Fault, Listing, Row, is_inside, read_table
+from workbench.data.listing import Fault, Listing, Row, Rows, is_inside, read_table
 from workbench.data.recordings import Columns, Layout, Recordings, Sides, hold_out
 from workbench.data_config import FolderData
 
@@ -80,12 +80,10 @@ def read(root: Path, fault: Fault, *, single_label: bool) -> Listing:
     table = root / TABLE
     clips = sorted(_of_table(table, fault) if table.is_file() else _of_folders(root, fault))
     known = _classes(root / CLASSES, fault)
-    rows: dict[str, _Clip] = {}
-    side_of: dict[str, str] = {}
+    rows = Rows(fault)
+    labels: list[tuple[str, ...]] = []
     for clip in clips:
-        if clip.file in rows:
-            fault(clip.place, f"{clip.file} is in {rows[clip.file].place.removeprefix(f'{table}, ')} too")
-        elif single_label and len(clip.labels) != 1:
+        if single_label and len(clip.labels) != 1:
             fault(
                 clip.place,
                 f"{clip.file} must have one label, has {', '.join(clip.labels) or 'none'}; "
@@ -93,25 +91,19 @@ def read(root: Path, fault: Fault, *, single_label: bool) -> Listing:
             )
         elif known and (strange := [label for label in clip.labels if label not in known]):
             fault(clip.place, f"{strange[0]!r} is not in {CLASSES}")
-        elif side_of.setdefault(clip.recording, clip.split) != clip.split:
-            fault(
-                clip.place,
-                f"takes of recording {clip.recording} are in {side_of[clip.recording]} and {clip.split}; "
-                "all must be in one, or training hears what the test asks",
-            )
-        else:
-            rows[clip.file] = clip
-    if not rows:
+        elif rows.add(clip.place, Row(clip.file, clip.recording, clip.split, ())):
+            labels.append(clip.labels)
+    if not labels:
         raise DataError(
             f"{root}: has no recordings to use; needs {TABLE}, or audio in folders named by class"
         )
-    classes = known or tuple(sorted({label for clip in rows.values() for label in clip.labels}))
+    classes = known or tuple(sorted({label for of_clip in labels for label in of_clip}))
     if not classes:
         raise DataError(f"{table}: has not one label")
     number = {label: i for i, label in enumerate(classes)}
     listed = [
-        Row(clip.file, clip.recording, clip.split, tuple(sorted(number[label] for label in clip.labels)))
-        for clip in rows.values()
+        row._replace(classes=tuple(sorted(number[label] for label in of_clip)))
+        for row, of_clip in zip(rows, labels, strict=True)
     ]
     return Listing(classes, single_label=single_label, rows=listed)
 

@@ -34,7 +34,7 @@ class Listing:
 
 def strictly(where: str, reason: str) -> None:
     """A `Fault` that ends the reading."""
-    raise DataError(f"{where}: {reason}")
+    raise DataError(f"{where}: {reason}\nMend it; or python -m workbench.data prepare leaves it out, by name")
 
 
 class Rows:
@@ -56,8 +56,8 @@ class Rows:
     def __iter__(self) -> Iterator[Row]:
         return iter(self._rows.values())
 
-    def add(self, place: str, row: Row) -> None:
-        """`place` is where it stands, as `read_table` gives it."""
+    def add(self, place: str, row: Row) -> bool:
+        """Whether it is kept; `place` is where it stands, as `read_table` gives it."""
         if not is_inside(row.file):
             self._fault(place, f"{row.file!r} is no path below the set's folder")
         elif row.file in self._rows:
@@ -74,6 +74,8 @@ class Rows:
         else:
             self._rows[row.file] = row
             self._place_of[row.file] = place
+            return True
+        return False
 
 
 def read_table(
