@@ -16,7 +16,7 @@ from workbench.places import Places
 from workbench.settings import ConfigError
 from workbench.study import calibration
 from workbench.study.__main__ import main
-from workbench.study.calibration import Calibration, Device, Job, Rates, _extrapolated
+from workbench.study.calibration import Calibration, Device, Job, Rates, _bytes_in_use, _extrapolated
 from workbench.study.cost import Cost, CostModel, cost_of, makespan, refuse_what_cannot_fit
 from workbench.study.definition import Resources, load_study
 from workbench.study.plan import Planner
@@ -173,6 +173,20 @@ def test_a_dry_run_of_several_studies_counts_what_they_share(root, tmp_path, cap
     assert "all 2 studies together\n9 trials; to run: 4 pre-trainings, 8 fine-tunings" in printed
 
 
+def test_a_dry_run_goes_on_past_a_study_whose_data_are_not_here(root, tmp_path, capsys):
+    elsewhere = tmp_path / "elsewhere.yaml"
+    elsewhere.write_text(
+        "{question: 'Where?', preset: smoke, regimes: [full], vary: {model.num_heads: [1]}, metric: accuracy, "
+        "settings: {data: {kind: esc50, root: nowhere}, finetuning.pooling: mean}}"
+    )
+    files = [str(elsewhere), "studies/smoke.yaml", "studies/smoke.yaml"]
+    assert main([*files, "--root", str(root), "--dry-run"]) == 2
+    printed = capsys.readouterr()
+    assert "cannot be planned: its data are not here" in printed.out
+    assert "all 2 studies together" in printed.out
+    assert "elsewhere-smoke: nowhere: not there. data.root must be a copy" in printed.err
+
+
 def test_the_plan_of_a_search_counts_what_confirms_its_winner(root, tmp_path, capsys):
     path = tmp_path / "searching.yaml"
     space = "{finetuning.output_dropout: {kind: uniform, low: 0.1, high: 0.5}}"
@@ -186,6 +200,22 @@ def test_the_plan_of_a_search_counts_what_confirms_its_winner(root, tmp_path, ca
 
 
 # --- calibration --------------------------------------------------------------------------------------------
+
+
+def test_copies_of_files_are_no_memory_in_use(tmp_path):
+    """They are given up when memory is asked for: after an installation they may be most of it."""
+    (tmp_path / "memory.current").write_text("7000\n")
+    (tmp_path / "memory.stat").write_text("anon 1000\nfile 6000\ninactive_file 5500\nactive_file 500\n")
+    assert _bytes_in_use(tmp_path) == 1_500
+
+
+def test_update_times_are_measured_with_as_many_as_share_a_gpu():
+    def at_once(**places):
+        return Device(threads=1, **places).at_once_here
+
+    assert at_once(kind="cuda", concurrency=8, num_gpus=8) == 1
+    assert at_once(kind="cuda", concurrency=16, num_gpus=8, num_machines=2) == 2
+    assert at_once(kind="cpu", concurrency=8, num_gpus=0) == 8
 
 
 def test_rates_are_kept_and_found_again(tmp_path, study, monkeypatch):

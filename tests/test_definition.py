@@ -188,6 +188,7 @@ def test_a_schedule_is_replaced_whole(write):
         ({"seeds": []}, "seeds", ["at least one"]),
         ({"seeds": ["a"]}, "seeds[0]", ["whole number"]),
         ({"resources": {"threads": 0}}, "resources.threads", ["at least 1"]),
+        ({"resources": {"processes": 5}}, "resources.processes", ["must divide", "batch_size", "is 5"]),
         ({"quesion": "?"}, "quesion", ["did you mean 'question'"]),
         (
             {"search": {"space": {"x": {"kind": "uniform", "low": 0, "high": 1}}, "num_trials": 2}},

@@ -2,6 +2,7 @@
 
 import pytest
 
+from workbench.settings import ConfigError
 from workbench.study.definition import load_study
 from workbench.study.ledger import GridLedger, SearchLedger, best_of
 from workbench.study.plan import Planner, work_of
@@ -211,7 +212,18 @@ def test_another_space_or_base_is_another_search(open_search):
     first.complete(first.next().number, 0.1)
     assert open_search(SEARCH.replace("1e-5", "1e-4")).num_left == 3
     assert open_search(SEARCH + "settings: {model.dropout: 0.2}").num_left == 3
+    assert open_search(SEARCH + "metric: macro_auc").num_left == 3
     assert open_search().num_left == 2
+
+
+def test_scores_of_other_data_are_not_mixed_into_a_search(open_search, monkeypatch):
+    ledger = open_search()
+    ledger.complete(ledger.next().number, 0.1)
+    monkeypatch.setattr(Planner, "fingerprint", lambda self, config: "other audio")
+    with pytest.raises(
+        ConfigError, match=r"search: 1 of its ended trials ran on other data(.|\n)*another name"
+    ):
+        open_search()
 
 
 def test_the_median_pruner_gives_up_what_is_behind(open_search):

@@ -105,15 +105,22 @@ def _without_claims(paths: list[Path]) -> list[Path]:
 def _dry_run(studies: list[Study], places: Places, console: Console) -> int:
     """Print what would be run, and what it costs; of several studies, what they share too.
 
-    What cannot fit here is said at the end: it may be planned here for another machine.
+    What cannot fit here is said at the end: it may be planned here for another machine. So is whose data are
+    not here.
     """
     store = places.store()
     planner = Planner()
-    refused: list[ConfigError] = []
+    refused: list[str] = []
     together: list[PlannedTrial] = []
+    num_planned = 0
     for study in studies:
         _print_question(study, console)
-        planned = planner.plan_study(study)
+        try:
+            planned = planner.plan_study(study)
+        except DataError as error:
+            refused.append(f"{study.id}: {error}")
+            console.print("cannot be planned: its data are not here", markup=False)
+            continue
         if study.search is None:
             print_trials(planned, store.has, lambda line: console.print(line, markup=False))
         else:
@@ -121,12 +128,13 @@ def _dry_run(studies: list[Study], places: Places, console: Console) -> int:
             console.print(f"a search of {count} trials by {study.search.sampler}; reckoned at random points:")
         later = planner.plan_confirmation(study)
         plan = _make_plan(study, planned, places, planner, console, resources=study.resources, later=later)
-        refused += _refusal(plan, places)
+        refused += map(str, _refusal(plan, places))
         together += planned + later
-    if len(studies) > 1:
-        console.print(f"\nall {len(studies)} studies together")
+        num_planned += 1
+    if num_planned > 1:
+        console.print(f"\nall {num_planned} studies together")
         _make_plan(None, together, places, planner, console, resources=studies[0].resources)
-    for message in dict.fromkeys(map(str, refused)):
+    for message in dict.fromkeys(refused):
         print(message, file=sys.stderr)
     return 2 if refused else 0
 

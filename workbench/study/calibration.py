@@ -128,8 +128,8 @@ class Device:
 
     @property
     def at_once_here(self) -> int:
-        """Trials at once on this machine: its share."""
-        return math.ceil(self.concurrency / self.num_machines)
+        """Trials at once on a GPU, or on this machine's processor: they share its caches and memory."""
+        return math.ceil(self.concurrency / (self.num_gpus or self.num_machines))
 
     @property
     def key(self) -> str:
@@ -225,8 +225,14 @@ def free_memory(device_kind: str) -> int:
     free = int(psutil.virtual_memory().available)
     limit = Path("/sys/fs/cgroup/memory.max")  # a container's
     if limit.exists() and (text := limit.read_text().strip()) != "max":
-        free = min(free, int(text) - int(limit.with_name("memory.current").read_text()))
+        free = min(free, int(text) - _bytes_in_use(limit.parent))
     return free
+
+
+def _bytes_in_use(control_group: Path) -> int:
+    """Without copies of files that are given up when memory is asked for, as after an installation."""
+    statistics = dict(line.split() for line in (control_group / "memory.stat").read_text().splitlines())
+    return int((control_group / "memory.current").read_text()) - int(statistics.get("inactive_file", 0))
 
 
 # --- in a process of its own --------------------------------------------------------------------------------

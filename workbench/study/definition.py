@@ -120,9 +120,9 @@ class Study:
         without = (*PLACEMENT, CONFIRM_SEEDS)  # with more seeds the same search goes on, and its confirmation
         overrides = {path: value for path, value in self.overrides.items() if not path.startswith(without)}
         parts: list[Any] = [overrides] if overrides else []
-        if self.search is not None:  # what it has learned holds for its space, base and place alone
+        if self.search is not None:  # what it has learned holds for its space, base, place and score alone
             space = to_dict(self.search.space)
-            parts += [space, self.base, self.regimes, list(self.seeds), list(self.folds)]
+            parts += [space, self.base, self.regimes, list(self.seeds), list(self.folds), self.metric]
         if self.confirms is not None:
             parts += [self.confirms.search, self.confirms.point]
         suffix = f"-{digest(parts)[:8]}" if parts else ""
@@ -326,12 +326,27 @@ def _check(study: Study, file: StudyFile) -> None:
         raise ConfigError("metric", "accuracy needs single-label data, and these clips have several labels")
     if study.search is None:
         _refuse_same(trials)
+    _refuse_unshared(trials, study.resources.processes)
     for trial in trials:
         if trial.config.data.single_label and trial.config.finetuning.pooling != "mean":
             raise ConfigError(
                 "finetuning.pooling",
                 "linear_softmax gives each class a probability of its own; single-label data need mean",
             )
+
+
+def _refuse_unshared(trials: list[Trial], processes: int) -> None:
+    """The processes of a trial share each micro-batch evenly."""
+    for trial in trials:
+        stages = {"pretraining": trial.config.pretraining, "finetuning": trial.config.finetuning}
+        for stage, settings in stages.items():
+            micro_batch = settings.batch_size // settings.accumulation if settings is not None else 0
+            if micro_batch % processes:
+                raise ConfigError(
+                    "resources.processes",
+                    f"must divide {stage}.batch_size / {stage}.accumulation, which is {micro_batch} in "
+                    f"{trial.label!r}; is {processes}",
+                )
 
 
 def _compared_with(study: Study, search: Search) -> list[Trial]:

@@ -25,6 +25,7 @@ from sqlalchemy.pool import NullPool
 
 from workbench.config import TrialConfig
 from workbench.random_streams import derive
+from workbench.settings import ConfigError
 from workbench.store import Stage
 from workbench.study.definition import Study
 from workbench.study.plan import PlannedTrial, Planner, place, work_of, work_to_do
@@ -316,9 +317,21 @@ class SearchLedger(Ledger):
         self._search = study.search
         self._typical = planner.plan(study.corners()[0])
         self._found_nothing_new = False
+        self._refuse_other_scores()
         for frozen in self._cut_off_trials():
             self._optuna.sampler = _sampler(self._search, frozen.number)
             self._entered.append(self._suggest(optuna.Trial(self._optuna, frozen._trial_id)))
+
+    def _refuse_other_scores(self) -> None:
+        """A search chooses by scores of the same data, computed alike."""
+        strange = sum((planned := self.planned_of(e)) is None or planned.key != e.key for e in self.ended())
+        if strange:
+            raise ConfigError(
+                "search",
+                f"{strange} of its ended trials ran on other data than there are now, or with another "
+                "version of a stage: their scores cannot be compared with new ones. To search anew, give the "
+                "study another name (name: in its file) or another --root",
+            )
 
     @property
     def num_trials(self) -> int:

@@ -74,7 +74,7 @@ class Ahead(Generic[HeardT]):
 
     def _prepare(self) -> None:
         on_gpu = self._device.type == "cuda"
-        stream = torch.cuda.Stream() if on_gpu else None
+        stream = torch.cuda.Stream(self._device) if on_gpu else None
         try:
             with torch.cuda.stream(stream) if stream is not None else contextlib.nullcontext():
                 for step in self._updates:
