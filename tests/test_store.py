@@ -304,6 +304,52 @@ def test_what_a_machine_left_when_it_died_is_taken_over_by_another(tmp_path, qui
     assert not (tmp_path / "store" / "pretrain" / f"{STAGE.key}.work").exists()
 
 
+def test_a_lease_is_renewed_while_a_checkpoint_is_slowly_uploaded(tmp_path, quick_leases, monkeypatch):
+    store = RemoteStore(f"local://{tmp_path}/store", cache=tmp_path / "cache")
+
+    def slowly(stage, uploaded):
+        time.sleep(3)
+        return uploaded
+
+    monkeypatch.setattr(store, "_push_checkpoint", slowly)
+
+    def build(folder):
+        time.sleep(2)  # longer than a lease
+        with pytest.raises(StageBusy):
+            _again(store, "another machine").obtain(STAGE, _never, wait=False)
+        return _write("a")(folder)
+
+    store.obtain(STAGE, build)
+    assert not store.is_busy(STAGE)
+
+
+def test_a_lease_that_is_anothers_by_now_is_neither_renewed_nor_removed(tmp_path, quick_leases):
+    store = RemoteStore(f"local://{tmp_path}/store", cache=tmp_path / "cache")
+    taken = json.dumps({"owner": "another", "renewed": time.time() + 60})
+
+    def build(folder):
+        (lease,) = (tmp_path / "store" / "locks").iterdir()
+        lease.write_text(taken)
+        time.sleep(0.3)
+        return _write("a")(folder)
+
+    store.obtain(STAGE, build)
+    (lease,) = (tmp_path / "store" / "locks").iterdir()
+    assert lease.read_text() == taken
+
+
+def test_a_lease_that_another_removed_does_not_fail_the_stage(tmp_path):
+    store = RemoteStore(f"local://{tmp_path}/store", cache=tmp_path / "cache")
+
+    def build(folder):
+        (lease,) = (tmp_path / "store" / "locks").iterdir()
+        lease.unlink()
+        return _write("a")(folder)
+
+    store.obtain(STAGE, build)
+    assert store.has(STAGE)
+
+
 def test_the_seconds_of_earlier_attempts_are_counted(store):
     store.obtain(STAGE, lambda folder: {"metrics": {}, "earlier_seconds": 100.0})
     assert 100 <= store.facts(STAGE)["seconds"] < 110

@@ -2,8 +2,8 @@
 
 A stage is uploaded file by file, `stage.json` last: it is there when that is. Who builds a stage holds a
 lease, a small file that is renewed while it works; one not renewed for a minute is of a process that died.
-Files are worked on, and read, in a cache folder of each machine; checkpoints are uploaded with the renewals,
-so that another machine can go on from them.
+Files are worked on, and read, in a cache folder of each machine; checkpoints are uploaded beside the
+renewals, so that another machine can go on from them.
 """
 
 from __future__ import annotations
@@ -91,7 +91,8 @@ class RemoteStore(Store):
             work = self.work(stage)
             work.mkdir(parents=True, exist_ok=True)
             self._pull_checkpoint(stage)
-            self._build(stage, build, work)
+            with _meanwhile(self._uploads(stage)):
+                self._build(stage, build, work)
             final = self.path(stage)
             shutil.rmtree(final, ignore_errors=True)
             work.rename(final)
@@ -139,15 +140,11 @@ class RemoteStore(Store):
             if not wait:
                 raise StageBusy(f"another process is at {name}")
             time.sleep(POLL_SECONDS)
-        done = threading.Event()
-        renewer = threading.Thread(target=self._renew, args=(stage, name, owner, done), daemon=True)
-        renewer.start()
         try:
-            yield
+            with _meanwhile(lambda: self._renew(name, owner)):
+                yield
         finally:
-            done.set()
-            renewer.join()
-            self._files.rm_file(self._remote("locks", name))
+            self._release(name, owner)
 
     def _take_lease(self, name: str, owner: str) -> bool:
         content = json.dumps({"owner": owner, "renewed": time.time()}).encode()
@@ -176,14 +173,29 @@ class RemoteStore(Store):
             return None
         return lease
 
-    def _renew(self, stage: Stage, name: str, owner: str, done: threading.Event) -> None:
-        """In a thread of its own while a stage is built: renew the lease, upload a newer checkpoint."""
-        uploaded = 0.0
-        while not done.wait(RENEW_SECONDS):
+    def _renew(self, name: str, owner: str) -> None:
+        lease = self._read_lease(name)
+        if lease is None or lease["owner"] == owner:  # else it ran out, and is another's by now
             content = json.dumps({"owner": owner, "renewed": time.time()}).encode()
-            with contextlib.suppress(OSError):  # a store that is away for a moment
-                self._files.pipe_file(self._remote("locks", name), content)
-                uploaded = self._push_checkpoint(stage, uploaded)
+            self._files.pipe_file(self._remote("locks", name), content)
+
+    def _release(self, name: str, owner: str) -> None:
+        lease = self._read_lease(name)
+        if lease is not None and lease["owner"] == owner:
+            with contextlib.suppress(FileNotFoundError):
+                self._files.rm_file(self._remote("locks", name))
+
+    # --- checkpoints --------------------------------------------------------------------------------------
+
+    def _uploads(self, stage: Stage) -> Callable[[], None]:
+        """What uploads the stage's checkpoint, if there is a newer one each time that it is called."""
+        uploaded = 0.0
+
+        def upload() -> None:
+            nonlocal uploaded
+            uploaded = self._push_checkpoint(stage, uploaded)
+
+        return upload
 
     def _push_checkpoint(self, stage: Stage, uploaded: float) -> float:
         path = self.work(stage) / CHECKPOINT
@@ -275,6 +287,28 @@ class RemoteStore(Store):
                 for key in json.loads(self._files.cat_file(path))["keys"]:
                     needed.setdefault(key, set()).add(Path(path).stem)
         return needed
+
+
+@contextlib.contextmanager
+def _meanwhile(act: Callable[[], None]) -> Iterator[None]:
+    """`act` again and again, in a thread of its own: a lease must not run out while a checkpoint is uploaded.
+
+    At the end it waits for an `act` under way, which may otherwise undo what is done next.
+    """
+    done = threading.Event()
+
+    def repeat() -> None:
+        while not done.wait(RENEW_SECONDS):
+            with contextlib.suppress(OSError):  # a store that is away for a moment
+                act()
+
+    thread = threading.Thread(target=repeat, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        done.set()
+        thread.join()
 
 
 def _is_stale(lease: dict[str, Any]) -> bool:
