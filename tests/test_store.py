@@ -14,6 +14,7 @@ from workbench.config import Cosine, PretrainingConfig, TrialConfig
 from workbench.data_config import CorpusData, Esc50Data, FolderData
 from workbench.stages import stages_of
 from workbench.store import FACTS, Stage, StageBusy, Store, remote
+from workbench.store import stage as stage_module
 from workbench.store.__main__ import main
 from workbench.store.remote import RemoteStore
 
@@ -207,13 +208,44 @@ def test_an_attempt_that_fails_publishes_nothing_and_leaves_its_checkpoint(store
         store.obtain(STAGE, fail)
     assert not store.has(STAGE)
 
-    def resume(folder):
-        assert (folder / "checkpoint.safetensors").read_text() == "half way"
-        return _write("a")(folder)
-
-    folder = store.obtain(STAGE, resume)
+    folder = store.obtain(STAGE, _resume)
     assert sorted(p.name for p in folder.iterdir()) == [FACTS, "weights"]
     assert sorted(json.loads((folder / FACTS).read_text())["sha256"]) == ["weights"]
+
+
+def _half_way(folder):
+    (folder / "checkpoint.safetensors").write_text("half way")
+    (folder / "weights.1.tmp").write_text("half writ")
+    return _write("a")(folder)
+
+
+def _resume(folder):
+    assert (folder / "checkpoint.safetensors").read_text() == "half way"
+    return _write("a")(folder)
+
+
+def _killed(*arguments):
+    raise RuntimeError("killed")
+
+
+@pytest.mark.parametrize("moment", ["checksums", "stage.json", "upload"])
+def test_a_kill_after_the_training_leaves_its_checkpoint(store, moment, monkeypatch):
+    with monkeypatch.context() as context:
+        match moment:
+            case "checksums":
+                context.setattr(stage_module, "_sha256", _killed)
+            case "stage.json":
+                context.setattr(stage_module.Path, "replace", _killed)
+            case "upload":
+                if not isinstance(store, RemoteStore):
+                    pytest.skip("a folder has none")
+                context.setattr(store, "_publish", _killed)
+        with pytest.raises(RuntimeError, match="killed"):
+            store.obtain(STAGE, _half_way)
+    assert not store.has(STAGE)
+    folder = store.obtain(STAGE, _resume)
+    assert sorted(p.name for p in folder.iterdir()) == [FACTS, "weights"]
+    assert _again(store).is_sound(STAGE)
 
 
 def _obtain(store, log):
@@ -295,11 +327,7 @@ def test_what_a_machine_left_when_it_died_is_taken_over_by_another(tmp_path, qui
     with pytest.raises(StageBusy):
         elsewhere.obtain(STAGE, _never, wait=False)
 
-    def resume(folder):
-        assert (folder / "checkpoint.safetensors").read_text() == "half way"
-        return _write("a")(folder)
-
-    assert (elsewhere.obtain(STAGE, resume) / "weights").read_text() == "a"
+    assert (elsewhere.obtain(STAGE, _resume) / "weights").read_text() == "a"
     assert _again(store, "a third").is_sound(STAGE)
     assert not (tmp_path / "store" / "pretrain" / f"{STAGE.key}.work").exists()
 

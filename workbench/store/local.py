@@ -15,11 +15,11 @@ from typing import Any
 
 from workbench.settings import STAGES, ConfigError
 from workbench.store.stage import (
-    CHECKPOINT,
     FACTS,
     Stage,
     StageBusy,
     damage_of,
+    is_published,
     write_facts,
     write_json,
 )
@@ -108,7 +108,7 @@ class Store:
             work = self.work(stage)
             work.mkdir(parents=True, exist_ok=True)
             self._build(stage, build, work)
-            work.rename(final)
+            self._finish(work, final)
             return final
 
     def work(self, stage: Stage) -> Path:
@@ -136,9 +136,14 @@ class Store:
         earlier, shared_by = facts.pop("earlier_seconds", 0.0), facts.pop("shared_by", 1)
         if not earlier:  # else it was another process that spent the rest
             facts["cpu_seconds"] = round((time.process_time() - processing) / shared_by, 3)
-        for path in (*work.glob(CHECKPOINT), *work.glob("*.tmp")):  # the latter of a kill while writing
-            path.unlink()
         write_facts(work, stage, facts, (time.monotonic() - began + earlier) / shared_by)
+
+    def _finish(self, work: Path, final: Path) -> None:
+        """The checkpoint goes last of all: a kill while checksums are taken must not cost the training."""
+        for path in list(work.iterdir()):
+            if not is_published(path):
+                path.unlink()
+        work.rename(final)
 
     def _lock_file(self, name: str) -> Path:
         return self.root / "locks" / name

@@ -23,7 +23,7 @@ import fsspec
 
 from workbench.settings import STAGES, digest
 from workbench.store.local import Build, Entry, Store
-from workbench.store.stage import CHECKPOINT, FACTS, Stage, StageBusy, damage_of
+from workbench.store.stage import CHECKPOINT, FACTS, Stage, StageBusy, damage_of, is_published
 
 RENEW_SECONDS = 10.0
 LEASE_SECONDS = 60.0  # must exceed the difference of the machines' clocks by far
@@ -93,10 +93,10 @@ class RemoteStore(Store):
             self._pull_checkpoint(stage)
             with _meanwhile(self._uploads(stage)):
                 self._build(stage, build, work)
+            self._publish(stage, work)
             final = self.path(stage)
             shutil.rmtree(final, ignore_errors=True)
-            work.rename(final)
-            self._publish(stage, final)
+            self._finish(work, final)
             return final
 
     def discard_work(self, stage: Stage) -> None:
@@ -115,10 +115,11 @@ class RemoteStore(Store):
         shutil.rmtree(self.path(stage), ignore_errors=True)
         self.report(f"{source}: {damage}; set aside as {aside}, built again")
 
-    def _publish(self, stage: Stage, folder: Path) -> None:
+    def _publish(self, stage: Stage, work: Path) -> None:
+        """From the working folder: an attempt whose upload fails still has its checkpoint."""
         target = self._remote(stage.kind, stage.key)
         self._files.makedirs(target, exist_ok=True)
-        for path in sorted(folder.iterdir(), key=lambda path: path.name == FACTS):
+        for path in sorted(filter(is_published, work.iterdir()), key=lambda path: path.name == FACTS):
             self._files.put_file(str(path), f"{target}/{path.name}")
         self._remove_folder(stage.kind, f"{stage.key}.work")
 

@@ -39,9 +39,16 @@ class StageBusy(RuntimeError):
     """Another process is at this stage."""
 
 
+def is_published(path: Path) -> bool:
+    """Whether a file of a working folder belongs to the stage, and not to the attempt alone."""
+    return path.name != CHECKPOINT and path.suffix != ".tmp"  # the latter of a kill while writing
+
+
 def write_facts(folder: Path, stage: Stage, facts: dict[str, Any], seconds: float) -> None:
-    """`stage.json` of a finished stage: what it is, and checksums of every file beside it."""
+    """`stage.json` of a finished stage: what it is, and checksums of every file that is published with it."""
     import torch
+
+    files = [path for path in sorted(folder.iterdir()) if path.name != FACTS and is_published(path)]
 
     content = {
         "kind": stage.kind,
@@ -54,7 +61,7 @@ def write_facts(folder: Path, stage: Stage, facts: dict[str, Any], seconds: floa
         "software": {"python": platform.python_version(), "torch": torch.__version__},
         "machine": platform.machine(),
         **facts,
-        "sha256": {path.name: _sha256(path) for path in sorted(folder.iterdir()) if path.name != FACTS},
+        "sha256": {path.name: _sha256(path) for path in files},
     }
     write_json(folder / FACTS, content)
 
