@@ -5,18 +5,23 @@ import dataclasses
 import json
 import multiprocessing
 import os
+import shutil
 import threading
 import time
+import types
 
 import pytest
+import torch
 
 from workbench.config import Cosine, PretrainingConfig, TrialConfig
 from workbench.data_config import CorpusData, Esc50Data, FolderData
-from workbench.stages import stages_of
+from workbench.stages import run_trial, stages_of
 from workbench.store import FACTS, Stage, StageBusy, Store, remote
 from workbench.store import stage as stage_module
 from workbench.store.__main__ import main
 from workbench.store.remote import RemoteStore
+from workbench.training.loop import Diverged
+from workbench.training.tracker import SilentTracker
 
 STAGE = Stage("pretrain", 1, {"steps": 3})
 
@@ -246,6 +251,91 @@ def test_a_kill_after_the_training_leaves_its_checkpoint(store, moment, monkeypa
     folder = store.obtain(STAGE, _resume)
     assert sorted(p.name for p in folder.iterdir()) == [FACTS, "weights"]
     assert _again(store).is_sound(STAGE)
+
+
+def test_a_hopeless_attempt_is_removed_before_anybody_else_can_begin(store, monkeypatch, tmp_path):
+    is_busy, discard = [], store._discard_work
+
+    def watch(stage):
+        is_busy.append(_again(store).is_busy(stage))
+        discard(stage)
+
+    def diverge(folder):
+        _half_way(folder)
+        raise FloatingPointError
+
+    monkeypatch.setattr(store, "_discard_work", watch)
+    with pytest.raises(FloatingPointError):
+        store.obtain(STAGE, diverge, hopeless=(FloatingPointError,))
+    assert is_busy == [True]
+    assert not list(tmp_path.rglob(f"{STAGE.key}.work"))
+
+
+def test_what_a_hopeless_attempt_was_uploading_is_removed_too(tmp_path, quick_leases, monkeypatch):
+    store = RemoteStore(f"local://{tmp_path}/store", cache=tmp_path / "cache")
+    push, put, begun, ended = (
+        store._push_checkpoint,
+        store._files.put_file,
+        threading.Event(),
+        threading.Event(),
+    )
+
+    def push_and_tell(stage, uploaded):
+        try:
+            return push(stage, uploaded)
+        finally:
+            ended.set()
+
+    def put_slowly(source, target):
+        kept = shutil.copy(source, tmp_path / "kept")  # what is open can be read after it was removed
+        begun.set()
+        time.sleep(0.5)
+        store._files.makedirs(target.rpartition("/")[0], exist_ok=True)  # an object store has no folders
+        put(str(kept), target)
+
+    def diverge(folder):
+        _half_way(folder)
+        begun.wait(30)
+        raise FloatingPointError
+
+    monkeypatch.setattr(store, "_push_checkpoint", push_and_tell)
+    monkeypatch.setattr(store._files, "put_file", put_slowly)
+    with pytest.raises(FloatingPointError):
+        store.obtain(STAGE, diverge, hopeless=(FloatingPointError,))
+    ended.wait(30)
+    assert not (tmp_path / "store" / STAGE.kind / f"{STAGE.key}.work").exists()
+
+
+def test_a_trial_that_diverged_leaves_the_next_attempt_alone(tiny_trial, tmp_path, monkeypatch):
+    """Another process may begin it as soon as it is let."""
+    store = Store(tmp_path)
+    locked, work = store._locked, store.work(stages_of(tiny_trial, "data").pretrain)
+
+    @contextlib.contextmanager
+    def followed(*arguments, **options):
+        try:
+            with locked(*arguments, **options):
+                yield
+        finally:
+            work.mkdir(exist_ok=True)
+            (work / "checkpoint.safetensors").write_text("another's")
+
+    def diverge(config, pool, run):
+        raise Diverged("pretrain", 3, {})
+
+    monkeypatch.setattr(store, "_locked", followed)
+    monkeypatch.setattr("workbench.stages.pretrain", diverge)
+    monkeypatch.setattr("workbench.stages.load_splits", lambda *arguments: types.SimpleNamespace(pool=None))
+    with pytest.raises(Diverged):
+        run_trial(
+            tiny_trial,
+            "data",
+            store=store,
+            data_root=tmp_path,
+            device=torch.device("cpu"),
+            tracker=SilentTracker(),
+        )
+    assert (work / "checkpoint.safetensors").read_text() == "another's"
 
 
 def _obtain(store, log):

@@ -179,11 +179,7 @@ def run_trial(
 
     build = {"pretrain": build_encoder, "finetune": build_classifier, "evaluate": build_figures}
     for stage in stages.missing(store.is_sound) or [stages.evaluate]:
-        try:
-            _obtain(store, stage, build[stage.kind], device, wait=wait)
-        except Diverged:
-            store.discard_work(stage)  # its checkpoint would only diverge again
-            raise
+        _obtain(store, stage, build[stage.kind], device, wait=wait)
     return read_result(stages, store)
 
 
@@ -201,7 +197,7 @@ def _obtain(store: Store, stage: Stage, build: Build, device: torch.device, *, w
         is_built = processes.agreed(True, device)
         return build(folder)
 
-    store.obtain(stage, build_with_the_others, wait=wait)
+    store.obtain(stage, build_with_the_others, wait=wait, hopeless=(Diverged,))
     if not is_built:
         processes.agreed(False, device)
     processes.agreed(True, device)

@@ -27,6 +27,7 @@ from workbench.store.stage import (
 LOCK_SECONDS = 0.5  # tried for; somebody may be looking whether the lock is free
 
 Build = Callable[[Path], dict[str, Any]]  # writes a stage's files into a folder, returns facts of it
+Errors = tuple[type[Exception], ...]
 
 
 @dataclass(frozen=True)
@@ -85,14 +86,15 @@ class Store:
         """The folder of a finished stage, on this machine."""
         return self.path(stage)
 
-    def obtain(self, stage: Stage, build: Build, *, wait: bool = True) -> Path:
+    def obtain(self, stage: Stage, build: Build, *, wait: bool = True, hopeless: Errors = ()) -> Path:
         """The folder of the finished stage; `build` is called if it is not there, or is damaged.
 
         `build(folder)` writes its files and returns facts for `stage.json`; of them `earlier_seconds` were
         spent before a kill, and `shared_by` stages were built at once. The folder outlives a kill, so a
         checkpoint in it is found by the next attempt. Only one process builds a stage; another that asks
-        for it waits, or has StageBusy raised with `wait=False`. A damaged stage is set aside as
-        `<key>.damaged-<time>`.
+        for it waits, or has StageBusy raised with `wait=False`. After one of the errors `hopeless` of
+        `build` the checkpoint would only lead there again, and the folder is removed. A damaged stage is
+        set aside as `<key>.damaged-<time>`.
         """
         final = self.path(stage)
         with self._locked(f"{stage.kind}-{stage.key[:24]}", wait=wait):
@@ -105,19 +107,13 @@ class Store:
                 aside = final.with_name(f"{final.name}.damaged-{time.time_ns()}")
                 final.rename(aside)
                 self.report(f"{final}: {damage}; set aside as {aside.name}, built again")
-            work = self.work(stage)
-            work.mkdir(parents=True, exist_ok=True)
-            self._build(stage, build, work)
+            work = self._attempt(stage, build, hopeless)
             self._finish(work, final)
             return final
 
     def work(self, stage: Stage) -> Path:
         """Where an unfinished attempt keeps its checkpoint."""
         return self.root / stage.kind / f"{stage.key}.work"
-
-    def discard_work(self, stage: Stage) -> None:
-        """Forget an unfinished attempt, checkpoint and all."""
-        shutil.rmtree(self.work(stage), ignore_errors=True)
 
     def is_busy(self, stage: Stage) -> bool:
         """Whether a process is at this stage."""
@@ -129,6 +125,19 @@ class Store:
                 return False
         except StageBusy:
             return True
+
+    def _attempt(self, stage: Stage, build: Build, hopeless: Errors) -> Path:
+        work = self.work(stage)
+        work.mkdir(parents=True, exist_ok=True)
+        try:
+            self._build(stage, build, work)
+        except hopeless:
+            self._discard_work(stage)  # here, where nobody else can have begun anew
+            raise
+        return work
+
+    def _discard_work(self, stage: Stage) -> None:
+        shutil.rmtree(self.work(stage), ignore_errors=True)
 
     def _build(self, stage: Stage, build: Build, work: Path) -> None:
         began, processing = time.monotonic(), time.process_time()

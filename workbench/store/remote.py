@@ -22,7 +22,7 @@ from typing import Any
 import fsspec
 
 from workbench.settings import STAGES, digest
-from workbench.store.local import Build, Entry, Store
+from workbench.store.local import Build, Entry, Errors, Store
 from workbench.store.stage import CHECKPOINT, FACTS, Stage, StageBusy, damage_of, is_published
 
 RENEW_SECONDS = 10.0
@@ -79,7 +79,7 @@ class RemoteStore(Store):
             shutil.rmtree(aside)
         return final
 
-    def obtain(self, stage: Stage, build: Build, *, wait: bool = True) -> Path:
+    def obtain(self, stage: Stage, build: Build, *, wait: bool = True, hopeless: Errors = ()) -> Path:
         name = f"{stage.kind}-{stage.key[:24]}"
         with self._locked(name, wait=wait), self._leased(stage, name, wait=wait):
             if self._exists(stage.kind, stage.key, FACTS):
@@ -88,24 +88,25 @@ class RemoteStore(Store):
                 if damage is None:
                     return folder
                 self._set_aside(stage, damage)
-            work = self.work(stage)
-            work.mkdir(parents=True, exist_ok=True)
-            self._pull_checkpoint(stage)
-            with _meanwhile(self._uploads(stage)):
-                self._build(stage, build, work)
+            work = self._attempt(stage, build, hopeless)
             self._publish(stage, work)
             final = self.path(stage)
             shutil.rmtree(final, ignore_errors=True)
             self._finish(work, final)
             return final
 
-    def discard_work(self, stage: Stage) -> None:
-        super().discard_work(stage)
-        self._remove_folder(stage.kind, f"{stage.key}.work")
-
     def is_busy(self, stage: Stage) -> bool:
         lease = self._read_lease(f"{stage.kind}-{stage.key[:24]}")
         return lease is not None and not _is_stale(lease)
+
+    def _build(self, stage: Stage, build: Build, work: Path) -> None:
+        self._pull_checkpoint(stage)
+        with _meanwhile(self._uploads(stage)):
+            super()._build(stage, build, work)
+
+    def _discard_work(self, stage: Stage) -> None:
+        super()._discard_work(stage)
+        self._remove_folder(stage.kind, f"{stage.key}.work")
 
     def _set_aside(self, stage: Stage, damage: str) -> None:
         self._known.discard(stage.key)
