@@ -18,7 +18,7 @@ from workbench.data_config import CorpusData, Esc50Data, FolderData
 from workbench.stages import run_trial, stages_of
 from workbench.store import FACTS, Stage, StageBusy, Store, remote
 from workbench.store import stage as stage_module
-from workbench.store.__main__ import main
+from workbench.store.__main__ import _bytes, main
 from workbench.store.remote import RemoteStore
 from workbench.training.loop import Diverged
 from workbench.training.tracker import SilentTracker
@@ -563,8 +563,24 @@ def _fail(folder):
 
 
 @pytest.mark.parametrize(
-    ("options", "words"), [(["--max-size", "much"], "20GB"), (["--forget", "../x"], "there are mine")]
+    ("options", "words"),
+    [
+        (["--max-size", "much"], "such as 500MB or 20GB, is 'much'"),
+        (["--max-size", "1.2.3GB"], "such as 500MB or 20GB, is '1.2.3GB'"),
+        (["--max-size", ".GB"], "is '.GB'"),
+        (["--max-size", ""], "is ''"),
+        (["--forget", "../x"], "there are mine"),
+    ],
 )
 def test_gc_refuses_what_it_does_not_understand(kept, tmp_path, capsys, options, words):
+    store, stages = kept
     assert main(["gc", "--root", str(tmp_path), *options]) == 2
     assert words in capsys.readouterr().err
+    assert _left(store, stages) == [True, True, True]
+
+
+@pytest.mark.parametrize(
+    ("text", "size"), [("500B", 500), ("1.5 kb", 1500), ("2.MB", 2e6), (".5GB", 5e8), ("3tb", 3e12)]
+)
+def test_sizes_are_read_in_any_unit(text, size):
+    assert _bytes(text) == size

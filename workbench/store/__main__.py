@@ -135,7 +135,7 @@ def _verify(store: Store, console: Console) -> int:
 
 
 def _gc(store: Store, options: argparse.Namespace, console: Console) -> int:
-    limit = _bytes(options.max_size) if options.max_size else None
+    limit = None if options.max_size is None else _bytes(options.max_size)
     for study in options.forget:
         known = {name for studies in store.references().values() for name in studies}
         if study not in known:
@@ -184,7 +184,7 @@ def _doomed(
 
 
 def _bytes(text: str) -> int:
-    match = re.fullmatch(r"([\d.]+)\s*([KMGT]?B)", text.strip().upper())
+    match = re.fullmatch(r"(\d+(?:\.\d*)?|\.\d+)\s*([KMGT]?B)", text.strip().upper())
     if not match:
         raise ConfigError("--max-size", f"must be a size such as 500MB or 20GB, is {text!r}")
     return int(float(match[1]) * UNITS[match[2]])
