@@ -516,6 +516,49 @@ def test_ls_and_show_say_what_is_there_and_who_needs_it(kept, tmp_path, capsys):
     assert "no stage begins" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("options", "left"),
+    [
+        ([], [False, True, True]),
+        (["--forget", "mine"], [False, False, True]),
+        (["--forget", "mine@/elsewhere"], [False, True, False]),
+        (["--forget", "mine", "--forget", "mine@/elsewhere"], [False, False, False]),
+        (["--forget", "mine@/elsewhere", "--dry-run"], [True, True, True]),
+    ],
+)
+def test_results_in_several_places_share_a_store_and_a_study(kept, tmp_path, capsys, options, left):
+    store, stages = kept
+    store.refer("mine", "/elsewhere", [stages[2].key])
+    assert main(["ls", "--root", str(tmp_path)]) == 0
+    lines = {line.split()[1]: line.split()[-1] for line in capsys.readouterr().out.splitlines()[1:4]}
+    assert lines == {
+        stages[0].key[:12]: "-",
+        stages[1].key[:12]: "mine",
+        stages[2].key[:12]: "mine@/elsewhere",
+    }
+    assert main(["show", stages[2].key, "--root", str(tmp_path)]) == 0
+    assert "needed by mine@/elsewhere" in capsys.readouterr().out
+    assert main(["gc", "--root", str(tmp_path), *options]) == 0
+    assert _left(store, stages) == left
+
+
+def test_what_a_study_needs_is_replaced_by_what_it_needs_now(kept, tmp_path):
+    store, stages = kept
+    store.refer("mine", str(tmp_path), [stages[0].key])
+    assert list(store.references()) == [stages[0].key]
+
+
+def test_what_was_said_before_files_were_named_after_the_results_still_counts(kept, tmp_path):
+    store, stages = kept
+    (path,) = (tmp_path / "store" / "studies").iterdir()
+    path.rename(path.with_name("mine.json"))
+    assert main(["gc", "--root", str(tmp_path)]) == 0
+    assert _left(store, stages) == [False, True, False]
+    assert main(["gc", "--root", str(tmp_path), "--forget", "mine"]) == 0
+    assert _left(store, stages) == [False, False, False]
+    assert not list(path.parent.iterdir())
+
+
 def test_verify_names_what_is_damaged(kept, tmp_path, capsys):
     _, stages = kept
     assert main(["verify", "--root", str(tmp_path)]) == 0

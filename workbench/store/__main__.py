@@ -15,7 +15,7 @@ from rich.table import Table
 
 from workbench.places import DEFAULT_ROOT, Places
 from workbench.settings import ConfigError
-from workbench.store.local import Entry, Store
+from workbench.store.local import Entry, Reference, Store
 
 UNITS = {"B": 1, "KB": 1e3, "MB": 1e6, "GB": 1e9, "TB": 1e12}
 SHOWN_KEY = 12  # digits; `show` takes any beginning that is unique
@@ -25,17 +25,18 @@ def main(arguments: list[str] | None = None) -> int:
     """0; 1 when `verify` finds damage; 2 when nothing could be done."""
     options = _parser().parse_args(arguments)
     console = Console(highlight=False, soft_wrap=True)
+    root = str(options.root.resolve())
     try:
         store = Places.read(options.root).store()
         match options.command:
             case "ls":
-                return _ls(store, console)
+                return _ls(store, root, console)
             case "show":
-                return _show(store, options.id, console)
+                return _show(store, options.id, root, console)
             case "verify":
                 return _verify(store, console)
             case _:
-                return _gc(store, options, console)
+                return _gc(store, options, root, console)
     except (ConfigError, OSError) as error:
         print(error, file=sys.stderr)
         return 2
@@ -58,13 +59,19 @@ def _parser() -> argparse.ArgumentParser:
     )
     gc.add_argument("--older-than", metavar="DAYS", type=float, help="since last of use")
     gc.add_argument("--max-size", metavar="SIZE", help="such as 20GB: the longest unused go until it fits")
-    gc.add_argument("--forget", metavar="STUDY", action="append", default=[], help="this study needs nothing")
+    gc.add_argument(
+        "--forget",
+        metavar="STUDY",
+        action="append",
+        default=[],
+        help="this study, by its name in ls, needs nothing",
+    )
     gc.add_argument("--force", action="store_true", help="also what studies need")
     gc.add_argument("--dry-run", action="store_true", help="say what would go, and delete nothing")
     return parser
 
 
-def _ls(store: Store, console: Console) -> int:
+def _ls(store: Store, root: str, console: Console) -> int:
     entries, references = store.entries(), store.references()
     if not entries:
         console.print(f"{store.location}: no stages yet", markup=False)
@@ -77,13 +84,17 @@ def _ls(store: Store, console: Console) -> int:
     for entry in entries:
         seconds = f"{entry.facts['seconds']:.0f} s" if entry.facts and entry.finished else ""
         used = time.strftime("%Y-%m-%d %H:%M", time.localtime(entry.used))
-        needed = ", ".join(sorted(references.get(entry.key, ()))) if entry.finished else ""
+        needed = _names(references.get(entry.key, ()), root) if entry.finished else ""
         table.add_row(
             entry.kind, entry.key[:SHOWN_KEY], _what(entry), seconds, _size(entry.bytes), used, needed or "-"
         )
     Console(highlight=False, width=None if console.is_terminal else 200).print(table)
     console.print(f"{len(entries)} stages, {_size(sum(e.bytes for e in entries))} in {store.location}")
     return 0
+
+
+def _names(references: Iterable[Reference], root: str) -> str:
+    return ", ".join(sorted(reference.name(root) for reference in references))
 
 
 def _what(entry: Entry) -> str:
@@ -107,9 +118,9 @@ def _what(entry: Entry) -> str:
     return ", ".join([*words, f"seed {settings['seed']}"])
 
 
-def _show(store: Store, name: str, console: Console) -> int:
+def _show(store: Store, name: str, root: str, console: Console) -> int:
     entry = store.find(name)
-    needed = ", ".join(sorted(store.references().get(entry.key, ()))) or "no study"
+    needed = _names(store.references().get(entry.key, ()), root) or "no study"
     children = [e for e in store.entries() if e.facts and entry.key in e.facts["parents"]]
     console.print(f"{entry.name}\n{_what(entry)}; {_size(entry.bytes)}; needed by {needed}", markup=False)
     for child in children:
@@ -134,18 +145,20 @@ def _verify(store: Store, console: Console) -> int:
     return 1 if damaged else 0
 
 
-def _gc(store: Store, options: argparse.Namespace, console: Console) -> int:
+def _gc(store: Store, options: argparse.Namespace, root: str, console: Console) -> int:
     limit = None if options.max_size is None else _bytes(options.max_size)
+    references = store.references()
+    known = {reference.name(root): reference for studies in references.values() for reference in studies}
     for study in options.forget:
-        known = {name for studies in store.references().values() for name in studies}
         if study not in known:
             raise ConfigError(
                 "--forget", f"no study {study!r}; there are {', '.join(sorted(known)) or 'none'}"
             )
-        if not options.dry_run:
-            store.forget(study)
-    references = store.references()
-    needed = {key for key, studies in references.items() if studies - set(options.forget)}
+    forgotten = {known[study] for study in options.forget}
+    if not options.dry_run:
+        for reference in forgotten:
+            store.forget(reference)
+    needed = {key for key, studies in references.items() if studies - forgotten}
     entries = store.entries()
     doomed = _doomed(entries, set() if options.force else needed, options.older_than, limit)
     freed = 0

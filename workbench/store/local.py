@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from workbench.settings import STAGES, ConfigError
+from workbench.settings import STAGES, ConfigError, digest
 from workbench.store.stage import (
     FACTS,
     Stage,
@@ -50,6 +50,26 @@ class Entry:
     @property
     def finished(self) -> bool:
         return "." not in self.name
+
+
+@dataclass(frozen=True, order=True)
+class Reference:
+    """A study, of the results in `root`, that needs a stage; others may run the same study elsewhere."""
+
+    study: str
+    root: str
+
+    @property
+    def file(self) -> str:
+        return f"{self.study}-{digest(self.root)[:12]}.json"
+
+    @property
+    def content(self) -> dict[str, Any]:
+        return {"study": self.study, "root": self.root}
+
+    def name(self, root: str) -> str:
+        """What it is called where one works on the results in `root`."""
+        return self.study if self.root == root else f"{self.study}@{self.root}"
 
 
 class Store:
@@ -222,22 +242,30 @@ class Store:
 
     def refer(self, study: str, root: str, keys: Iterable[str]) -> None:
         """Enter that a study, of the results in `root`, needs these stages."""
-        path = self.root / "studies" / f"{study}.json"
-        content = {"study": study, "root": root, "keys": sorted(keys)}
+        reference = Reference(study, root)
+        path = self.root / "studies" / reference.file
+        content = {**reference.content, "keys": sorted(keys)}
         if not path.exists() or json.loads(path.read_text()) != content:
             write_json(path, content)
 
-    def forget(self, study: str) -> bool:
-        """What this study needs may go; whether there was such a study."""
-        path = self.root / "studies" / f"{study}.json"
-        known = path.exists()
-        path.unlink(missing_ok=True)
-        return known
+    def forget(self, reference: Reference) -> None:
+        """What this study needs may go."""
+        for path, content in self._references():
+            if Reference(content["study"], content["root"]) == reference:
+                self._remove_reference(path)
 
-    def references(self) -> dict[str, set[str]]:
+    def references(self) -> dict[str, set[Reference]]:
         """Stage key -> studies that need it."""
-        needed: dict[str, set[str]] = {}
-        for path in sorted((self.root / "studies").glob("*.json")):
-            for key in json.loads(path.read_text())["keys"]:
-                needed.setdefault(key, set()).add(path.stem)
+        needed: dict[str, set[Reference]] = {}
+        for _, content in self._references():
+            for key in content["keys"]:
+                needed.setdefault(key, set()).add(Reference(content["study"], content["root"]))
         return needed
+
+    def _references(self) -> Iterator[tuple[str, dict[str, Any]]]:
+        """Path and content of each file that says what a study needs; older ones have other names."""
+        for path in sorted((self.root / "studies").glob("*.json")):
+            yield str(path), json.loads(path.read_text())
+
+    def _remove_reference(self, path: str) -> None:
+        Path(path).unlink(missing_ok=True)

@@ -22,7 +22,7 @@ from typing import Any
 import fsspec
 
 from workbench.settings import STAGES, digest
-from workbench.store.local import Build, Entry, Errors, Store
+from workbench.store.local import Build, Entry, Errors, Reference, Store
 from workbench.store.stage import CHECKPOINT, FACTS, Stage, StageBusy, damage_of, is_published
 
 RENEW_SECONDS = 10.0
@@ -271,24 +271,19 @@ class RemoteStore(Store):
 
     def refer(self, study: str, root: str, keys: Iterable[str]) -> None:
         self._files.makedirs(self._remote("studies"), exist_ok=True)
-        content = json.dumps({"study": study, "root": root, "keys": sorted(keys)})
-        self._files.pipe_file(self._remote("studies", f"{study}.json"), content.encode())
+        reference = Reference(study, root)
+        content = json.dumps({**reference.content, "keys": sorted(keys)})
+        self._files.pipe_file(self._remote("studies", reference.file), content.encode())
 
-    def forget(self, study: str) -> bool:
-        try:
-            self._files.rm_file(self._remote("studies", f"{study}.json"))
-        except FileNotFoundError:
-            return False
-        return True
-
-    def references(self) -> dict[str, set[str]]:
+    def _references(self) -> Iterator[tuple[str, dict[str, Any]]]:
         self._files.invalidate_cache()
-        needed: dict[str, set[str]] = {}
         if self._files.exists(self._remote("studies")):
             for path in self._files.ls(self._remote("studies"), detail=False):
-                for key in json.loads(self._files.cat_file(path))["keys"]:
-                    needed.setdefault(key, set()).add(Path(path).stem)
-        return needed
+                yield path, json.loads(self._files.cat_file(path))
+
+    def _remove_reference(self, path: str) -> None:
+        with contextlib.suppress(FileNotFoundError):
+            self._files.rm_file(path)
 
 
 @contextlib.contextmanager
