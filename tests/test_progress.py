@@ -19,7 +19,8 @@ def clock(monkeypatch):
 
 def _progress(work_left, rate):
     ledger = types.SimpleNamespace(ended=lambda: [], work_left=lambda: work_left, num_trials=4)
-    return Progress(ledger, Console(file=io.StringIO()), lambda number: None, None, rate)
+    silent = Console(file=io.StringIO())
+    return Progress(ledger, silent, lambda assignment: None, lambda number: None, None, rate)
 
 
 def test_the_plan_says_how_long_it_takes_until_trials_do(clock):

@@ -91,7 +91,10 @@ def _ours(num_trials: int) -> float:
         silent = Console(file=io.StringIO())
         interruption = Interruption(str(root / "stop"))
         began = time.perf_counter()
-        with Progress(books.ledger, silent, books.record, interruption) as progress, interruption:
+        with (
+            Progress(books.ledger, silent, books.begin, books.record, interruption) as progress,
+            interruption,
+        ):
             run_trials(books.ledger, places, progress, DEVICE, interruption, worker=_train_nothing)
         seconds = time.perf_counter() - began
         assert len(books.ledger.ended()) == num_trials

@@ -222,6 +222,10 @@ class Ledger:
         """The trial behind an entry; None where the study no longer has it."""
         raise NotImplementedError
 
+    def known(self) -> list[PlannedTrial]:
+        """Trials that the study is known to have: what they need is to be kept, whoever else does without."""
+        raise NotImplementedError
+
     def _cut_off_trials(self) -> Iterable[FrozenTrial]:
         return self._optuna.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
 
@@ -291,6 +295,9 @@ class GridLedger(Ledger):
 
     def planned_of(self, ended: Ended) -> PlannedTrial | None:
         return self._by_key.get(ended.key)
+
+    def known(self) -> list[PlannedTrial]:
+        return self.planned
 
     def _take_stock(self) -> list[PlannedTrial]:
         """What has not begun; what was cut off is taken over."""
@@ -402,6 +409,11 @@ class SearchLedger(Ledger):
 
     def planned_of(self, ended: Ended) -> PlannedTrial | None:
         return self._planner.plan(self.study.searched(ended.point)) if ended.point else None
+
+    def known(self) -> list[PlannedTrial]:
+        """Those that have ended, and those that were cut off or are kept for later."""
+        ended = [planned for e in self.ended() if (planned := self.planned_of(e)) is not None]
+        return [*ended, *(assignment.planned for assignment in self._entered)]
 
 
 def open_ledger(

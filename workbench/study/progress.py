@@ -25,18 +25,21 @@ class Progress(Watcher):
         self,
         ledger: Ledger,
         console: Console,
+        begin: Callable[[Assignment], None],
         record: Callable[[int], Ended | None],
         interruption: Interruption,
         expected_rate: float | None = None,
     ) -> None:
-        """`record(number)` writes an ended trial away and says how it ended.
+        """`begin` is told of each trial before a worker has it.
 
+        `record(number)` writes an ended trial away and says how it ended.
         `expected_rate` is the plan's: work, in the ledger's unit, that all workers do a second.
         """
         self._ledger = ledger
         self._interruption = interruption
         self._stopping = False
         self._console = console
+        self._begin = begin
         self._record = record
         self._expected_rate = expected_rate
         self._running: dict[int, _Running] = {}
@@ -56,6 +59,7 @@ class Progress(Watcher):
             self._live.stop()
 
     def started(self, assignment: Assignment) -> None:
+        self._begin(assignment)
         self._running[assignment.number] = _Running(assignment)
         self._draw(at_once=True)
 

@@ -22,7 +22,7 @@ from workbench.study import results
 from workbench.study.cost import Cost, CostModel, Plan, duration
 from workbench.study.definition import Study, Trial
 from workbench.study.interruption import Interruption
-from workbench.study.ledger import LEDGER_ERRORS, Ended, GridLedger, Work, open_ledger
+from workbench.study.ledger import LEDGER_ERRORS, Assignment, Ended, GridLedger, Work, open_ledger
 from workbench.study.plan import PlannedTrial, Planner, work_of
 from workbench.study.progress import Progress
 from workbench.study.summary import print_summary
@@ -61,10 +61,14 @@ class Books:
         self._places = places
         self.store = store
         self._needed: set[str] = set()
-        self._refer(self.ledger.planned if isinstance(self.ledger, GridLedger) else [])
+        self._refer(self.ledger.known())
         for ended in self.ledger.ended():
             if not self.tracking.has(ended.number):  # a kill came in between
                 self._record(ended)
+
+    def begin(self, assignment: Assignment) -> None:
+        """The trial is handed out: what it finds or computes is needed from now on, not from its end."""
+        self._refer([assignment.planned])
 
     def record(self, number: int) -> Ended | None:
         """Bring the trial of that number into MLflow, if it has ended; how it did."""
@@ -77,7 +81,6 @@ class Books:
         planned = self.ledger.planned_of(ended)
         if planned is None:
             return
-        self._refer([planned])
         if ended.state != "complete":
             self.tracking.record(ended, planned, None)
         elif self.store.has(planned.stages.evaluate):
@@ -156,7 +159,7 @@ def _run_trials(
         interruption = Interruption(_flag(study, places))
         wall = plan.cost.wall_seconds
         rate = plan.cost.computing_seconds / wall if wall else None
-        progress = Progress(ledger, console, books.record, interruption, rate)
+        progress = Progress(ledger, console, books.begin, books.record, interruption, rate)
 
         def last_words(reason: str) -> int:
             progress.__exit__()  # gives the terminal back

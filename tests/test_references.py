@@ -1,0 +1,125 @@
+"""What a study tells the store that it needs: gc never deletes what the study has, or works with."""
+
+import contextlib
+import io
+import types
+
+import pytest
+from rich.console import Console
+
+from workbench.places import Places
+from workbench.store.__main__ import main as store_command
+from workbench.study import run
+from workbench.study.definition import load_study
+
+SEARCH = """
+question: Which?
+preset: smoke
+regimes: [full]
+search:
+  num_trials: 4
+  sampler: random
+  space: {pretraining.optimiser.peak_lr: {kind: uniform, low: 1e-5, high: 1e-2, log: true}}
+"""
+
+
+class NoTracking:
+    def __init__(self, study, places):
+        pass
+
+    def has(self, number):
+        return True
+
+    def record(self, ended, planned, result):
+        pass
+
+
+@pytest.fixture
+def launch(tmp_path, monkeypatch):
+    """`launch(trials)`: a start of the search, where `trials(ledger, watcher)` is in place of Ray Tune."""
+    path = tmp_path / "mine.yaml"
+    path.write_text(SEARCH)
+    places = Places.read(tmp_path)
+    cost = types.SimpleNamespace(wall_seconds=0.0, computing_seconds=0.0)
+    model = types.SimpleNamespace(device=None, learn=lambda trials, seconds: None)
+    plan = types.SimpleNamespace(planned=[], cost=cost, model=model)
+    monkeypatch.setattr(run, "Tracking", NoTracking)
+    monkeypatch.setattr(run, "ray_started", lambda *arguments: contextlib.nullcontext())
+    monkeypatch.setattr(run, "_prepare_data", lambda *arguments: None)
+
+    def launch(trials):
+        def run_trials(ledger, places, watcher, *arguments, **options):
+            trials(ledger, watcher)
+
+        monkeypatch.setattr(run, "run_trials", run_trials)
+        study = load_study(path)
+        books = run.Books(study, places, places.store())
+        run._run_trials(study, books, places, plan, "command", Console(file=io.StringIO()))
+
+    return launch
+
+
+@pytest.fixture
+def gc(tmp_path):
+    """Run the command."""
+
+    def gc():
+        assert store_command(["gc", "--root", str(tmp_path)]) == 0
+
+    return gc
+
+
+def _begin(ledger, watcher):
+    assignment = ledger.next()
+    watcher.started(assignment)
+    return assignment
+
+
+def _compute(ledger, stages):
+    for stage in stages:
+        ledger.store.obtain(stage, lambda folder: {"metrics": {}})
+
+
+def _end(ledger, watcher, assignment):
+    _compute(ledger, assignment.planned.stages.all())
+    ledger.complete(assignment.number, 0.5)
+    watcher.ended(assignment.number)
+
+
+def _stages(ledger, assignments):
+    return {stage.key: ledger.store.has(stage) for a in assignments for stage in a.planned.stages.all()}
+
+
+def test_the_stages_of_a_running_trial_of_a_search_are_kept(launch, gc):
+    def trials(ledger, watcher):
+        first = _begin(ledger, watcher)
+        _compute(ledger, [first.planned.stages.pretrain])
+        gc()
+        assert ledger.store.has(first.planned.stages.pretrain)
+
+    launch(trials)
+
+
+def test_a_search_that_goes_on_keeps_what_it_had(launch, gc):
+    before = []
+
+    def some(ledger, watcher):
+        before.extend(_begin(ledger, watcher) for _ in range(3))
+        for assignment in before[:2]:
+            _end(ledger, watcher, assignment)
+        _compute(ledger, before[2].planned.stages.all()[:2])  # and is cut off
+
+    def more(ledger, watcher):
+        expected = [True] * 8 + [False]  # the evaluation of what was cut off
+        gc()
+        assert list(_stages(ledger, before).values()) == expected
+        taken_up, new = _begin(ledger, watcher), _begin(ledger, watcher)
+        assert taken_up.planned.key == before[2].planned.key
+        _end(ledger, watcher, new)
+        gc()
+        assert list(_stages(ledger, before).values()) == expected
+        assert all(_stages(ledger, [new]).values())
+
+    launch(some)
+    gc()
+    launch(more)
