@@ -176,8 +176,8 @@ def test_a_dry_run_of_several_studies_counts_what_they_share(root, tmp_path, cap
 def test_a_dry_run_goes_on_past_a_study_whose_data_are_not_here(root, tmp_path, capsys):
     elsewhere = tmp_path / "elsewhere.yaml"
     elsewhere.write_text(
-        "{question: 'Where?', preset: smoke, regimes: [full], vary: {model.num_heads: [1]}, metric: accuracy, "
-        "settings: {data: {kind: esc50, root: nowhere}, finetuning.pooling: mean}}"
+        "{question: 'Where?', preset: smoke, regimes: [full], vary: {model.num_heads: [1]}, "
+        "metric: accuracy, settings: {data: {kind: esc50, root: nowhere}, finetuning.pooling: mean}}"
     )
     files = [str(elsewhere), "studies/smoke.yaml", "studies/smoke.yaml"]
     assert main([*files, "--root", str(root), "--dry-run"]) == 2
