@@ -26,6 +26,7 @@ from analysis.estimators import (
     per_clip_difference,
 )
 from analysis.label_reduction import Reach, bootstrap_labels, label_reduction
+from analysis.replicates import FOLD_OVERLAP
 
 COVERED, WRONG = (0.93, 0.97), (0.0, 0.065)
 REPLICATES = (3, 5, 10)
@@ -145,6 +146,18 @@ def paired_coverage(replicates: int, studies: int, generator: np.random.Generato
     return float(covered[0] / studies), float(covered[1] / studies)
 
 
+def fold_coverage(folds: int, studies: int, generator: np.random.Generator) -> float:
+    """Of a mean over test folds that are correlated as `FOLD_OVERLAP` has it."""
+    shared = FOLD_OVERLAP / (1 + FOLD_OVERLAP)
+    covered = 0
+    for _ in range(studies):
+        own = generator.normal(scale=0.01 * np.sqrt(1 - shared), size=folds)
+        difference = 0.02 + generator.normal(scale=0.01 * np.sqrt(shared)) + own
+        found = paired_comparison(np.zeros(folds), difference, overlap=FOLD_OVERLAP)
+        covered += found.low <= 0.02 <= found.high
+    return covered / studies
+
+
 def hierarchical_coverage(
     replicates: int, clip_noise: float, studies: int, generator: np.random.Generator
 ) -> float:
@@ -197,6 +210,7 @@ def main(arguments: list[str] | None = None) -> int:
     for n in REPLICATES:
         ours, bootstrap = paired_coverage(n, studies, generator)
         row(f"paired difference, n = {n}", ours, COVERED, f"percentile bootstrap {bootstrap:.1%}")
+    row("difference over five test folds", fold_coverage(5, studies, generator), COVERED)
     for n in REPLICATES[:2]:
         for clip_noise in (0.02, 0.2):
             name = f"difference over replicates and clips, n = {n}, {clip_noise:g}"

@@ -47,6 +47,7 @@ class Comparison(Interval):
     standard_error: of the mean, by the replicates; NaN likewise.
     clip_error: what the test clips that all replicates share add to it; 0 where they share none.
     clips: how many they are.
+    overlap: of the replicates' training sets; 0 where these are independent.
     n: replicates.
     """
 
@@ -55,6 +56,7 @@ class Comparison(Interval):
     standard_error: float
     clip_error: float = 0.0
     clips: int = 0
+    overlap: float = 0.0
 
     def p_against(self, value: float) -> float:
         """Two-sided p value of a true mean of `value`."""
@@ -101,11 +103,15 @@ class Trend:
     reversals: tuple[int, ...]
 
 
-def mean_interval(values: ArrayLike, *, confidence: float = 0.95) -> Interval:
-    """Student-t interval of the mean of `values` (n,), one value a seed.
+def mean_interval(values: ArrayLike, *, overlap: float = 0.0, confidence: float = 0.95) -> Interval:
+    """Student-t interval of the mean of `values` (n,), one value a replicate.
 
     Exact for independent normal values with unknown variance. One value says nothing of its own
     spread, so n = 1 gives low = high = NaN.
+
+    Test folds share most of their training recordings, so that they vary less than independent replicates
+    would. The variance of their mean is therefore taken as s^2 (1 / n + overlap), with `overlap` the size of
+    a test fold over that of its training folds (Nadeau and Bengio 2003); it is 0 for seeds.
     """
     sample = _checked_values(values)
     if sample.ndim != 1:
@@ -114,7 +120,7 @@ def mean_interval(values: ArrayLike, *, confidence: float = 0.95) -> Interval:
     mean = float(sample.mean())
     if sample.size == 1:
         return Interval(mean=mean, low=math.nan, high=math.nan, n=1)
-    standard_error = float(sample.std(ddof=1)) / math.sqrt(sample.size)
+    standard_error = float(sample.std(ddof=1)) * math.sqrt(1 / sample.size + overlap)
     half_width = float(stats.t.ppf((1 + confidence) / 2, df=sample.size - 1)) * standard_error
     return Interval(mean=mean, low=mean - half_width, high=mean + half_width, n=sample.size)
 
@@ -137,8 +143,12 @@ def paired_difference(a: ArrayLike, b: ArrayLike, confidence: float = 0.95) -> I
     return mean_interval(second - first, confidence=confidence)
 
 
-def paired_comparison(a: ArrayLike, b: ArrayLike, *, confidence: float = 0.95) -> Comparison:
+def paired_comparison(
+    a: ArrayLike, b: ArrayLike, *, overlap: float = 0.0, confidence: float = 0.95
+) -> Comparison:
     """`paired_difference` with the paired t-test's p value, for `a` and `b` (n,).
+
+    `overlap` as in `mean_interval`.
 
     Not by resampling: with 3 replicates a sign flip cannot give p < 0.25, and a percentile bootstrap's
     95 % interval covers 72 %.
@@ -147,22 +157,7 @@ def paired_comparison(a: ArrayLike, b: ArrayLike, *, confidence: float = 0.95) -
     if interval.n == 1:
         return _alone(interval.mean)
     deviation = float((_checked_values(b) - _checked_values(a)).std(ddof=1))
-    return _comparison(interval.mean, deviation, interval.n, 0.0, 0, confidence)
-
-
-def fold_comparison(differences: ArrayLike, overlap: float, *, confidence: float = 0.95) -> Comparison:
-    """Of one difference a test fold (n,), where training sets overlap.
-
-    Folds share most of their training recordings, so that they vary less than independent replicates would.
-    The variance of the mean is therefore taken as s^2 (1 / n + overlap), with `overlap` the size of a test
-    set over that of a training set (Nadeau and Bengio 2003).
-    """
-    values = _checked_values(differences)
-    if len(values) == 1:
-        return _alone(float(values[0]))
-    return _comparison(
-        float(values.mean()), float(values.std(ddof=1)), len(values), 0.0, 0, confidence, overlap
-    )
+    return _comparison(interval.mean, deviation, interval.n, 0.0, 0, confidence, overlap)
 
 
 def hierarchical_comparison(
@@ -246,6 +241,7 @@ def _comparison(
         standard_error=standard_error,
         clip_error=clip_error,
         clips=clips,
+        overlap=overlap,
     )
 
 

@@ -30,6 +30,7 @@ from analysis.command import run
 from analysis.estimators import FloatArray, holm, mean_interval, paired_comparison
 from analysis.label_reduction import LabelReduction, Reach, label_reduction, monotone
 from analysis.plot_ablation import COLOURS, MARKERS, METRIC_NAMES
+from analysis.replicates import by_replicate, replicate_names, with_fold_numbers
 from workbench.study.results import (
     StudyRecord,
     best_tuned,
@@ -54,7 +55,8 @@ class Curves:
     """Both arms of a study.
 
     scratch (n, S), pretrained (n, P): test scores; row i is replicate i of both.
-    left_out: replicates that lack a trial.
+    left_out: (seed, fold) that lack a trial.
+    overlap: of test folds, where these are the replicates, as in `mean_interval`.
     """
 
     scratch_labels: FloatArray
@@ -63,6 +65,7 @@ class Curves:
     pretrained: FloatArray
     replicates: list[str]
     left_out: list[str]
+    overlap: float = 0.0
 
 
 def is_suitable(record: StudyRecord) -> bool:
@@ -71,7 +74,7 @@ def is_suitable(record: StudyRecord) -> bool:
 
 
 def study_curves(record: StudyRecord, table: pd.DataFrame) -> Curves:
-    """The finished trials of `table`, by replicates (seed, fold) that have every label count in both arms.
+    """The finished trials of `table` whose seed and fold have every label count in both arms, by replicates.
 
     Raises:
         NoCurves: not such a study, no such replicate, fewer than two label counts, or several trials to one.
@@ -82,7 +85,7 @@ def study_curves(record: StudyRecord, table: pd.DataFrame) -> Curves:
     if not len(table) or not (table["state"] == "complete").any():
         raise NoCurves(f"{record.id}: no finished trial")
     done = best_tuned(record, table[table["state"] == "complete"])
-    done = done.assign(fold=pd.to_numeric(done["fold"]).fillna(-1).astype(int))
+    done = with_fold_numbers(done)
     place = ["regime", "seed", "fold", AXIS]
     if done.duplicated(place).any():
         raise NoCurves(
@@ -101,18 +104,19 @@ def study_curves(record: StudyRecord, table: pd.DataFrame) -> Curves:
         )
     counts = done.groupby(AXIS)["labelled_clips"].mean()
     fractions = {regime: counts[complete[regime].columns].sort_values() for regime in arms}
+    scores, overlap = by_replicate(complete)
     return Curves(
         fractions[SCRATCH].to_numpy(float),
-        complete[SCRATCH][fractions[SCRATCH].index].to_numpy(float),
+        scores[SCRATCH][fractions[SCRATCH].index].to_numpy(float),
         fractions[PRETRAINED].to_numpy(float),
-        complete[PRETRAINED][fractions[PRETRAINED].index].to_numpy(float),
-        [_replicate_name(*name) for name in complete.index],
-        [_replicate_name(*name) for name in both.index.difference(complete.index)],
+        scores[PRETRAINED][fractions[PRETRAINED].index].to_numpy(float),
+        replicate_names(scores),
+        [
+            f"seed {seed}" + (f" fold {fold}" if fold >= 0 else "")
+            for seed, fold in both.index.difference(complete.index)
+        ],
+        overlap,
     )
-
-
-def _replicate_name(seed: int, fold: int) -> str:
-    return f"seed {seed}" if fold < 0 else f"seed {seed} fold {fold}"
 
 
 def level_table(curves: Curves) -> pd.DataFrame:
@@ -129,10 +133,10 @@ def level_table(curves: Curves) -> pd.DataFrame:
         row: dict[str, float] = {"labels": labels, "n": len(curves.replicates)}
         for name, scores in arms.items():
             if labels in scores:
-                interval = mean_interval(scores[labels])
+                interval = mean_interval(scores[labels], overlap=curves.overlap)
                 row |= {name: interval.mean, f"{name}_low": interval.low, f"{name}_high": interval.high}
         if all(labels in scores for scores in arms.values()):
-            found = paired_comparison(arms[SCRATCH][labels], arms[PRETRAINED][labels])
+            found = paired_comparison(arms[SCRATCH][labels], arms[PRETRAINED][labels], overlap=curves.overlap)
             row |= {"difference": found.mean, "difference_low": found.low, "difference_high": found.high}
             row["p"] = found.p_value
         rows.append(row)
@@ -161,6 +165,7 @@ def study_reductions(record: StudyRecord, curves: Curves) -> list[LabelReduction
             curves.pretrained_labels,
             curves.pretrained,
             share=share,
+            overlap=curves.overlap,
             ceiling=1.0 if record.metric in BOUNDED_BY_ONE else None,
         )
         for share in SHARES
@@ -196,6 +201,8 @@ def describe(record: StudyRecord, curves: Curves, levels: pd.DataFrame, found: l
         lines.append(f"left out, for lack of a trial: {', '.join(curves.left_out)}")
     if n == 1:
         lines.append("one replicate gives no interval")
+    if curves.overlap:
+        lines.append("test folds share training clips, which the intervals allow for")
     lines += [
         "",
         f"{'labels':>9}  {'scratch':>8}  {'pretrained':>10}  {'difference':>10}  "

@@ -81,14 +81,16 @@ def label_reduction(
     *,
     share: float = 1.0,
     at: float | None = None,
+    overlap: float = 0.0,
     confidence: float = 0.95,
     ceiling: float | None = 1.0,
 ) -> LabelReduction:
     """Labels with which `pretrained` (n, P) has `share` of the score of `scratch` (n, S), and the reduction.
 
     `scratch_labels` (S,) and `pretrained_labels` (P,) are label counts, rising. Row i of both arms is the
-    same replicate. `at` is the one of scratch's counts that is compared with (its largest). `ceiling` is
-    the best possible score, for the power law; None for scores without one.
+    same replicate. `at` is the one of scratch's counts that is compared with (its largest). `overlap` is that
+    of test folds, as in `mean_interval`. `ceiling` is the best possible score, for the power law; None for
+    scores without one.
 
     The curve is the isotonic regression of the means, straight between them over log labels, as the paper
     reads its table. The interval holds each label count at which a paired t-test over replicates does not
@@ -119,7 +121,7 @@ def label_reduction(
     target = float(targets.mean())
     reach, straight = first_reach(place, means, target, smooth=False)
     _, smooth = first_reach(place, means, target, smooth=True)
-    low, high = _interval(place, pooled, targets, reach, [straight, smooth], confidence)
+    low, high = _interval(place, pooled, targets, reach, [straight, smooth], overlap, confidence)
     own_place = None
     if len(own_counts) > 1:
         own_place = first_reach(np.log2(own_counts), monotone(own)[0], target, smooth=False)[1]
@@ -254,6 +256,7 @@ def _interval(
     targets: FloatArray,
     reach: Reach,
     estimates: list[float | None],
+    overlap: float,
     confidence: float,
 ) -> tuple[float, float]:
     """Label counts, 0 and infinity where the range does not bound them."""
@@ -264,7 +267,7 @@ def _interval(
     straight = np.array([np.interp(grid, place, row) for row in pooled])
     smooth = PchipInterpolator(place, pooled, axis=1)(grid)
     lacking = np.stack([straight, smooth]) - targets[:, None]  # (2, n, grid)
-    mean, error = lacking.mean(axis=1), lacking.std(axis=1, ddof=1) / math.sqrt(n)
+    mean, error = lacking.mean(axis=1), lacking.std(axis=1, ddof=1) * math.sqrt(1 / n + overlap)
     critical = _critical(np.abs(mean[1] - mean[0]), error.max(axis=0), n - 1, confidence)
     # Between both curves, and beyond either as far as its own noise may have it.
     within = ((mean - critical * error).min(axis=0) <= 0) & ((mean + critical * error).max(axis=0) >= 0)

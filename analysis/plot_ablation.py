@@ -25,6 +25,7 @@ from matplotlib.ticker import FixedLocator, MaxNLocator, NullLocator
 
 from analysis.command import run
 from analysis.estimators import mean_interval
+from analysis.replicates import by_replicate, with_fold_numbers
 from workbench.study.results import (
     StudyRecord,
     arms,
@@ -114,7 +115,8 @@ def level_summary(record: StudyRecord, done: pd.DataFrame) -> pd.DataFrame:
     metric = f"test/{record.metric}"
     rows = []
     for group, values in done.groupby(arms(record), dropna=False, sort=False):
-        interval = mean_interval(_replicates(values, metric))
+        scores, overlap = by_replicate(_scores(values, metric))
+        interval = mean_interval(scores, overlap=overlap)
         names = dict(zip(arms(record), group, strict=True))
         names |= {path: values[path].iloc[0] for path in record.tuned}
         clips = values["labelled_clips"].mean()
@@ -136,9 +138,9 @@ def level_summary(record: StudyRecord, done: pd.DataFrame) -> pd.DataFrame:
     )
 
 
-def _replicates(values: pd.DataFrame, metric: str) -> np.ndarray:
-    """One value a replicate: (seed, fold)."""
-    return values.groupby(["seed", "fold"], dropna=False)[metric].mean().to_numpy()
+def _scores(values: pd.DataFrame, metric: str) -> pd.Series:
+    """One value for each (seed, fold)."""
+    return with_fold_numbers(values).groupby(["seed", "fold"])[metric].mean()
 
 
 def _axis(record: StudyRecord) -> str:

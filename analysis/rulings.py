@@ -54,9 +54,12 @@ class Evidence:
     def replicates_to_decide(self) -> int | None:
         """In all, for one comparison alone, if effect and noise stay as they are.
 
-        None where that is not known, above 1,000, or where test clips and not replicates are too few.
+        None where that is not known, above 1,000, or where test clips and not replicates are too few; nor of
+        test folds, of which there are no more.
         """
         if math.isnan(self.gap) or not isinstance(self.effect, Comparison) or math.isnan(self.effect.low):
+            return None
+        if self.effect.overlap:
             return None
         left = self.gap**2 - (SURE * self.effect.clip_error) ** 2
         return pairs_to_decide(math.sqrt(left), self.effect.deviation) if left > 0 else None

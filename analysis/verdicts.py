@@ -12,23 +12,18 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from analysis.estimators import (
-    Comparison,
-    Interval,
-    crossed_comparison,
-    fold_comparison,
-    paired_comparison,
-)
+from analysis.estimators import Comparison, Interval, crossed_comparison, paired_comparison
 from analysis.label_efficiency import NoCurves, study_curves
 from analysis.label_reduction import label_reduction
 from analysis.plot_ablation import is_number
 from analysis.predictions import Predictions
+from analysis.replicates import by_replicate, with_fold_numbers
 from analysis.rulings import Evidence, Ruling, judge_equivalent, judge_greater, judge_rising, rule
 from workbench.study.claims import Claim, Equivalent, FewerLabels, Greater, Part, Rising, read_entered
 from workbench.study.results import StudyRecord, best_tuned
 
+OF_FOLDS = "test folds, whose training sets overlap, are the replicates"
 ORDINALS = ("first", "second", "third", "fourth")
-FOLD_OVERLAP = 1 / 3  # a test fold to the three of five that train: one more is for validation
 
 
 class NotTested(ValueError):
@@ -74,7 +69,7 @@ class Trials:
     used: set[str] = field(default_factory=set)  # runs behind what was asked for
 
     def __post_init__(self) -> None:
-        self.done = self.done.assign(fold=pd.to_numeric(self.done["fold"]).fillna(-1).astype(int))
+        self.done = with_fold_numbers(self.done)
 
     def levels(self, regime: str) -> list[Any]:
         """That the study has, finished or not; numbers rising, others in the order of the file."""
@@ -187,10 +182,11 @@ def compare(
         raise NotTested("predictions that it needs were deleted; the study's command makes them again")
     if len(differences) == 1:
         return paired_comparison([0.0], differences), "; ".join(notes)
-    if (values.index.get_level_values("fold") >= 0).any():
-        notes.append("test folds, whose training sets overlap, are the replicates")
-        by_fold = differences.groupby(level="fold").mean()
-        return fold_comparison(by_fold, FOLD_OVERLAP), "; ".join(notes)
+    differences, overlap = by_replicate(differences)
+    if overlap:
+        notes.append(OF_FOLDS)
+        found = paired_comparison(np.zeros(len(differences)), differences, overlap=overlap)
+        return found, "; ".join(notes)
     if not clips:
         notes.append("over replicates alone: each has its own test clips")
         return paired_comparison(np.zeros(len(differences)), differences), "; ".join(notes)
@@ -280,6 +276,7 @@ def _examine_labels(trials: Trials, part: FewerLabels, table: pd.DataFrame) -> E
         curves.pretrained_labels,
         curves.pretrained,
         share=part.share,
+        overlap=curves.overlap,
     )
     low, high = found.reduction_low, found.reduction_high
     ruling = Ruling.INCONCLUSIVE
@@ -292,10 +289,8 @@ def _examine_labels(trials: Trials, part: FewerLabels, table: pd.DataFrame) -> E
         notes.insert(0, f"{found.reach} within the label counts measured")
     if curves.left_out:
         notes.append(f"{len(curves.left_out)} replicates lack a trial")
-    if (trials.done["fold"] >= 0).any():
-        notes.append(
-            "test folds, whose training sets overlap, count as independent: the interval is too narrow"
-        )
+    if curves.overlap:
+        notes.append(OF_FOLDS)
     mean = math.nan if found.reduction is None else found.reduction
     effect = Interval(mean=mean, low=low, high=high, n=found.n)
     return Evidence(part=part, effect=effect, ruling=ruling, note="; ".join(notes))

@@ -186,6 +186,23 @@ def test_swapping_the_arms_turns_the_sign_and_nothing_else() -> None:
     assert other.p_value == pytest.approx(one.p_value)
 
 
+@pytest.mark.parametrize("overlap", [0.0, 1 / 3, 1.0])
+def test_replicates_that_overlap_cover_as_claimed(overlap: float) -> None:
+    """Folds with a correlation of overlap / (1 + overlap), as Nadeau and Bengio take it."""
+    generator = np.random.default_rng(0)
+    shared = overlap / (1 + overlap)
+    covered = plain = 0
+    for _ in range(600):
+        scores = 0.7 + np.sqrt(shared) * generator.normal() + np.sqrt(1 - shared) * generator.normal(size=5)
+        found = mean_interval(scores, overlap=overlap)
+        assert paired_comparison(np.zeros(5), scores, overlap=overlap).low == pytest.approx(found.low)
+        covered += found.low <= 0.7 <= found.high
+        found = mean_interval(scores)
+        plain += found.low <= 0.7 <= found.high
+    assert covered / 600 == pytest.approx(0.95, abs=0.027)  # three standard errors
+    assert (plain / 600 < 0.9) == (overlap > 0)
+
+
 def test_three_seeds_cover_as_claimed_where_a_percentile_bootstrap_does_not() -> None:
     # 400 studies: the standard error of a coverage of 0.95 is 0.011.
     generator = np.random.default_rng(0)

@@ -26,6 +26,7 @@ from analysis.label_reduction import (
     first_reach,
     label_reduction,
 )
+from analysis.replicates import FOLD_OVERLAP
 from workbench.study.results import StudyRecord
 
 LABELS = np.array([120, 240, 480, 960, 1920])
@@ -325,9 +326,26 @@ def test_a_seed_without_all_trials_is_left_out_and_named() -> None:
     assert "left out, for lack of a trial: seed 1" in text
 
 
-def test_folds_are_replicates() -> None:
-    table = _table().assign(fold=lambda t: t["seed"] + 1, seed=0)
-    assert study_curves(_record(), table).replicates == [f"seed 0 fold {i}" for i in (1, 2, 3)]
+def test_folds_are_replicates_that_are_not_independent() -> None:
+    """Whatever seeds they are run with: their training clips stay the same."""
+    of_seeds = study_curves(_record(), _table())
+    table = pd.concat([_table().assign(fold=lambda t: t["seed"] + 1, seed=seed) for seed in (0, 1)])
+    of_folds = study_curves(_record(), table)
+    assert of_folds.replicates == ["fold 1", "fold 2", "fold 3"]
+    np.testing.assert_array_equal(of_folds.scratch, of_seeds.scratch)
+    wider = np.sqrt(1 + 3 * FOLD_OVERLAP)
+    ours, plain = level_table(of_folds), level_table(of_seeds)
+    for name in ("scratch", "pretrained", "difference"):
+        half, plain_half = (t[f"{name}_high"] - t[name] for t in (ours, plain))
+        np.testing.assert_allclose(half, wider * plain_half)
+    assert (ours["p"] > plain["p"]).all()
+    for one, other in zip(
+        study_reductions(_record(), of_folds), study_reductions(_record(), of_seeds), strict=True
+    ):
+        assert one.labels == other.labels
+        assert one.labels_low <= other.labels_low
+        assert one.labels_high >= other.labels_high
+        assert (one.labels_low, one.labels_high) != (other.labels_low, other.labels_high)
 
 
 def test_tables_without_two_curves_are_refused() -> None:

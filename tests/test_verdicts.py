@@ -93,9 +93,10 @@ def test_any_level_is_corrected_for_their_number():
     trials = _trials()
     noise = np.random.default_rng(0).normal(0, 0.02, len(trials.done))
     trials.done["test/mAP"] += noise
-    alone = Greater(of=("all/16",), than=("all/first",), margin=0.0)
-    one, of_two = (examine(trials, p, trials.done) for p in (alone, part))
-    assert of_two.p_support == pytest.approx(2 * min(one.p_support, of_two.p_support / 2))
+    alone = [Greater(of=(f"all/{level}",), than=("all/first",), margin=0.0) for level in (4, 16)]
+    fourth, sixteenth, of_two = (examine(trials, p, trials.done) for p in (*alone, part))
+    assert of_two.p_support == pytest.approx(2 * min(fourth.p_support, sixteenth.p_support))
+    assert of_two.p_contradict == max(fourth.p_contradict, sixteenth.p_contradict)
     assert "of 2" in of_two.note
 
 
@@ -126,6 +127,8 @@ def test_folds_are_not_taken_for_independent():
     assert "overlap" in note
     plain = found.deviation / np.sqrt(5)
     assert found.standard_error == pytest.approx(plain * np.sqrt(1 + 5 / 3))
+    part = Greater(of=("all/16",), than=("all/1",), margin=float(found.mean))
+    assert examine(trials, part, table).replicates_to_decide is None  # there are no more folds
 
 
 @pytest.mark.parametrize(
