@@ -5,6 +5,7 @@ N clips, C classes, R resamples.
 
 from __future__ import annotations
 
+import datetime
 from collections.abc import Iterable
 
 import numpy as np
@@ -40,6 +41,11 @@ class Predictions:
             return None
         first, *others = [one[1] for one in found if one is not None]
         return len(first) if all(np.array_equal(first, other) for other in others) else 0
+
+    def computed(self, key: str) -> datetime.datetime | None:
+        """When the trial was judged, by whatever study; None where that was deleted."""
+        facts = self._stages.facts(key)
+        return None if facts is None else datetime.datetime.fromisoformat(facts["finished"])
 
     def resampled(self, key: str) -> FloatArray:
         """The metric of redrawn clips (R,): row r is of the same clips for every key with as many."""

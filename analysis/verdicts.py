@@ -42,7 +42,7 @@ class Verdict:
     scale: str  # of what was run
     since: str  # when the study was first run with the claim as it stands, ISO 8601
     changed: bool  # whether it stood otherwise before
-    before_runs: bool | None  # whether that was before the first of its runs; None: not known
+    before_runs: bool | None  # whether that was before the first of its runs was judged; None: not known
 
     @property
     def ruling(self) -> Ruling:
@@ -321,17 +321,21 @@ def study_verdicts(record: StudyRecord, table: pd.DataFrame, predictions: Predic
             scale=scale_of(record, done),
             since=record.entered[name]["since"],
             changed=bool(record.entered[name]["earlier"]),
-            before_runs=_set_before(record.entered[name]["since"], best[best["run_id"].isin(runs)]),
+            before_runs=_set_before(
+                record.entered[name]["since"],
+                [predictions.computed(key) for key in best["key"][best["run_id"].isin(runs)]],
+            ),
         )
         for (name, claim), evidence, runs in zip(claims.items(), rule(found), used, strict=True)
     ]
 
 
-def _set_before(since: str, runs: pd.DataFrame) -> bool | None:
-    """Whether a claim stood before the first of these runs began."""
-    if "began" not in runs or not len(runs):
+def _set_before(since: str, computed: Sequence[datetime.datetime | None]) -> bool | None:
+    """Whether a claim stood before the first of its runs was judged, then or by an earlier study."""
+    known = [moment for moment in computed if moment is not None]
+    if not known or len(known) < len(computed):
         return None
-    return datetime.datetime.fromisoformat(since).timestamp() * 1000 <= float(runs["began"].min())
+    return datetime.datetime.fromisoformat(since) <= min(known)
 
 
 def scale_of(record: StudyRecord, done: pd.DataFrame) -> str:

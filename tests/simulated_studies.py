@@ -19,6 +19,9 @@ class NoPredictions:
     def shared_clips(self, keys):
         return 0
 
+    def computed(self, key):
+        return None
+
 
 def rows_of(found):
     return pd.DataFrame(

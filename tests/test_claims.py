@@ -1,6 +1,7 @@
 """Claims are set before the runs, bad ones are refused, and the command says what became of them."""
 
 import dataclasses
+import datetime
 
 import numpy as np
 import pandas as pd
@@ -12,8 +13,10 @@ from analysis import command, findings
 from analysis.claims import describe, verdict_table
 from analysis.verdicts import study_verdicts
 from workbench.settings import ConfigError
+from workbench.study import __main__ as study_command
 from workbench.study.claims import claims_beside, enter, read_claims
 from workbench.study.definition import load_study
+from workbench.study.results import enter_claims
 
 from .simulated_studies import FOLDER, NoPredictions, score_with, simulated
 
@@ -50,9 +53,55 @@ def test_a_claim_set_after_its_runs_is_told(tmp_path):
     record, table = simulated(
         FOLDER / "update_all.yaml", "quick", score_with(True, 1e-3, np.random.default_rng(1))
     )
-    for began, words in ((4e12, "before its runs"), (1e12, "after the first of its runs")):
-        verdict = study_verdicts(record, table.assign(began=began), NoPredictions())[0]
-        assert words in describe(verdict)
+
+    class Computed(NoPredictions):
+        def __init__(self, year):
+            self.year = year
+
+        def computed(self, key):
+            """One of the runs was judged by an earlier study, perhaps."""
+            year = self.year if key == one else 2100
+            return self.year and datetime.datetime(year, 1, 1, tzinfo=datetime.UTC)
+
+    one = table.set_index("run_id")["key"][study_verdicts(record, table, NoPredictions())[0].runs[0]]
+    for year, words in ((2099, ", before its runs"), (2020, ", after the first of its runs"), (None, "")):
+        verdict = study_verdicts(record, table, Computed(year))[0]
+        assert describe(verdict).count(f"set on {verdict.since[:10]}{words}") == 1
+        assert (verdict.before_runs is None) == (year is None)
+
+
+def test_another_metric_or_regime_is_another_test(tmp_path):
+    """Though the claim's words are the same."""
+
+    def digest_with(text, folder):
+        (tmp_path / "claims.yaml").write_text((FOLDER / "claims.yaml").read_text())
+        path = tmp_path / "mine.yaml"
+        path.write_text(
+            f"{{question: '?', vary: {{model.num_heads: [1, 4]}}, claims: [heads-paper], {text}}}"
+        )
+        return enter_claims(load_study(path), tmp_path / folder)["heads-paper"]
+
+    plain = digest_with("regimes: {all: {}}, metric: mAP", "mlruns")
+    assert digest_with("regimes: {all: {}}, metric: mAP", "mlruns") == plain
+    for text in (
+        "regimes: {all: {}}, metric: macro_auc",
+        "regimes: {all: {model.dropout: 0.3}}, metric: mAP",
+    ):
+        assert digest_with(text, "mlruns")["digest"] != plain["digest"]
+    assert digest_with("regimes: {all: {}}, metric: mAP", "mlruns")["earlier"]
+
+
+def test_the_claims_of_all_studies_are_set_before_the_first_one_runs(tmp_path, monkeypatch):
+    found = []
+
+    def run(study, path, places, options, console):
+        found.append(sorted(claims.parent.name for claims in tmp_path.glob("studies/*/claims.json")))
+        return 0
+
+    monkeypatch.setattr(study_command, "_run", run)
+    files = [str(FOLDER / f"{name}.yaml") for name in ("heads", "depth")]
+    assert study_command.main([*files, "--preset", "smoke", "--root", str(tmp_path)]) == 0
+    assert found == [["depth-smoke", "heads-smoke"]] * 2
 
 
 @pytest.mark.parametrize(

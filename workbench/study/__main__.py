@@ -44,6 +44,10 @@ def main(arguments: list[str] | None = None) -> int:
             cluster.look(address)  # before anything takes time
         if options.dry_run:
             return _dry_run(studies, places, console)
+        from workbench.study.results import enter_claims  # not sooner: it takes seconds
+
+        for study in studies:  # before the first of them runs: they share stages
+            enter_claims(study, places.study(study.id))
         status = 0
         for study, path in zip(studies, options.studies, strict=True):
             try:

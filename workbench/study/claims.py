@@ -131,7 +131,7 @@ def claims_beside(study_file: Path) -> dict[str, Claim] | None:
 def enter(claims: dict[str, Claim], design: Any, before: dict[str, Any]) -> dict[str, Any]:
     """What a study keeps of its claims: each as it stands, and since when; `before` is what it kept.
 
-    `design` is what the names of arms stand for: levels and regimes, as JSON.
+    `design` is what the names of arms stand for, and what is compared: levels, regimes and metric, as JSON.
     """
     kept = dict(before)  # a claim that is named no longer leaves its trace, should it come back
     now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")

@@ -23,6 +23,7 @@ from workbench.study.tracking import CHILD, CURVES
 
 UI = "http://127.0.0.1:5000"  # of `make ui`
 DEFINITION = "study.json"
+CLAIMS = "claims.json"
 TABLE = "trials.csv"
 
 
@@ -68,20 +69,14 @@ def write_definition(study: Study, planned: list[PlannedTrial], command: str, fo
     """Keep what the study is, for the table and the figures: `studies/<id>/study.json`."""
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / DEFINITION
-    before = json.loads(path.read_text()).get("entered", {}) if path.exists() else {}
-    levels = levels_of(study)
     content = {
         "id": study.id,
         "name": study.name,
         "preset": study.preset,
         "question": study.question,
         "claims": list(study.claims),
-        "entered": enter(
-            {name: claim for name, claim in study.claims.items() if claim},
-            [levels, list(study.regimes)],
-            before,
-        ),
-        "levels": levels,
+        "entered": enter_claims(study, folder),
+        "levels": levels_of(study),
         "axes": list(study.axes),
         "tuned": list(study.tuned),
         "regimes": list(study.regimes),
@@ -97,10 +92,28 @@ def write_definition(study: Study, planned: list[PlannedTrial], command: str, fo
         "space": to_dict(study.search) if study.search else None,
         "trials": {item.key: place(item.trial) for item in planned},
     }
-    aside = folder / f"{DEFINITION}.tmp"
+    _write(path, content)
+    return path
+
+
+def enter_claims(study: Study, folder: Path) -> dict[str, Any]:
+    """Keep the study's claims as they stand, and since when: `studies/<id>/claims.json`.
+
+    To be done before anything that the study may rest on is computed, by whatever other study.
+    """
+    path = folder / CLAIMS
+    before = json.loads(path.read_text()) if path.exists() else {}
+    claims = {name: claim for name, claim in study.claims.items() if claim}
+    entered = enter(claims, [levels_of(study), study.regimes, study.metric], before)
+    folder.mkdir(parents=True, exist_ok=True)
+    _write(path, entered)
+    return entered
+
+
+def _write(path: Path, content: dict[str, Any]) -> None:
+    aside = path.with_name(f"{path.name}.tmp")
     aside.write_text(json.dumps(content, indent=1))
     aside.replace(path)
-    return path
 
 
 def _commit() -> str | None:
