@@ -387,11 +387,13 @@ def test_the_noise_of_pairs_is_taken_from_earlier_results(study, tmp_path):
                     "seed": seed, "fold": None, "test/mAP": shared + level + generator.normal(0, 0.5),
                 }
             )  # fmt: skip
-    folder = tmp_path / "other-smoke"
-    folder.mkdir()
-    pd.DataFrame(rows).to_csv(folder / "trials.csv", index=False)
+    for name, preset in (("other-study-smoke", "smoke"), ("smoke-quick", "quick")):
+        folder = tmp_path / name
+        folder.mkdir()
+        (folder / "study.json").write_text(json.dumps({"preset": preset}))
+        pd.DataFrame(rows).to_csv(folder / "trials.csv", index=False)
     deviation, name = earlier_deviation(study, tmp_path)
-    assert name == "other-smoke"
+    assert name == "other-study-smoke"
     assert deviation == pytest.approx(0.5 * math.sqrt(2), rel=0.1)
 
 

@@ -15,6 +15,7 @@ from pathlib import Path
 import torch
 
 from workbench import processes
+from workbench.commands import INTERRUPTED
 from workbench.data import make_ready
 from workbench.data.clips import DataError
 from workbench.places import DEFAULT_ROOT, Places
@@ -29,7 +30,7 @@ REPORT_SECONDS = 10.0
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """0 when the trial has ended well, 1 when it diverged, 2 when it could not be run."""
+    """0 when the trial has ended well, 1 when it diverged, 2 when it could not be run, 130 after Ctrl-C."""
     parser = argparse.ArgumentParser(
         prog="python -m workbench.trial", description="Run one trial of a study, without Ray."
     )
@@ -47,6 +48,9 @@ def main(arguments: list[str] | None = None) -> int:
     except (ConfigError, DataError, OSError) as error:
         print(error, file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print("\nInterrupted. The same command goes on from the last checkpoint.", file=sys.stderr)
+        return INTERRUPTED
     finally:
         processes.leave()
     return 0

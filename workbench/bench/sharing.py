@@ -23,6 +23,7 @@ from rich.console import Console
 
 from workbench.child_processes import spawned_pool
 from workbench.config import TrialConfig
+from workbench.data.clips import DataError
 from workbench.places import DEFAULT_ROOT, Places
 from workbench.settings import ConfigError, from_dict, to_dict
 from workbench.stages import read_result, run_trial
@@ -46,11 +47,11 @@ def main(arguments: list[str] | None = None) -> int:
     console = Console(highlight=False, soft_wrap=True)
     try:
         study = load_study(options.study, preset=options.preset, assignments=tuple(options.assignments))
-    except ConfigError as error:
+        planned = Planner().plan_study(study)
+        device = Device.of(study.resources)
+    except (ConfigError, DataError) as error:
         print(error, file=sys.stderr)
         return 2
-    planned = Planner().plan_study(study)
-    device = Device.of(study.resources)
     console.print(f"{study.id}: {len(planned)} trials, {device.concurrency} at once, on {device.name}")
     with tempfile.TemporaryDirectory() as folder:
         places = _places(Path(folder), options.data)
@@ -153,8 +154,9 @@ def _report(
     console.print(f"{'as opaque trials':24s}{computed:8d}{opaque:10.0f} s{walls[1]:8.0f} s")
     console.print(f"ratio of compute {opaque / once:.2f}, of wall time {walls[1] / walls[0]:.2f}")
     console.print(f"saved: {saved:.0f} s of computing, {saved / opaque:.0%} of the whole")
-    console.print(f"repeated by opaque trials: {repeated:.0f} s; saved of it {saved / repeated:.0%}")
-    console.print(f"repeated in the plan: {expected:.0f} s; saved of it {saved / expected:.0%}")
+    for what, seconds in (("by opaque trials", repeated), ("in the plan", expected)):
+        of_it = f"; saved of it {saved / seconds:.0%}" if seconds else ": its trials share no stage"
+        console.print(f"repeated {what}: {seconds:.0f} s{of_it}")
     console.print(
         f"trials whose metrics differ: {differing} of {len(planned)}; stages computed twice: {twice}"
     )

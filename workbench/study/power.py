@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -36,10 +37,11 @@ def earlier_deviation(study: Study, folder: Path) -> tuple[float, str] | None:
     `folder` holds the studies; the same study comes first, else the one of the same preset and metric with
     most trials. None where there is nothing to go by.
     """
-    tables = {path.parent.name: path for path in sorted(folder.glob("*/trials.csv"))}
-    tables = {name: path for name, path in tables.items() if name.split("-")[1:2] == [study.preset]}
     found = []
-    for name, path in tables.items():
+    for path in sorted(folder.glob("*/trials.csv")):
+        name, definition = path.parent.name, path.with_name("study.json")
+        if not definition.exists() or json.loads(definition.read_text())["preset"] != study.preset:
+            continue
         deviation, count = _deviation_in(pd.read_csv(path), f"test/{study.metric}")
         if count:
             found.append((name == study.id, count, name, deviation))

@@ -10,6 +10,7 @@ from rich.console import Console, Group
 from rich.live import Live
 from rich.text import Text
 
+from workbench.study.cost import duration
 from workbench.study.interruption import Interruption
 from workbench.study.ledger import Assignment, Ended, Ledger
 from workbench.study.tune import Watcher
@@ -125,7 +126,7 @@ class Progress(Watcher):
         elif done == 0 or elapsed < 5:
             return "time left: measuring"
         left = self._ledger.work_left() - sum(self._done_of(running) for running in self._running.values())
-        return f"about {_duration(max(0.0, left) * seconds / done)} left"
+        return f"about {duration(max(0.0, left) * seconds / done)} left"
 
     def _done_of(self, running: _Running) -> float:
         """Of a running trial's work, what it is past in stages that still count as work."""
@@ -158,11 +159,3 @@ class _Running:
     def line(self) -> str:
         where = f"{self.stage} {self.step}/{self.steps}" if self.steps else self.stage
         return f"running  {self.assignment.number:4d}  {self.assignment.planned.trial.label}  {where}"
-
-
-def _duration(seconds: float) -> str:
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    if seconds < 5400:
-        return f"{seconds / 60:.0f} min"
-    return f"{seconds / 3600:.1f} h"

@@ -16,6 +16,7 @@ from rich.console import Console
 from workbench.commands import INTERRUPTED
 from workbench.data import make_ready
 from workbench.places import Places
+from workbench.settings import digest
 from workbench.stages import read_result
 from workbench.store import Store
 from workbench.study import results
@@ -200,7 +201,8 @@ def _pack_size(model: CostModel, store: Store) -> Callable[[PlannedTrial], int]:
 def _flag(study: Study, places: Places) -> str:
     """Where workers on any machine look whether they are to stop."""
     if "://" in places.store_location:
-        return f"{places.store_location}/stop-{study.id}"
+        whose = digest(str(places.root.resolve()))[:12]  # others may run the same study on the same store
+        return f"{places.store_location}/stop-{study.id}-{whose}"
     return str(places.study(study.id).resolve() / "stop")
 
 
