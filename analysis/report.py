@@ -9,7 +9,6 @@ from __future__ import annotations
 import argparse
 import datetime
 import io
-import itertools
 import json
 import math
 import re
@@ -18,9 +17,9 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-import matplotlib
+import matplotlib as mpl
 
-matplotlib.use("Agg")
+mpl.use("Agg")
 
 import jinja2
 import matplotlib.pyplot as plt
@@ -64,6 +63,7 @@ from analysis.rulings import Evidence, Ruling
 from analysis.stored import StoredStages
 from analysis.verdicts import Verdict, scale_of
 from workbench.places import Places
+from workbench.settings import digest
 from workbench.study.cost import duration
 from workbench.study.ledger import importances
 from workbench.study.power import detectable_difference, paired_deviation
@@ -110,20 +110,18 @@ def _figure_html(svg: str, caption: str) -> Markup:
     return Markup("<figure>{}<figcaption>{}</figcaption></figure>").format(Markup(svg), caption)
 
 
-_figures = itertools.count()
-
-
 def svg_of(figure: Figure) -> str:
-    """Inline SVG without names that two figures on a page would share."""
+    """Inline SVG without names that two figures on a page would share; the same for the same figure."""
     text = io.StringIO()
-    figure.savefig(text, format="svg", metadata={"Date": None, "Creator": None})
+    with mpl.rc_context({"svg.hashsalt": "workbench"}):  # else names are drawn by chance
+        figure.savefig(text, format="svg", metadata={"Date": None, "Creator": None})
     plt.close(figure)
     svg = text.getvalue()
     svg = svg[svg.index("<svg") :]
-    count = next(_figures)
-    svg = re.sub(r'\bid="([^"]+)"', rf'id="f{count}-\1"', svg)
-    svg = re.sub(r'href="#([^"]+)"', rf'href="#f{count}-\1"', svg)
-    return re.sub(r"url\(#([^)]+)\)", rf"url(#f{count}-\1)", svg)
+    own = f"f{digest(svg)[:8]}"
+    svg = re.sub(r'\bid="([^"]+)"', rf'id="{own}-\1"', svg)
+    svg = re.sub(r'href="#([^"]+)"', rf'href="#{own}-\1"', svg)
+    return re.sub(r"url\(#([^)]+)\)", rf"url(#{own}-\1)", svg)
 
 
 def _scales(found: Sequence[Findings]) -> list[str]:

@@ -4,19 +4,36 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import IO
 
 
 @contextlib.contextmanager
 def exclusive(folder: Path, *, wait: bool) -> Iterator[None]:
     """While entered, no other process enters with this folder, which is made.
 
-    Another one is waited for, or raises BlockingIOError. The lock is of a file beside the folder: NFS locks
-    files only, and what is in the folder is the user's.
+    Another one is waited for, or raises BlockingIOError. The lock is of a file beside the folder, while it is
+    held: NFS locks files only, and what is in the folder is the user's.
     """
     folder.mkdir(parents=True, exist_ok=True)
     folder = folder.resolve()
-    with folder.with_name(f".{folder.name}.lock").open("a") as file:
-        fcntl.flock(file, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
-        yield
+    path = folder.with_name(f".{folder.name}.lock")
+    while True:
+        with path.open("a") as file:
+            fcntl.flock(file, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if not _is_at(path, file):
+                continue  # whoever was waited for has removed it; another process may be in with a new one
+            try:
+                yield
+            finally:
+                path.unlink(missing_ok=True)
+            return
+
+
+def _is_at(path: Path, file: IO[str]) -> bool:
+    try:
+        return os.path.samestat(path.stat(), os.fstat(file.fileno()))
+    except FileNotFoundError:
+        return False

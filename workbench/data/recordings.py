@@ -182,12 +182,13 @@ class Recordings:
     def fingerprint(self, config: RecordedData) -> str:
         """Of the recordings, and of the embedded corpus that joins the pool."""
         files = self._copies.fingerprint(config)
-        return f"{files}+{synthesis.fingerprint(_recipe(config))[:16]}" if config.corpus_clips else files
+        corpus_too = f"+{synthesis.fingerprint(_recipe(config))[:16]}" if config.corpus_clips else ""
+        return files + corpus_too
 
     def load(
         self, config: RecordedData, root: Path, seed: int, report: Callable[[str], None], fingerprint: str
     ) -> Splits:
-        prepared = self._copies.prepared(config, root, report, fingerprint)
+        prepared = self._copies.prepared(config, root, report, _of_files(fingerprint))
         sides = self._sides(config, columns_of(prepared))
         train = prepared.take(sides.train)
         pool = train.unlabelled()
@@ -207,7 +208,7 @@ class Recordings:
         )
 
     def extent(self, config: RecordedData, root: Path, fingerprint: str) -> Extent:
-        prepared = self._copies.opened(config, root, fingerprint)
+        prepared = self._copies.opened(config, root, _of_files(fingerprint))
         if prepared is not None:
             columns, num_classes = columns_of(prepared), len(prepared.header.classes)
             seconds = prepared.header.samples / prepared.header.num_clips / SAMPLE_RATE
@@ -249,6 +250,11 @@ class Recordings:
                 f"the clips by the publisher's splits: {held}"
             )
         return sides
+
+
+def _of_files(fingerprint: str) -> str:
+    """What of a `Recordings.fingerprint` is that of its copy."""
+    return fingerprint.partition("+")[0]
 
 
 def columns_of(prepared: Prepared) -> Columns:
