@@ -5,6 +5,7 @@ import dataclasses
 import json
 import multiprocessing
 import os
+import re
 import shutil
 import threading
 import time
@@ -233,7 +234,7 @@ def _killed(*arguments):
     raise RuntimeError("killed")
 
 
-@pytest.mark.parametrize("moment", ["checksums", "stage.json", "upload"])
+@pytest.mark.parametrize("moment", ["checksums", "stage.json", "publishing"])
 def test_a_kill_after_the_training_leaves_its_checkpoint(store, moment, monkeypatch):
     with monkeypatch.context() as context:
         match moment:
@@ -241,10 +242,8 @@ def test_a_kill_after_the_training_leaves_its_checkpoint(store, moment, monkeypa
                 context.setattr(stage_module, "_sha256", _killed)
             case "stage.json":
                 context.setattr(stage_module.Path, "replace", _killed)
-            case "upload":
-                if not isinstance(store, RemoteStore):
-                    pytest.skip("a folder has none")
-                context.setattr(store, "_publish", _killed)
+            case "publishing":
+                context.setattr(store, "_publish" if isinstance(store, RemoteStore) else "_finish", _killed)
         with pytest.raises(RuntimeError, match="killed"):
             store.obtain(STAGE, _half_way)
     assert not store.has(STAGE)
@@ -584,6 +583,21 @@ def test_gc_deletes_what_no_study_needs_by_age_and_size(kept, tmp_path, options,
     store, stages = kept
     assert main(["gc", "--root", str(tmp_path), *options]) == 0
     assert _left(store, stages) == left
+
+
+def test_gc_leaves_an_attempt_that_a_study_will_go_on_with(kept, tmp_path, capsys):
+    """Ctrl-C, and some room made on the disk, cost no checkpoint."""
+    store, stages = kept
+    stopped = Stage("finetune", 1, {})
+    with pytest.raises(RuntimeError):
+        store.obtain(stopped, _fail)
+    store.refer("mine", str(tmp_path), [stages[1].key, stopped.key])
+    if not isinstance(store, RemoteStore):
+        assert main(["ls", "--root", str(tmp_path)]) == 0
+        assert re.search(rf"{stopped.key[:12]} +unfinished attempt .* mine +\n", capsys.readouterr().out)
+    assert main(["gc", "--root", str(tmp_path)]) == 0
+    assert _left(store, stages) == [False, True, False]
+    store.obtain(stopped, _resume)
 
 
 def test_gc_leaves_what_a_process_is_at_and_removes_what_was_given_up(kept, tmp_path, capsys):

@@ -84,7 +84,8 @@ def _ls(store: Store, root: str, console: Console) -> int:
     for entry in entries:
         seconds = f"{entry.facts['seconds']:.0f} s" if entry.facts and entry.finished else ""
         used = time.strftime("%Y-%m-%d %H:%M", time.localtime(entry.used))
-        needed = _names(references.get(entry.key, ()), root) if entry.finished else ""
+        is_needed = entry.finished or entry.unfinished
+        needed = _names(references.get(entry.key, ()), root) if is_needed else ""
         table.add_row(
             entry.kind, entry.key[:SHOWN_KEY], _what(entry), seconds, _size(entry.bytes), used, needed or "-"
         )
@@ -101,7 +102,7 @@ def _what(entry: Entry) -> str:
     """A stage in a few words."""
     if not entry.finished:
         ending = entry.name.split(".", 1)[1]
-        return "unfinished attempt" if ending == "work" else f"set aside ({ending.split('-')[0]})"
+        return "unfinished attempt" if entry.unfinished else f"set aside ({ending.split('-')[0]})"
     if entry.facts is None:
         return "stage.json cannot be read"
     settings, parents = entry.facts["settings"], entry.facts["parents"]
@@ -185,7 +186,7 @@ def _doomed(
     total = sum(entry.bytes for entry in entries)
     doomed = []
     for entry in sorted(entries, key=lambda e: e.used):
-        if entry.finished and entry.key in needed:
+        if (entry.finished or entry.unfinished) and entry.key in needed:
             continue
         if older_than is not None and time.time() - entry.used < older_than * 86400:
             continue

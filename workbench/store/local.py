@@ -51,6 +51,11 @@ class Entry:
     def finished(self) -> bool:
         return "." not in self.name
 
+    @property
+    def unfinished(self) -> bool:
+        """An attempt that was stopped, and can be gone on with."""
+        return self.name.endswith(".work")
+
 
 @dataclass(frozen=True, order=True)
 class Reference:
