@@ -18,7 +18,7 @@ from analysis.command import run
 from analysis.findings import Findings
 from analysis.rulings import Evidence, Ruling
 from analysis.stored import StoredStages
-from analysis.verdicts import Verdict
+from analysis.verdicts import ORDINALS, Verdict, level_words
 from workbench.places import Places
 from workbench.study.claims import Equivalent, FewerLabels, Greater, Part, Rising
 from workbench.study.results import StudyRecord
@@ -78,12 +78,22 @@ def describe_setting(verdict: Verdict) -> str:
     return f"set on {day}{when}{'; changed since it was first set' if verdict.changed else ''}"
 
 
+def describe_levels(verdict: Verdict) -> str:
+    """What its parts' words for levels stand for; empty where they use none."""
+    compared = [part for part in verdict.claim.parts if isinstance(part, Greater | Equivalent)]
+    used = {name.partition("/")[2] for part in compared for name in (*part.of, *part.than)}
+    words = level_words(verdict.record) if used & {*ORDINALS, "last", "base"} else ""
+    return f"{verdict.record.axes[0].rsplit('.', 1)[-1]}: {words}" if words else ""
+
+
 def describe(verdict: Verdict) -> str:
+    levels = describe_levels(verdict)
     lines = [
         f"{verdict.claim_id} ({verdict.claim.where}): {verdict.ruling.upper()}",
         f"  {verdict.claim.says}",
         *([f"  tested as: {verdict.claim.tested_as}"] if verdict.claim.tested_as else []),
         f"  at this scale: {verdict.scale}; {describe_setting(verdict)}",
+        *([f"  levels of {levels}"] if levels else []),
     ]
     for evidence in verdict.evidence:
         line = f"  - {evidence.ruling}: {describe_part(evidence.part)}: {describe_effect(evidence)}"

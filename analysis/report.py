@@ -27,7 +27,7 @@ import pandas as pd
 from markupsafe import Markup
 from matplotlib.figure import Figure
 
-from analysis.claims import describe_effect, describe_need, describe_part, describe_setting
+from analysis.claims import describe_effect, describe_levels, describe_need, describe_part, describe_setting
 from analysis.command import run
 from analysis.findings import Findings
 from analysis.label_efficiency import (
@@ -146,6 +146,7 @@ def _verdict_row(verdict: Verdict, root: Path) -> dict[str, Any]:
         "need": describe_need(verdict),
         "tested_as": verdict.claim.tested_as,
         "setting": describe_setting(verdict),
+        "levels": describe_levels(verdict),
         "runs": len(verdict.runs),
         "link": runs_link(verdict.record, verdict.runs, root),
         "parts": [_part_row(evidence) for evidence in verdict.evidence],
@@ -196,10 +197,15 @@ def _efficiency(record: StudyRecord, curves: Curves) -> dict[str, Any]:
         "metric": METRIC_NAMES[record.metric],
         "n": len(curves.replicates),
         "tuned": _tuning_note(record),
-        "counts": [f"{count:,.0f}" for count in levels["labels"]],
-        "scratch": _with_intervals(levels, SCRATCH),
-        "pretrained": _with_intervals(levels, PRETRAINED),
-        "difference": _with_intervals(levels, "difference", "+.3f"),
+        "levels": list(
+            zip(
+                [f"{count:,.0f}" for count in levels["labels"]],
+                _with_intervals(levels, SCRATCH),
+                _with_intervals(levels, PRETRAINED),
+                _with_intervals(levels, "difference", "+.3f"),
+                strict=True,
+            )
+        ),
         "readings": [f"{_share(item.share)} ({item.score:.3f}): {reading(item)}" for item in found],
         "svg": svg_of(figure),
     }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import itertools
 import math
@@ -77,10 +78,7 @@ class Trials:
             raise NotTested(f"the study has no regime {regime!r}; it has {', '.join(self.record.regimes)}")
         if len(self.record.axes) > 1:
             raise NotTested(f"the study varies more than one setting: {', '.join(self.record.axes)}")
-        if not self.record.axes:
-            return [None]
-        levels = self.record.levels
-        return sorted(levels) if all(map(is_number, levels)) else levels
+        return ordered_levels(self.record)
 
     def scores(self, arms_of_part: Sequence[tuple[str, Any]]) -> tuple[pd.DataFrame, list[list[str]], int]:
         """Test scores of the replicates that have all arms, a column an arm; keys; how many lack one."""
@@ -146,6 +144,25 @@ class Trials:
         if word.lower() not in by_text:
             raise NotTested(f"{regime} has no level {word!r}; it has {', '.join(map(str, levels))}")
         return by_text[word.lower()]
+
+
+def ordered_levels(record: StudyRecord) -> list[Any]:
+    """In the order that `first` and `last` go by."""
+    if not record.axes:
+        return [None]
+    return sorted(record.levels) if all(map(is_number, record.levels)) else record.levels
+
+
+def level_words(record: StudyRecord) -> str:
+    """What a claim's words for levels stand for in a study, such as "2 (first), 3 (second, base)"."""
+    if len(record.axes) != 1:
+        return ""
+    levels = ordered_levels(record)
+    words = dict(zip(map(repr, levels), ([word] for word in ORDINALS), strict=False))
+    words.setdefault(repr(levels[-1]), []).append("last")
+    with contextlib.suppress(NotTested):
+        words.setdefault(repr(_setting(record.base, record.axes[0])), []).append("base")
+    return ", ".join(f"{level} ({', '.join(words.get(repr(level), ['-']))})" for level in levels)
 
 
 def _setting(base: dict[str, Any], path: str) -> Any:

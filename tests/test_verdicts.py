@@ -9,7 +9,7 @@ import pytest
 from analysis.claims import describe
 from analysis.predictions import resampled_metric
 from analysis.rulings import Ruling
-from analysis.verdicts import Trials, compare, examine, study_verdicts
+from analysis.verdicts import Trials, compare, examine, level_words, study_verdicts
 from workbench.study.claims import Claim, Equivalent, Greater, enter, read_claims
 from workbench.study.definition import load_study
 from workbench.training.metrics import summarise
@@ -80,6 +80,13 @@ def _trials(**changes):
 )
 def test_arms_are_found_by_name(names, levels):
     assert [level for _, level in _trials().resolve(names)[0]] == levels
+
+
+def test_the_words_for_levels_are_told():
+    assert level_words(_trials().record) == "1 (first), 4 (second, base), 16 (third, last)"
+    named = a_record(levels=["linear", "cosine"], base={"level": "step"})
+    assert level_words(named) == "linear (first), cosine (second, last)"
+    assert level_words(a_record(axes=[], levels=[])) == ""
 
 
 def test_any_level_is_one_of_those_not_named():
