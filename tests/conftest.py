@@ -12,6 +12,8 @@ from mlflow import MlflowClient
 from workbench.config import TrialConfig
 from workbench.data import load_splits
 from workbench.settings import from_dict
+from workbench.store import Store
+from workbench.store.remote import RemoteStore
 from workbench.study.definition import read_preset
 
 from .small_datasets import write_esc50
@@ -155,3 +157,11 @@ def finished(project, tmp_path_factory, data_root, calibration):
     )
     assert done.returncode == 0, done.stdout + done.stderr
     return root, done.stdout
+
+
+@pytest.fixture(params=["folder", "URL"])
+def store(request, tmp_path):
+    """Both kinds keep one contract; `local://` is a file system that is used by its URL alone."""
+    if request.param == "folder":
+        return Store(tmp_path / "store")
+    return RemoteStore(f"local://{tmp_path}/store", cache=tmp_path / "cache")
