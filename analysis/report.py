@@ -65,10 +65,10 @@ from analysis.verdicts import Verdict, scale_of
 from workbench.places import Places
 from workbench.settings import digest
 from workbench.study.cost import duration
-from workbench.study.ledger import importances
 from workbench.study.power import detectable_difference, paired_deviation
 from workbench.study.results import StudyRecord, arms, best_tuned, runs_link
 from workbench.study.tracking import attach
+from workbench.study.trial_storage import importances
 
 PAGE = "report.html"
 TITLE = "What the data say"

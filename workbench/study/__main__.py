@@ -22,7 +22,7 @@ from workbench.study.plan import PlannedTrial, Planner, print_stages, print_tria
 
 if TYPE_CHECKING:
     from workbench.study.cost import Plan
-    from workbench.study.ledger import Ended
+    from workbench.study.trial_storage import Ended
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -243,8 +243,8 @@ def _left(
 
 
 def _ended(study: Study, places: Places) -> list[Ended]:
-    from workbench.study.ledger import LEDGER_ERRORS, ended_trials
     from workbench.study.run import first_line
+    from workbench.study.trial_storage import LEDGER_ERRORS, ended_trials
     from workbench.study.tune import StudyStopped
 
     try:
@@ -255,7 +255,7 @@ def _ended(study: Study, places: Places) -> list[Ended]:
 
 def _confirmation(study: Study, places: Places, console: Console) -> Study | None:
     """What runs a search's winner again on fresh seeds; None, and why, where there is nothing to confirm."""
-    from workbench.study.ledger import best_of
+    from workbench.study.trial_storage import best_of
 
     if study.search is None or not study.search.confirm_seeds:
         return None

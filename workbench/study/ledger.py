@@ -1,4 +1,4 @@
-"""Which trials there are and how each ended: Optuna's storage is the truth. The only importer of optuna.
+"""Which trials there are, and which is next: Optuna's storage is the truth (`trial_storage`).
 
 A trial of a grid carries its place in the study and its key as attributes; a trial of a search carries its
 parameters. Whatever the storage holds as running when a study starts was cut off, and is run to its end
@@ -7,21 +7,14 @@ under the same number.
 
 from __future__ import annotations
 
-import datetime
 import math
-import os
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Protocol
 
 import optuna
-import sqlalchemy
-from optuna.exceptions import StorageInternalError
 from optuna.samplers import BaseSampler
 from optuna.trial import FrozenTrial, TrialState
-from sqlalchemy.exc import SQLAlchemyError
-from sqlalchemy.pool import NullPool
 
 from workbench.config import TrialConfig
 from workbench.random_streams import derive
@@ -30,17 +23,19 @@ from workbench.store import Stage
 from workbench.study.definition import Study
 from workbench.study.plan import PlannedTrial, Planner, place, work_of, work_to_do
 from workbench.study.search import Choice, Integer, Search
+from workbench.study.trial_storage import (
+    DUPLICATE,
+    ENDED,
+    FORGOTTEN,
+    Ended,
+    counts,
+    ended_of,
+    open_storage,
+)
 from workbench.training.pack import pack_key
 
-optuna.logging.set_verbosity(optuna.logging.CRITICAL)  # what is wrong is raised, and told once
-os.environ.setdefault("PGCONNECT_TIMEOUT", "10")  # seconds; for a host that does not answer, else minutes
-
-LEDGER_ERRORS = (StorageInternalError, SQLAlchemyError)  # a storage that cannot be read or written
-FORGOTTEN = "forgotten"  # numbers of ended trials that count no longer
-DUPLICATE = "duplicate_of"  # of a search's trial that repeats another: that one's number
 LOOK_AHEAD = 4  # trials that a search may propose while those before them wait for a stage
 NOTHING_NEW = 100  # proposals in a row that were all tried before end a search
-ENDED = (TrialState.COMPLETE, TrialState.FAIL, TrialState.PRUNED)
 
 
 @dataclass(frozen=True)
@@ -49,21 +44,6 @@ class Assignment:
 
     number: int
     planned: PlannedTrial
-
-
-@dataclass(frozen=True)
-class Ended:
-    """A trial that has ended, as the storage has it."""
-
-    number: int
-    key: str
-    state: str  # "complete", "failed", "pruned"
-    reason: str
-    began: datetime.datetime
-    finished: datetime.datetime
-    point: dict[str, Any] | None = None  # of a search's space
-    repeats: bool = False  # another trial of the same search
-    value: float = -math.inf  # the validation score, of a complete trial
 
 
 class Stages(Protocol):
@@ -94,7 +74,7 @@ class Ledger:
         self._planner = planner
         self._optuna = optuna.create_study(
             study_name=study.id,
-            storage=_storage(url),
+            storage=open_storage(url),
             direction="maximize",
             load_if_exists=True,
             sampler=optuna.samplers.RandomSampler(),  # replaced before every use
@@ -216,7 +196,7 @@ class Ledger:
         """The ended trials that count."""
         forgotten = self._forgotten()
         trials = self._optuna.get_trials(deepcopy=False, states=ENDED)
-        return [_ended(trial) for trial in trials if trial.number not in forgotten]
+        return [ended_of(trial) for trial in trials if trial.number not in forgotten]
 
     def planned_of(self, ended: Ended) -> PlannedTrial | None:
         """The trial behind an entry; None where the study no longer has it."""
@@ -378,7 +358,7 @@ class SearchLedger(Ledger):
 
     def _tell_known(self, assignment: Assignment) -> bool:
         """Tell a trial that repeats an ended one how that one ended; whether it does repeat one."""
-        ended = [t for t in self._optuna.get_trials(deepcopy=False, states=ENDED) if _counts(t)]
+        ended = [t for t in self._optuna.get_trials(deepcopy=False, states=ENDED) if counts(t)]
         known = next((t for t in ended if t.user_attrs.get("key") == assignment.planned.key), None)
         if known is None or known.number in self._forgotten():
             return False
@@ -429,70 +409,6 @@ def open_ledger(
     if study.search is not None:
         return SearchLedger(study, planner, url, store=store, work=work)
     return GridLedger(study, planner, url, store=store, work=work, retry_failed=retry_failed)
-
-
-def ended_trials(study: Study, url: str) -> list[Ended]:
-    """Those of a study that may never have been run; nothing is created to find out."""
-    if url.startswith("sqlite:///") and not Path(url.removeprefix("sqlite:///")).exists():
-        return []
-    if not sqlalchemy.inspect(sqlalchemy.create_engine(url, poolclass=NullPool)).has_table("studies"):
-        return []
-    try:
-        known = optuna.load_study(study_name=study.id, storage=_storage(url))
-    except KeyError:
-        return []
-    forgotten = known.user_attrs.get(FORGOTTEN, ())
-    ended = map(_ended, known.get_trials(deepcopy=False, states=ENDED))
-    return [trial for trial in ended if trial.number not in forgotten and not trial.repeats]
-
-
-def importances(study_id: str, url: str) -> dict[str, float]:
-    """Share of the validation score's variance that each setting of a search explains, by fANOVA.
-
-    Of its complete trials; empty for fewer than four, where all scores are the same, or where the storage
-    does not have the search (results that were copied without it).
-    """
-    try:
-        known = optuna.load_study(study_name=study_id, storage=_storage(url))
-    except KeyError:
-        return {}
-    complete = [t for t in known.get_trials(deepcopy=False, states=(TrialState.COMPLETE,)) if _counts(t)]
-    if len(complete) < 4 or len({trial.value for trial in complete}) == 1:
-        return {}
-    evaluator = optuna.importance.FanovaImportanceEvaluator(seed=0)
-    return {name: float(share) for name, share in evaluator.evaluate(known).items()}
-
-
-def best_of(ended: Iterable[Ended]) -> Ended | None:
-    """A search's winner: of the complete trials the one with the best validation score, or the first such."""
-    complete = [trial for trial in ended if trial.state == "complete" and not trial.repeats]
-    return max(complete, key=lambda trial: (trial.value, -trial.number), default=None)
-
-
-def _storage(url: str) -> optuna.storages.RDBStorage:
-    # Hours may lie between two trials: a server's connection that was cut meanwhile is replaced.
-    options = {} if url.startswith("sqlite:") else {"pool_pre_ping": True}
-    return optuna.storages.RDBStorage(url, engine_kwargs=options)
-
-
-def _ended(frozen: FrozenTrial) -> Ended:
-    assert frozen.datetime_start is not None
-    assert frozen.datetime_complete is not None
-    return Ended(
-        number=frozen.number,
-        key=frozen.user_attrs.get("key", ""),
-        state={"COMPLETE": "complete", "FAIL": "failed", "PRUNED": "pruned"}[frozen.state.name],
-        reason=frozen.user_attrs.get("reason", ""),
-        began=frozen.datetime_start,
-        finished=frozen.datetime_complete,
-        point=frozen.user_attrs.get("point"),
-        repeats=not _counts(frozen),
-        value=-math.inf if frozen.value is None else frozen.value,
-    )
-
-
-def _counts(frozen: FrozenTrial) -> bool:
-    return DUPLICATE not in frozen.user_attrs
 
 
 def _sampler(search: Search, number: int) -> BaseSampler:

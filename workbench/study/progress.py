@@ -12,7 +12,8 @@ from rich.text import Text
 
 from workbench.study.cost import duration
 from workbench.study.interruption import Interruption
-from workbench.study.ledger import Assignment, Ended, Ledger
+from workbench.study.ledger import Assignment, Ledger
+from workbench.study.trial_storage import Ended
 from workbench.study.tune import Watcher
 
 TRUST_SECONDS = 60.0  # that the plan's rate counts for, beside what is seen

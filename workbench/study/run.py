@@ -23,11 +23,12 @@ from workbench.study import results
 from workbench.study.cost import Cost, CostModel, Plan, duration
 from workbench.study.definition import Study, Trial
 from workbench.study.interruption import Interruption
-from workbench.study.ledger import LEDGER_ERRORS, Assignment, Ended, GridLedger, Work, open_ledger
+from workbench.study.ledger import Assignment, GridLedger, Work, open_ledger
 from workbench.study.plan import PlannedTrial, Planner, work_of
 from workbench.study.progress import Progress
 from workbench.study.summary import print_summary
 from workbench.study.tracking import TRACKING_ERRORS, Tracking
+from workbench.study.trial_storage import LEDGER_ERRORS, Ended
 from workbench.study.tune import StudyStopped, ray_started, run_trials
 
 NAMED_FILES = 20  # of those that are left out; of AudioSet that can be 100,000

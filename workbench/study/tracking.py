@@ -26,8 +26,8 @@ from workbench.places import Places
 from workbench.settings import identity
 from workbench.stages import TrialResult
 from workbench.study.definition import Study
-from workbench.study.ledger import Ended
 from workbench.study.plan import PlannedTrial, place
+from workbench.study.trial_storage import Ended
 
 logging.getLogger("mlflow").setLevel(logging.CRITICAL)  # what is wrong is raised, and told once
 logging.getLogger("alembic").setLevel(logging.CRITICAL)

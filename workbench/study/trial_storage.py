@@ -1,0 +1,110 @@
+"""How trials ended, as Optuna's storage has it: the truth that a study goes on from."""
+
+from __future__ import annotations
+
+import datetime
+import math
+import os
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import optuna
+import sqlalchemy
+from optuna.exceptions import StorageInternalError
+from optuna.trial import FrozenTrial, TrialState
+from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.pool import NullPool
+
+from workbench.study.definition import Study
+
+optuna.logging.set_verbosity(optuna.logging.CRITICAL)  # what is wrong is raised, and told once
+os.environ.setdefault("PGCONNECT_TIMEOUT", "10")  # seconds; for a host that does not answer, else minutes
+
+LEDGER_ERRORS = (StorageInternalError, SQLAlchemyError)  # a storage that cannot be read or written
+FORGOTTEN = "forgotten"  # numbers of ended trials that count no longer
+DUPLICATE = "duplicate_of"  # of a search's trial that repeats another: that one's number
+ENDED = (TrialState.COMPLETE, TrialState.FAIL, TrialState.PRUNED)
+
+
+@dataclass(frozen=True)
+class Ended:
+    """A trial that has ended, as the storage has it."""
+
+    number: int
+    key: str
+    state: str  # "complete", "failed", "pruned"
+    reason: str
+    began: datetime.datetime
+    finished: datetime.datetime
+    point: dict[str, Any] | None = None  # of a search's space
+    repeats: bool = False  # another trial of the same search
+    value: float = -math.inf  # the validation score, of a complete trial
+
+
+def ended_trials(study: Study, url: str) -> list[Ended]:
+    """Those of a study that may never have been run; nothing is created to find out."""
+    if url.startswith("sqlite:///") and not Path(url.removeprefix("sqlite:///")).exists():
+        return []
+    if not sqlalchemy.inspect(sqlalchemy.create_engine(url, poolclass=NullPool)).has_table("studies"):
+        return []
+    try:
+        known = optuna.load_study(study_name=study.id, storage=open_storage(url))
+    except KeyError:
+        return []
+    forgotten = known.user_attrs.get(FORGOTTEN, ())
+    ended = map(ended_of, known.get_trials(deepcopy=False, states=ENDED))
+    return [trial for trial in ended if trial.number not in forgotten and not trial.repeats]
+
+
+def importances(study_id: str, url: str) -> dict[str, float]:
+    """Share of the validation score's variance that each setting of a search explains, by fANOVA.
+
+    Of its complete trials; empty for fewer than four, where all scores are the same, or where the storage
+    does not have the search (results that were copied without it).
+    """
+    try:
+        known = optuna.load_study(study_name=study_id, storage=open_storage(url))
+    except KeyError:
+        return {}
+    complete = [t for t in known.get_trials(deepcopy=False, states=(TrialState.COMPLETE,)) if counts(t)]
+    if len(complete) < 4 or len({trial.value for trial in complete}) == 1:
+        return {}
+    evaluator = optuna.importance.FanovaImportanceEvaluator(seed=0)
+    return {name: float(share) for name, share in evaluator.evaluate(known).items()}
+
+
+def best_of(ended: Iterable[Ended]) -> Ended | None:
+    """A search's winner: of the complete trials the one with the best validation score, or the first such."""
+    complete = [trial for trial in ended if trial.state == "complete" and not trial.repeats]
+    return max(complete, key=lambda trial: (trial.value, -trial.number), default=None)
+
+
+def open_storage(url: str) -> optuna.storages.RDBStorage:
+    """Optuna's, in a file or on a server."""
+    # Hours may lie between two trials: a server's connection that was cut meanwhile is replaced.
+    options = {} if url.startswith("sqlite:") else {"pool_pre_ping": True}
+    return optuna.storages.RDBStorage(url, engine_kwargs=options)
+
+
+def ended_of(frozen: FrozenTrial) -> Ended:
+    """Of a trial that has ended."""
+    assert frozen.datetime_start is not None
+    assert frozen.datetime_complete is not None
+    return Ended(
+        number=frozen.number,
+        key=frozen.user_attrs.get("key", ""),
+        state={"COMPLETE": "complete", "FAIL": "failed", "PRUNED": "pruned"}[frozen.state.name],
+        reason=frozen.user_attrs.get("reason", ""),
+        began=frozen.datetime_start,
+        finished=frozen.datetime_complete,
+        point=frozen.user_attrs.get("point"),
+        repeats=not counts(frozen),
+        value=-math.inf if frozen.value is None else frozen.value,
+    )
+
+
+def counts(frozen: FrozenTrial) -> bool:
+    """Whether it is a trial of its own, and no repetition of another."""
+    return DUPLICATE not in frozen.user_attrs
