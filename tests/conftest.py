@@ -14,7 +14,7 @@ from workbench.data import load_splits
 from workbench.settings import from_dict
 from workbench.store import Store
 from workbench.store.remote import RemoteStore
-from workbench.study.definition import read_preset
+from workbench.study.study_file import read_preset
 
 from .small_datasets import write_esc50
 

@@ -7,8 +7,8 @@ import numpy as np
 import pandas as pd
 
 from workbench.study.claims import enter
-from workbench.study.definition import load_study
 from workbench.study.results import StudyRecord, levels_of
+from workbench.study.study_file import load_study
 
 FOLDER = Path(__file__).parent.parent / "studies"
 

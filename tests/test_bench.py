@@ -16,7 +16,7 @@ from workbench.bench.timing import Compared, in_turn
 from workbench.config import TrialConfig
 from workbench.data.noise import noise_clips, noise_splits
 from workbench.settings import from_dict
-from workbench.study.definition import read_preset
+from workbench.study.study_file import read_preset
 from workbench.training.finetune import finetune, new_clip_model
 from workbench.training.loop import Run, Stopped
 from workbench.training.objectives import Contrastive

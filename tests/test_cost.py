@@ -18,9 +18,10 @@ from workbench.study import calibration
 from workbench.study.__main__ import main
 from workbench.study.calibration import Calibration, Device, Job, Rates, _bytes_in_use, _extrapolated
 from workbench.study.cost import Cost, CostModel, cost_of, makespan, refuse_what_cannot_fit
-from workbench.study.definition import Resources, load_study
+from workbench.study.definition import Resources
 from workbench.study.plan import Planner
 from workbench.study.power import detectable_difference, earlier_deviation
+from workbench.study.study_file import load_study
 
 STUDY = """
 question: What does it cost?

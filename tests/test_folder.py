@@ -18,7 +18,7 @@ from workbench.data.prepared import FAULTS, open_prepared
 from workbench.data.recordings import columns_listed
 from workbench.data_config import FolderData
 from workbench.settings import ConfigError, from_dict, identity, to_dict
-from workbench.study.definition import load_study
+from workbench.study.study_file import load_study
 from workbench.training.finetune import finetune, score
 from workbench.training.loop import Run
 from workbench.training.pretrain import new_encoder

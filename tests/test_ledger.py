@@ -3,9 +3,9 @@
 import pytest
 
 from workbench.settings import ConfigError
-from workbench.study.definition import load_study
 from workbench.study.ledger import GridLedger, SearchLedger
 from workbench.study.plan import Planner, work_of
+from workbench.study.study_file import load_study
 from workbench.study.trial_storage import best_of
 from workbench.training.pack import pack_key
 

@@ -13,7 +13,7 @@ from workbench.data.listing import strictly
 from workbench.data.prepare import prepare
 from workbench.stages import run_trial, stages_of
 from workbench.store import Store
-from workbench.study.definition import load_study
+from workbench.study.study_file import load_study
 from workbench.training.tracker import SilentTracker
 
 from .simulated_studies import NoPredictions, simulated

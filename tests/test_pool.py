@@ -25,9 +25,9 @@ from workbench.stages import WEIGHTS, run_trial, stages_of
 from workbench.store import Store
 from workbench.study.calibration import Device
 from workbench.study.cost import CostModel, cost_of
-from workbench.study.definition import load_study
 from workbench.study.plan import Planner
 from workbench.study.run import _prepare_data
+from workbench.study.study_file import load_study
 from workbench.training.checkpoint import load_tensors
 from workbench.training.finetune import Finetuning
 from workbench.training.pretrain import Pretraining, new_encoder

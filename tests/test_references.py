@@ -10,7 +10,7 @@ from rich.console import Console
 from workbench.places import Places
 from workbench.store.__main__ import main as store_command
 from workbench.study import run
-from workbench.study.definition import load_study
+from workbench.study.study_file import load_study
 
 SEARCH = """
 question: Which?

@@ -11,7 +11,7 @@ from analysis.predictions import resampled_metric
 from analysis.rulings import Ruling
 from analysis.verdicts import Trials, compare, examine, level_words, study_verdicts
 from workbench.study.claims import Claim, Equivalent, Greater, enter, read_claims
-from workbench.study.definition import load_study
+from workbench.study.study_file import load_study
 from workbench.training.metrics import summarise
 
 from .simulated_studies import FOLDER, NoPredictions, a_record, rows_of, score_with, simulated

@@ -21,8 +21,8 @@ from workbench.data.clips import DataError
 from workbench.places import DEFAULT_ROOT, Places
 from workbench.settings import ConfigError
 from workbench.stages import run_trial
-from workbench.study.definition import load_study
 from workbench.study.plan import Planner
+from workbench.study.study_file import load_study
 from workbench.training.loop import Diverged
 from workbench.training.tracker import SilentTracker
 

@@ -30,9 +30,10 @@ from workbench.stages import read_result, run_trial
 from workbench.store import Store
 from workbench.study.calibration import Device
 from workbench.study.cost import CostModel, Plan, cost_of, duration
-from workbench.study.definition import Study, load_study
+from workbench.study.definition import Study
 from workbench.study.plan import PlannedTrial, Planner
 from workbench.study.run import run_study
+from workbench.study.study_file import load_study
 from workbench.training.tracker import SilentTracker
 
 

@@ -17,8 +17,9 @@ from workbench.places import DEFAULT_ROOT, Places
 from workbench.settings import ConfigError
 from workbench.study import cluster
 from workbench.study.claims import is_claims_file
-from workbench.study.definition import Resources, Study, load_study
+from workbench.study.definition import Resources, Study
 from workbench.study.plan import PlannedTrial, Planner, print_stages, print_trials
+from workbench.study.study_file import load_study
 
 if TYPE_CHECKING:
     from workbench.study.cost import Plan

@@ -9,7 +9,7 @@ from workbench.config import TrialConfig
 from workbench.data_config import CorpusData
 from workbench.settings import ConfigError, from_dict, identity, to_dict
 from workbench.strict_yaml import read_yaml
-from workbench.study.definition import PRESETS, load_study, read_preset
+from workbench.study.study_file import PRESETS, load_study, read_preset
 
 FOLDER = Path(__file__).parent.parent / "studies"
 STUDIES = sorted(path for path in FOLDER.glob("*.yaml") if path.name != "claims.yaml")
