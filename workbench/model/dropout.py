@@ -54,8 +54,13 @@ class Dropout(nn.Module):
             return x
         if x.device.type != "cpu" and not is_packed():
             return nn.functional.dropout(x, self.p)
-        keep = _random_numbers(x.detach()) >= self.threshold
-        return x * (keep * self.scale.to(x.dtype))
+        if is_packed() or torch.compiler.is_compiling():
+            keep = _random_numbers(x.detach()) >= self.threshold
+            return x * (keep * self.scale.to(x.dtype))
+        # The same by fewer passes: on a CPU a comparison writes floats sooner than truth values.
+        mask = torch.empty_like(x, requires_grad=False)
+        torch.ge(_draw(x.numel(), x.device, None).view(x.shape), self.threshold, out=mask)
+        return x * mask.mul_(self.scale)
 
     def extra_repr(self) -> str:
         return f"p={self.p}"
