@@ -8,7 +8,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 
 # Every question that needs nothing but the embedded corpus, those first whose pre-training others share.
-EVIDENCE := heads depth label_fraction scratch pretrain_data size lr_schedule batch_size dropout update_all search
+EVIDENCE := heads depth label_fraction scratch convergence pretrain_data size lr_schedule batch_size dropout update_all search
 
 .DEFAULT_GOAL := help
 .PHONY: help install study evidence test test-slow test-browser check format ui lock clean
@@ -37,8 +37,8 @@ study: install
 	@$(BIN)/python -m workbench.study $(STUDY) --root $(MLRUNS) $(ARGS)
 
 evidence: install
-	@$(BIN)/python -m workbench.study $(EVIDENCE:%=studies/%.yaml) --root $(MLRUNS) $(ARGS)
-	@$(BIN)/python analysis/report.py --root $(MLRUNS)
+	@$(BIN)/python -m workbench.study $(EVIDENCE:%=studies/%.yaml) --root $(MLRUNS) $(ARGS); status=$$?; \
+		[ $$status -gt 1 ] || $(BIN)/python analysis/report.py --root $(MLRUNS) || exit; exit $$status
 
 test: install
 	@$(BIN)/python -m pytest
