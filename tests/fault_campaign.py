@@ -59,7 +59,10 @@ COLUMNS = {
     "unexplained": "other ends",  # neither done nor told how to go on
     "left": "processes left",
 }
-FAILURES = ("lost", "twice", "differing", "running", "tracebacks", "hangs", "unexplained")
+FAILURES = (
+    *("lost", "twice", "differing", "running", "recomputed", "half", "tracebacks", "hangs", "unexplained"),
+    "left",
+)
 
 
 @dataclass(frozen=True)

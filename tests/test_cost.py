@@ -3,6 +3,8 @@
 import dataclasses
 import json
 import math
+import types
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -14,7 +16,7 @@ from workbench.data import fingerprint
 from workbench.data.clips import Extent
 from workbench.places import Places
 from workbench.settings import ConfigError
-from workbench.study import calibration
+from workbench.study import calibration, cost
 from workbench.study.__main__ import main
 from workbench.study.calibration import Calibration, Device, Job, Rates, _bytes_in_use, _extrapolated
 from workbench.study.cost import Cost, CostModel, cost_of, makespan, refuse_what_cannot_fit
@@ -115,7 +117,7 @@ def test_the_makespan_lies_between_its_bounds(planned, workers):
 
 # --- what cannot fit ----------------------------------------------------------------------------------------
 
-SMALL = Cost(60, 50, 50, 80, 1e6, 2e6, 1e6, False, 1)
+SMALL = Cost(60, 50, 50, 80, 1e6, 2e6, 1e6, 0, False, 1)
 
 
 @pytest.mark.parametrize(
@@ -132,6 +134,22 @@ def test_what_cannot_fit_is_refused_with_what_to_change(tmp_path, change, path, 
         refuse_what_cannot_fit(dataclasses.replace(SMALL, **change), FakeModel(), places)
     assert error.value.path == path
     assert words in str(error.value)
+
+
+def test_audio_and_stages_on_other_disks_must_fit_there(tmp_path, monkeypatch):
+    elsewhere = Path("/dev/shm")
+    if not elsewhere.exists() or elsewhere.stat().st_dev == tmp_path.stat().st_dev:
+        pytest.skip("needs a second file system, /dev/shm")
+    (tmp_path / "places.yaml").write_text(f"data: {elsewhere}\n")
+    places = Places.read(tmp_path)
+    free = {elsewhere: 5e9, tmp_path: 3e9}
+    monkeypatch.setattr(cost.shutil, "disk_usage", lambda path: types.SimpleNamespace(free=free[path]))
+    refuse_what_cannot_fit(dataclasses.replace(SMALL, disk_bytes=7e9, data_bytes=4.5e9), FakeModel(), places)
+    for audio, where in ((6e9, elsewhere), (3e9, tmp_path)):
+        with pytest.raises(ConfigError, match=f"below {where}"):
+            refuse_what_cannot_fit(
+                dataclasses.replace(SMALL, disk_bytes=7e9, data_bytes=audio), FakeModel(), places
+            )
 
 
 @pytest.fixture

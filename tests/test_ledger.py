@@ -6,7 +6,7 @@ from workbench.settings import ConfigError
 from workbench.study.ledger import GridLedger, SearchLedger
 from workbench.study.plan import Planner, work_of
 from workbench.study.study_file import load_study
-from workbench.study.trial_storage import best_of
+from workbench.study.trial_storage import best_of, is_exhausted
 from workbench.training.pack import pack_key
 
 STUDY = """
@@ -316,6 +316,17 @@ def test_a_search_of_a_small_space_ends_when_nothing_is_new(open_search):
     ledger = open_search(CHOICES % ("finetuning.batch_size", "8, 16"))
     assert len(_finish_all(ledger)) == 2
     assert (ledger.num_left, ledger.num_trials) == (0, 2)
+
+
+def test_a_search_that_found_nothing_new_looks_again_only_if_more_is_asked_for(open_search, tmp_path):
+    text = CHOICES % ("finetuning.batch_size", "8, 16")
+    _finish_all(open_search(text))
+    ledger = open_search(text)
+    assert ledger.num_left == 0
+    assert is_exhausted(ledger.study, _storage(tmp_path))
+    more = open_search(text.replace("num_trials: 5", "num_trials: 6"))
+    assert more.num_left == 4
+    assert not is_exhausted(more.study, _storage(tmp_path))
 
 
 def test_a_duplicate_of_a_running_trial_waits_for_it(open_search):

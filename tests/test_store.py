@@ -11,7 +11,9 @@ import types
 
 import pytest
 import torch
+from fsspec.implementations.local import LocalFileSystem
 
+from workbench.settings import ConfigError
 from workbench.stages import run_trial, stages_of
 from workbench.store import FACTS, StageBusy, Store, remote
 from workbench.store import stage as stage_module
@@ -90,6 +92,37 @@ def test_a_kill_after_the_training_leaves_its_checkpoint(store, moment, monkeypa
     folder = store.obtain(STAGE, resume)
     assert sorted(p.name for p in folder.iterdir()) == [FACTS, "weights"]
     assert again(store).is_sound(STAGE)
+
+
+def test_what_is_whole_is_not_built_again_though_a_kill_came_before_it_was_published(store, monkeypatch):
+    with monkeypatch.context() as context:
+        context.setattr(type(store), "_finish", _killed)
+        with pytest.raises(RuntimeError, match="killed"):
+            store.obtain(STAGE, half_way)
+    assert (store.obtain(STAGE, never) / "weights").read_text() == "a"
+    assert again(store).is_sound(STAGE)
+
+
+def test_what_is_asked_for_was_last_of_use_now(tmp_path):
+    store = Store(tmp_path)
+    folder = store.obtain(STAGE, write("a"))
+    for path in (folder, *folder.iterdir()):
+        os.utime(path, (0, 0))
+    assert store.entries()[0].used == 0
+    store.fetch(STAGE)
+    assert store.entries()[0].used > time.time() - 60
+
+
+def test_what_is_gone_while_it_is_listed_is_left_out(tmp_path, monkeypatch):
+    store = Store(tmp_path)
+    folder, entry = store.obtain(STAGE, write("a")), store._entry
+
+    def entry_of_what_another_removes(path):
+        shutil.rmtree(folder)
+        return entry(path)
+
+    monkeypatch.setattr(store, "_entry", entry_of_what_another_removes)
+    assert store.entries() == []
 
 
 def test_a_hopeless_attempt_is_removed_before_anybody_else_can_begin(store, monkeypatch, tmp_path):
@@ -239,6 +272,66 @@ def test_what_a_machine_left_when_it_died_is_taken_over_by_another(tmp_path, qui
     assert (elsewhere.obtain(STAGE, resume) / "weights").read_text() == "a"
     assert again(store, "a third").is_sound(STAGE)
     assert not (tmp_path / "store" / "pretrain" / f"{STAGE.key}.work").exists()
+
+
+def test_of_two_checkpoints_the_newer_is_gone_on_with(tmp_path):
+    first = RemoteStore(f"local://{tmp_path}/store", cache=tmp_path / "cache")
+    second = again(first, "another machine")
+
+    def stop_at(text, modified):
+        def build(folder):
+            path = folder / "checkpoint.safetensors"
+            found.append(path.read_text() if path.exists() else None)
+            path.write_text(text)
+            os.utime(path, (modified, modified))
+            raise KeyboardInterrupt
+
+        return build
+
+    found, now = [], time.time()
+    for store, text, modified in ((first, "early", now - 60), (second, "later", now), (first, "last", now)):
+        with pytest.raises(KeyboardInterrupt):
+            store.obtain(STAGE, stop_at(text, modified))
+    assert found == [None, "early", "later"]
+
+
+def test_a_folder_that_another_process_reads_is_left_as_it_is(tmp_path, monkeypatch):
+    store = RemoteStore(f"local://{tmp_path}/store", cache=tmp_path / "cache")
+    store.obtain(STAGE, write("a"))
+    elsewhere = [again(store, "another machine") for _ in range(2)]
+    begun, folders = threading.Barrier(2), []
+
+    def fetch(each):
+        begun.wait(30)
+        folders.append(each.fetch(STAGE).stat().st_ino)
+
+    threads = [threading.Thread(target=fetch, args=(each,)) for each in elsewhere]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(30)
+    assert len(folders) == 2
+    assert folders[0] == folders[1]
+
+
+def test_errors_of_an_object_store_are_errors_of_its_files(tmp_path):
+    class Unreachable(Exception):
+        """As packages of object stores have them: of no kind that Python knows."""
+
+    class Broken(LocalFileSystem):
+        def exists(self, path, **options):
+            raise Unreachable("no route")
+
+    store = RemoteStore(f"local://{tmp_path}/store", cache=tmp_path / "cache")
+    store._files = remote._Files(Broken(), "local://there")
+    with pytest.raises(OSError, match="local://there: Unreachable: no route"):
+        store.has(STAGE)
+
+
+@pytest.mark.parametrize("location", ["nosuch://bucket/stages"])
+def test_a_place_that_cannot_be_opened_is_named(location, tmp_path):
+    with pytest.raises(ConfigError, match="store: nosuch://bucket/stages cannot be opened"):
+        RemoteStore(location, cache=tmp_path)
 
 
 def test_a_lease_is_renewed_while_a_checkpoint_is_slowly_uploaded(tmp_path, quick_leases, monkeypatch):

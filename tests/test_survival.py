@@ -25,7 +25,7 @@ LONGER = ("--set", "pretraining.steps=200")  # so that there is something to int
 
 def _assert_as_undisturbed(root, finished):
     assert_each_ended_once(root, 8)
-    pd.testing.assert_frame_equal(figures(finished[0]), figures(root))
+    pd.testing.assert_frame_equal(figures(finished[0]), figures(root), check_exact=True)
 
 
 @pytest.fixture
@@ -57,7 +57,7 @@ def _read_until(driver, *beginnings, count=1):
 # --- kill -9 ------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.slow  # everything is killed, the driver too, in a test that is not
+@pytest.mark.slow
 @pytest.mark.parametrize("after", [0, 2])
 def test_a_killed_driver_goes_on_and_loses_nothing(finished, root, start, run, after):
     """After so many finished trials."""

@@ -178,9 +178,16 @@ def run_trial(
         }
 
     build = {"pretrain": build_encoder, "finetune": build_classifier, "evaluate": build_figures}
-    for stage in stages.missing(store.is_sound) or [stages.evaluate]:
+    for stage in _to_obtain(stages, store, device):
         _obtain(store, stage, build[stage.kind], device, wait=wait)
     return read_result(stages, store)
+
+
+def _to_obtain(stages: TrialStages, store: Store, device: torch.device) -> list[Stage]:
+    """What is missing, or the last stage, as process 0 sees it: meanwhile another trial may publish."""
+    mine = len(stages.missing(store.is_sound)) or 1 if processes.rank() == 0 else 0
+    count = processes.total(torch.tensor(float(mine), device=device))
+    return stages.all()[-int(count) :]
 
 
 def _obtain(store: Store, stage: Stage, build: Build, device: torch.device, *, wait: bool) -> None:
@@ -209,12 +216,12 @@ def _spent(run: Run, meeting: Rendezvous | None) -> dict[str, float]:
 
 
 def read_result(stages: TrialStages, store: Store) -> TrialResult:
-    """The result of a trial whose stages are finished; without curves whose stage was deleted since."""
+    """The result of a trial whose stages are finished; without curves of a stage that is gone or damaged."""
     facts: dict[str, Any] = {}
     metrics: dict[str, float] = {}
     history = []
     for stage in stages.all():
-        if not store.has(stage):
+        if not store.is_sound(stage):
             continue
         found = store.facts(stage)
         metrics |= found["metrics"] if stage is not stages.pretrain else {}

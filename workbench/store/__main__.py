@@ -13,6 +13,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
+from workbench.commands import INTERRUPTED
 from workbench.places import DEFAULT_ROOT, Places
 from workbench.settings import ConfigError
 from workbench.store.local import Entry, Reference, Store
@@ -40,6 +41,9 @@ def main(arguments: list[str] | None = None) -> int:
     except (ConfigError, OSError) as error:
         print(error, file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print("\nInterrupted", file=sys.stderr)
+        return INTERRUPTED
 
 
 def _parser() -> argparse.ArgumentParser:

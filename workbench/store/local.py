@@ -7,6 +7,7 @@ import fcntl
 import json
 import os
 import shutil
+import stat
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -109,6 +110,8 @@ class Store:
 
     def fetch(self, stage: Stage) -> Path:
         """The folder of a finished stage, on this machine."""
+        with contextlib.suppress(OSError):  # a store that is read only still serves
+            os.utime(self.path(stage) / FACTS)  # `gc` goes by when a stage was last of use
         return self.path(stage)
 
     def obtain(self, stage: Stage, build: Build, *, wait: bool = True, hopeless: Errors = ()) -> Path:
@@ -126,9 +129,7 @@ class Store:
             if final.exists():
                 damage = damage_of(final)
                 if damage is None:
-                    with contextlib.suppress(OSError):  # a store that is read only still serves
-                        os.utime(final / FACTS)  # `gc` goes by when a stage was last of use
-                    return final
+                    return self.fetch(stage)
                 aside = final.with_name(f"{final.name}.damaged-{time.time_ns()}")
                 final.rename(aside)
                 self.report(f"{final}: {damage}; set aside as {aside.name}, built again")
@@ -153,6 +154,8 @@ class Store:
 
     def _attempt(self, stage: Stage, build: Build, hopeless: Errors) -> Path:
         work = self.work(stage)
+        if damage_of(work) is None:  # whole: a kill came before it was published
+            return work
         work.mkdir(parents=True, exist_ok=True)
         try:
             self._build(stage, build, work)
@@ -203,8 +206,8 @@ class Store:
 
     def entries(self) -> list[Entry]:
         """Every finished stage, and every folder set aside or given up, by kind in the order of stages."""
-        folders = (f for kind in STAGES for f in sorted((self.root / kind).glob("*")) if f.is_dir())
-        return [self._entry(folder) for folder in folders]
+        folders = [f for kind in STAGES for f in sorted((self.root / kind).glob("*")) if f.is_dir()]
+        return [entry for folder in folders if (entry := self._entry(folder)) is not None]
 
     def find(self, beginning: str) -> Entry:
         """The finished stage whose key begins so. Raises ConfigError when there is none, or several."""
@@ -214,16 +217,20 @@ class Store:
             raise ConfigError(beginning, f"{what} with this id; python -m workbench.store ls shows them")
         return found[0]
 
-    def _entry(self, folder: Path) -> Entry:
-        files = [path for path in folder.rglob("*") if path.is_file()]
+    def _entry(self, folder: Path) -> Entry | None:
+        """None: it is gone meanwhile, published or deleted by another process."""
+        known = [_status(path) for path in (folder, *folder.rglob("*"))]
+        there = [status for status in known if status is not None]
+        if known[0] is None:
+            return None
         try:
             facts = json.loads((folder / FACTS).read_text())
         except (OSError, ValueError):
             facts = None
         return Entry(
             name=f"{folder.parent.name}/{folder.name}",
-            bytes=sum(path.stat().st_size for path in files),
-            used=max(path.stat().st_mtime for path in (*files, folder)),
+            bytes=sum(status.st_size for status in there if not stat.S_ISDIR(status.st_mode)),
+            used=max(status.st_mtime for status in there),
             facts=facts,
         )
 
@@ -274,3 +281,11 @@ class Store:
 
     def _remove_reference(self, path: str) -> None:
         Path(path).unlink(missing_ok=True)
+
+
+def _status(path: Path) -> os.stat_result | None:
+    """None where there is none any more: somebody may be at what is looked at."""
+    try:
+        return path.stat()
+    except FileNotFoundError:
+        return None

@@ -21,7 +21,7 @@ from typing import Any
 
 import fsspec
 
-from workbench.settings import STAGES, digest
+from workbench.settings import STAGES, ConfigError, digest
 from workbench.store.local import Build, Entry, Errors, Reference, Store
 from workbench.store.stage import CHECKPOINT, FACTS, Stage, StageBusy, damage_of, is_published
 
@@ -39,7 +39,11 @@ class RemoteStore(Store):
         home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
         super().__init__(cache or home / "workbench" / digest(location)[:16], report)
         self._location = location.rstrip("/")
-        self._files, self._base = fsspec.core.url_to_fs(self._location)
+        try:
+            files, self._base = fsspec.core.url_to_fs(self._location)
+        except (ImportError, ValueError) as error:  # its package is not installed, or no such protocol
+            raise ConfigError("store", f"{self._location} cannot be opened: {error}") from None
+        self._files = _Files(files, self._location)
         self._known: set[str] = set()  # keys seen finished: asked for again and again by a ledger
 
     @property
@@ -65,18 +69,17 @@ class RemoteStore(Store):
 
     def fetch(self, stage: Stage) -> Path:
         """The stage's folder in this machine's cache, downloaded if it is not there or damaged there."""
-        final = self.path(stage)
-        if final.exists() and damage_of(final) is None:
-            return final
-        aside = final.with_name(f"{stage.key}.{uuid.uuid4().hex[:8]}.download")
-        aside.mkdir(parents=True)
-        for path in self._files.ls(self._remote(stage.kind, stage.key), detail=False):
-            self._files.get_file(path, str(aside / Path(path).name))
-        shutil.rmtree(final, ignore_errors=True)
-        try:
+        final, aside = self.path(stage), self.root / stage.kind / f"{stage.key}.download"
+        # By one process of this machine: another may be reading what is there by then.
+        with self._locked(f"fetch-{stage.key[:24]}", wait=True):
+            if damage_of(final) is None:
+                return final
+            shutil.rmtree(aside, ignore_errors=True)  # of one that was killed
+            aside.mkdir(parents=True)
+            for path in self._files.ls(self._remote(stage.kind, stage.key), detail=False):
+                self._files.get_file(path, str(aside / Path(path).name))
+            shutil.rmtree(final, ignore_errors=True)
             aside.rename(final)
-        except OSError:  # another process was faster
-            shutil.rmtree(aside)
         return final
 
     def obtain(self, stage: Stage, build: Build, *, wait: bool = True, hopeless: Errors = ()) -> Path:
@@ -101,8 +104,14 @@ class RemoteStore(Store):
 
     def _build(self, stage: Stage, build: Build, work: Path) -> None:
         self._pull_checkpoint(stage)
-        with _meanwhile(self._uploads(stage)):
-            super()._build(stage, build, work)
+        upload = self._uploads(stage)
+        try:
+            with _meanwhile(upload):
+                super()._build(stage, build, work)
+        except BaseException:
+            with contextlib.suppress(OSError):  # the first error is the one to hear of
+                upload()  # what was saved as it stopped: another machine may go on
+            raise
 
     def _discard_work(self, stage: Stage) -> None:
         super()._discard_work(stage)
@@ -213,10 +222,12 @@ class RemoteStore(Store):
             return uploaded
 
     def _pull_checkpoint(self, stage: Stage) -> None:
-        """What another machine, or an earlier attempt on this one, uploaded last."""
+        """What an earlier attempt, on whatever machine, uploaded last, unless this machine's is newer."""
         path = self.work(stage) / CHECKPOINT
         source = self._remote(stage.kind, f"{stage.key}.work", CHECKPOINT)
-        if not path.exists() and self._exists(stage.kind, f"{stage.key}.work", CHECKPOINT):
+        if not self._exists(stage.kind, f"{stage.key}.work", CHECKPOINT):
+            return
+        if not path.exists() or path.stat().st_mtime < _modified(self._files.info(source)):
             aside = path.with_name(f"{path.name}.{os.getpid()}.tmp")
             self._files.get_file(source, str(aside))
             aside.replace(path)
@@ -284,6 +295,26 @@ class RemoteStore(Store):
     def _remove_reference(self, path: str) -> None:
         with contextlib.suppress(FileNotFoundError):
             self._files.rm_file(path)
+
+
+class _Files:
+    """An fsspec file system whose errors are OSError: object stores have errors of their own."""
+
+    def __init__(self, files: Any, location: str) -> None:
+        self._files, self._location = files, location
+
+    def __getattr__(self, name: str) -> Any:
+        method = getattr(self._files, name)
+
+        def told(*arguments: Any, **options: Any) -> Any:
+            try:
+                return method(*arguments, **options)
+            except (OSError, ValueError, NotImplementedError):
+                raise
+            except Exception as error:
+                raise OSError(f"{self._location}: {type(error).__name__}: {error}") from error
+
+        return told
 
 
 @contextlib.contextmanager

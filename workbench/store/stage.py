@@ -82,10 +82,15 @@ def damage_of(folder: Path) -> str | None:
 
 def write_json(path: Path, content: Any) -> None:
     """Written aside and renamed: there whole, or not at all."""
+    write_text(path, json.dumps(content, indent=1))
+
+
+def write_text(path: Path, text: str) -> None:
+    """Written aside and renamed: there whole, or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
     aside = path.with_name(f"{path.name}.{os.getpid()}.tmp")
     with aside.open("w") as file:
-        json.dump(content, file, indent=1)
+        file.write(text)
         file.flush()
         os.fsync(file.fileno())
     aside.replace(path)

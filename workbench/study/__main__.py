@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import argparse
 import os
+import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from rich.console import Console
 
@@ -18,12 +19,15 @@ from workbench.settings import ConfigError
 from workbench.study import cluster
 from workbench.study.claims import is_claims_file
 from workbench.study.definition import Resources, Study
+from workbench.study.interruption import StudyInterrupted
 from workbench.study.plan import PlannedTrial, Planner, print_stages, print_trials
 from workbench.study.study_file import load_study
 
 if TYPE_CHECKING:
     from workbench.study.cost import Plan
     from workbench.study.trial_storage import Ended
+
+T = TypeVar("T")
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -53,6 +57,10 @@ def main(arguments: list[str] | None = None) -> int:
         for study, path in zip(studies, options.studies, strict=True):
             try:
                 status = max(status, _run(study, path, places, options, console))
+            except StudyInterrupted as end:
+                if not end.finished or study is not studies[-1]:
+                    return _interrupted(options)
+                status = max(status, 0 if end.well else 1)
             except (ConfigError, DataError) as error:  # the others may do without what this one lacks
                 print(f"{study.id}: {error}", file=sys.stderr)
                 status = 2
@@ -199,7 +207,7 @@ def _make_plan(
 def _run(study: Study, path: Path, places: Places, options: argparse.Namespace, console: Console) -> int:
     # Ray and MLflow take seconds to import; a wrong file or a dry run should not wait for them.
     from workbench.study.cost import refuse_what_cannot_fit
-    from workbench.study.run import StudyBusy, StudyInterrupted, run_study, stopped_message
+    from workbench.study.run import StudyBusy, run_study, stopped_message
     from workbench.study.tune import StudyStopped
 
     command = study_command([path], options.preset, options.assignments, options.root, options.address)
@@ -227,8 +235,6 @@ def _run(study: Study, path: Path, places: Places, options: argparse.Namespace, 
     except StudyStopped as error:
         print(stopped_message(str(error), command), file=sys.stderr)
         return 1
-    except StudyInterrupted:
-        raise KeyboardInterrupt from None
     return 0 if well else 1
 
 
@@ -238,18 +244,30 @@ def _left(
     """Without the trials that have failed and are not tried again; of a search, as many as are left."""
     ended = _ended(study, places)
     if study.search is not None:
-        return planned[len(ended) :]
+        return [] if _is_exhausted(study, places) else planned[len(ended) :]
     failed = {trial.key for trial in ended if trial.state == "failed" and not retry_failed}
     return [item for item in planned if item.key not in failed]
 
 
 def _ended(study: Study, places: Places) -> list[Ended]:
+    from workbench.study.trial_storage import ended_trials
+
+    return _read(ended_trials, study, places)
+
+
+def _is_exhausted(study: Study, places: Places) -> bool:
+    from workbench.study.trial_storage import is_exhausted
+
+    return _read(is_exhausted, study, places)
+
+
+def _read(look: Callable[[Study, str], T], study: Study, places: Places) -> T:
     from workbench.study.run import first_line
-    from workbench.study.trial_storage import LEDGER_ERRORS, ended_trials
+    from workbench.study.trial_storage import LEDGER_ERRORS
     from workbench.study.tune import StudyStopped
 
     try:
-        return ended_trials(study, places.optuna_url)
+        return look(study, places.optuna_url)
     except LEDGER_ERRORS as error:
         raise StudyStopped(f"what is kept of the study could not be read: {first_line(error)}") from error
 
@@ -286,4 +304,5 @@ def _interrupted(options: argparse.Namespace) -> int:
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C, also while it plans
     sys.exit(main())

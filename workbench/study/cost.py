@@ -159,6 +159,7 @@ class Cost:
     trial_bytes: float  # memory of the largest trial
     memory_bytes: float  # at most, of everything at once
     disk_bytes: float  # added
+    data_bytes: float  # of them, of audio
     extrapolated: bool  # from batches smaller than the trials'
     pack: int  # trials that train as one, at most
 
@@ -176,7 +177,7 @@ class Plan:
 def cost_of(planned: Sequence[PlannedTrial], has: Callable[[Stage], bool], model: CostModel) -> Cost:
     """What these trials cost, in the order in which they would be run."""
     if not planned:
-        return Cost(0, 0, 0, 0, 0, 0, 0, False, 1)
+        return Cost(0, 0, 0, 0, 0, 0, 0, 0, False, 1)
     missing = work_to_do(planned, has, model.seconds)
     once = work_to_do(planned, lambda stage: False, model.seconds)
     alone = sum(
@@ -199,6 +200,7 @@ def cost_of(planned: Sequence[PlannedTrial], has: Callable[[Stage], bool], model
     # Each stage with the disk of its kind; a study's audio once.
     on_disk = work_to_do(planned, has, model.stage_bytes)
     checkpoints = at_once * max(model.checkpoint_bytes(config) for config in configs)
+    audio = sum(extent.unprepared_bytes for extent in unprepared.values())
     wall = makespan(planned, has, model.seconds, at_once)
     return Cost(
         wall_seconds=wall + making + START_SECONDS if missing else 0.0,
@@ -207,9 +209,8 @@ def cost_of(planned: Sequence[PlannedTrial], has: Callable[[Stage], bool], model
         alone_seconds=alone,
         trial_bytes=heaviest[0],
         memory_bytes=sum(heaviest) + (SHARED_BYTES if model.device.kind == "cpu" else 0.0),
-        disk_bytes=sum(on_disk.values())
-        + sum(extent.unprepared_bytes for extent in unprepared.values())
-        + (checkpoints if missing else 0.0),
+        disk_bytes=sum(on_disk.values()) + audio + (checkpoints if missing else 0.0),
+        data_bytes=audio,
         extrapolated=any(model.is_extrapolated(config) for config in configs),
         pack=max(
             model.pack_size(item.trial.config, stage.kind) for item in planned for stage in item.stages.all()
@@ -277,14 +278,21 @@ def refuse_what_cannot_fit(cost: Cost, model: CostModel, places: Places) -> None
             "finetuning.accumulation, compute activations again (--set model.recompute=true), or take a "
             "smaller preset",
         )
-    disk = shutil.disk_usage(nearest_folder(places.root)).free
-    if cost.disk_bytes > disk:
-        raise ConfigError(
-            "--root",
-            f"the study would write {gigabytes(cost.disk_bytes)} and {places.root} has {gigabytes(disk)} "
-            "left; name another folder, make room (python -m workbench.store gc), or ask for less data "
-            "(data.pool_clips, data.clip_seconds)",
-        )
+    stages = nearest_folder(places.store().root)  # where they are computed; those of a URL, too
+    audio = nearest_folder(places.data)
+    written = {stages: cost.disk_bytes - cost.data_bytes}
+    disk_of = {folder.stat().st_dev: folder for folder in (audio, stages)}
+    same = disk_of[audio.stat().st_dev]
+    written[same] = written.get(same, 0.0) + cost.data_bytes
+    for folder, needed in written.items():
+        free = shutil.disk_usage(folder).free
+        if needed > free:
+            raise ConfigError(
+                "--root",
+                f"the study would write {gigabytes(needed)} below {folder}, and {gigabytes(free)} are left "
+                "there; name another folder (--root, or store and data in its places.yaml), make room "
+                "(python -m workbench.store gc), or ask for less data (data.pool_clips, data.clip_seconds)",
+            )
 
 
 def nearest_folder(path: Path) -> Path:

@@ -93,8 +93,8 @@ class Study:
         overrides = {path: value for path, value in self.overrides.items() if not path.startswith(without)}
         parts: list[Any] = [overrides] if overrides else []
         if self.search is not None:  # what it has learned holds for its space, base, place and score alone
-            space = to_dict(self.search.space)
-            parts += [space, self.base, self.regimes, list(self.seeds), list(self.folds), self.metric]
+            parts += [to_dict(self.search.space), _without_placement(self.base), self.regimes]
+            parts += [list(self.seeds), list(self.folds), self.metric]
         if self.confirms is not None:
             parts += [self.confirms.search, self.confirms.point]
         suffix = f"-{digest(parts)[:8]}" if parts else ""
@@ -183,6 +183,17 @@ class Study:
             path: d.values if isinstance(d, Choice) else (d.low, d.high)
             for path, d in self.search.space.items()
         }
+
+
+def _without_placement(base: dict[str, Any]) -> dict[str, Any]:
+    kept = copy.deepcopy(base)
+    for path in PLACEMENT:
+        *parents, last = path.split(".")
+        node: Any = kept
+        for key in parents:
+            node = node.get(key) or {}
+        node.pop(last, None)
+    return kept
 
 
 def _shown(value: Any) -> Any:

@@ -13,6 +13,14 @@ import fsspec
 ASK_SECONDS = 1.0  # between a worker's looks at the flag
 
 
+class StudyInterrupted(RuntimeError):
+    """Ctrl-C; the study has ended cleanly. `finished`: nothing of it is left; `well`: and no trial failed."""
+
+    def __init__(self, *, finished: bool, well: bool = False) -> None:
+        super().__init__()
+        self.finished, self.well = finished, well
+
+
 class Interruption:
     """While entered, a first SIGINT or SIGTERM raises a flag that workers see; a second, KeyboardInterrupt.
 

@@ -26,6 +26,7 @@ from workbench.study.search import Choice, Integer, Search
 from workbench.study.trial_storage import (
     DUPLICATE,
     ENDED,
+    EXHAUSTED,
     FORGOTTEN,
     Ended,
     counts,
@@ -303,7 +304,7 @@ class SearchLedger(Ledger):
         assert study.search is not None
         self._search = study.search
         self._typical = planner.plan(study.corners()[0])
-        self._found_nothing_new = False
+        self._found_nothing_new = self._optuna.user_attrs.get(EXHAUSTED) == study.search.num_trials
         self._refuse_other_scores()
         for frozen in self._cut_off_trials():
             self._optuna.sampler = _sampler(self._search, frozen.number)
@@ -349,7 +350,9 @@ class SearchLedger(Ledger):
             assignment = self._suggest(self._optuna.ask())
             if self._tell_known(assignment):
                 in_a_row += 1
-                self._found_nothing_new = in_a_row == NOTHING_NEW
+                if in_a_row == NOTHING_NEW:
+                    self._found_nothing_new = True
+                    self._optuna.set_user_attr(EXHAUSTED, self._search.num_trials)
             elif self._must_wait(assignment.planned):
                 self._entered.append(assignment)
             else:
@@ -391,8 +394,12 @@ class SearchLedger(Ledger):
         return self._planner.plan(self.study.searched(ended.point)) if ended.point else None
 
     def known(self) -> list[PlannedTrial]:
-        """Those that have ended, and those that were cut off or are kept for later."""
-        ended = [planned for e in self.ended() if (planned := self.planned_of(e)) is not None]
+        """Those that have ended, and those that were cut off or are kept for later.
+
+        What a pruner ended is not gone on with: its checkpoint may go.
+        """
+        whole = [e for e in self.ended() if e.state != "pruned"]
+        ended = [planned for e in whole if (planned := self.planned_of(e)) is not None]
         return [*ended, *(assignment.planned for assignment in self._entered)]
 
 

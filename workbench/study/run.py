@@ -18,11 +18,11 @@ from workbench.data import make_ready
 from workbench.places import Places
 from workbench.settings import digest
 from workbench.stages import read_result
-from workbench.store import Store
+from workbench.store import Store, write_text
 from workbench.study import results
 from workbench.study.cost import Cost, CostModel, Plan, duration
 from workbench.study.definition import Study, Trial
-from workbench.study.interruption import Interruption
+from workbench.study.interruption import Interruption, StudyInterrupted
 from workbench.study.ledger import Assignment, GridLedger, Work, open_ledger
 from workbench.study.plan import PlannedTrial, Planner, work_of
 from workbench.study.progress import Progress
@@ -36,10 +36,6 @@ NAMED_FILES = 20  # of those that are left out; of AudioSet that can be 100,000
 
 class StudyBusy(RuntimeError):
     """Another process runs this study."""
-
-
-class StudyInterrupted(RuntimeError):
-    """Ctrl-C; the study has ended cleanly, with trials left."""
 
 
 class Books:
@@ -63,10 +59,34 @@ class Books:
         self._places = places
         self.store = store
         self._needed: set[str] = set()
-        self._refer(self.ledger.known())
-        for ended in self.ledger.ended():
-            if not self.tracking.has(ended.number):  # a kill came in between
-                self._record(ended)
+        with self._closed_by_errors():
+            self._refer(self.ledger.known())
+            for ended in self.ledger.ended():
+                if not self.tracking.has(ended.number):  # a kill came in between
+                    self._record(ended)
+
+    def close(self) -> bool:
+        """All has been handed out and recorded; whether every trial ended well."""
+        self._needed = set()
+        self._refer(self.ledger.known())  # what was pruned needs nothing any more
+        well = not any(ended.state == "failed" for ended in self.ledger.ended())
+        self.tracking.finish("FINISHED" if well else "FAILED")
+        return well
+
+    @contextlib.contextmanager
+    def open(self) -> Iterator[Books]:
+        """Closed as KILLED by an error."""
+        with self._closed_by_errors():
+            yield self
+
+    @contextlib.contextmanager
+    def _closed_by_errors(self) -> Iterator[None]:
+        try:
+            yield
+        except BaseException:
+            with contextlib.suppress(*TRACKING_ERRORS):  # the first error is the one to hear of
+                self.tracking.finish("KILLED")
+            raise
 
     def begin(self, assignment: Assignment) -> None:
         """The trial is handed out: what it finds or computes is needed from now on, not from its end."""
@@ -85,9 +105,9 @@ class Books:
             return
         if ended.state != "complete":
             self.tracking.record(ended, planned, None)
-        elif self.store.has(planned.stages.evaluate):
+        elif self.store.is_sound(planned.stages.evaluate):
             self.tracking.record(ended, planned, read_result(planned.stages, self.store))
-        else:  # what it found was deleted before it was written down
+        else:  # what it found was deleted, or damaged, before it was written down
             self.ledger.forget(ended.number)
 
     def _refer(self, planned: Sequence[PlannedTrial]) -> None:
@@ -117,22 +137,19 @@ def run_study(
     try:
         with _only_driver(folder):
             books = Books(study, places, store, work=plan.model.seconds, retry_failed=retry_failed)
-            try:
-                record = _run_trials(study, books, places, plan, command, console)
+            with books.open():
+                record, interrupted = _run_trials(study, books, places, plan, command, console)
                 table = results.trial_table(record, places.root)
-                table.to_csv(folder / results.TABLE, index=False)
+                write_text(folder / results.TABLE, table.to_csv(index=False))
                 for path in (folder / results.DEFINITION, folder / results.TABLE):
                     books.tracking.attach(path)
-            except BaseException:
-                with contextlib.suppress(*TRACKING_ERRORS):  # the first error is the one to hear of
-                    books.tracking.finish("KILLED")
-                raise
-            failed = any(ended.state == "failed" for ended in books.ledger.ended())
-            books.tracking.finish("FAILED" if failed else "FINISHED")
+            well = books.close()
     except (OSError, *LEDGER_ERRORS, *TRACKING_ERRORS) as error:
         raise StudyStopped(f"what is kept of the study could not be written: {first_line(error)}") from error
     print_summary(record, table, places.root, console)
-    return not failed
+    if interrupted:
+        raise StudyInterrupted(finished=True, well=well)
+    return well
 
 
 def stopped_message(reason: str, command: str) -> str:
@@ -148,11 +165,13 @@ def first_line(error: BaseException) -> str:
 
 def _run_trials(
     study: Study, books: Books, places: Places, plan: Plan, command: str, console: Console
-) -> results.StudyRecord:
+) -> tuple[results.StudyRecord, bool]:
+    """What the study is, and whether it was to stop meanwhile."""
     ledger, store, model = books.ledger, books.store, plan.model
     folder = places.study(study.id)
     planned = ledger.planned if isinstance(ledger, GridLedger) else []
     definition = results.write_definition(study, planned, command, folder)
+    interrupted = False
     if ledger.num_left:
         began = time.monotonic()
         missing = {stage for item in plan.planned for stage in item.stages.missing(store.has)}
@@ -181,12 +200,13 @@ def _run_trials(
                 ledger, places, progress, model.device, interruption, pack_size=_pack_size(model, store)
             )
         to_confirm = study.search is not None and study.search.confirm_seeds
-        if interruption.requested and (ledger.num_left or to_confirm):
-            raise StudyInterrupted
+        interrupted = interruption.requested
+        if interrupted and (ledger.num_left or to_confirm):
+            raise StudyInterrupted(finished=False)
         _judge_estimate(plan.cost, time.monotonic() - began, folder, console)
         new = [stage for stage in missing if store.has(stage)]
         model.learn(plan.planned, {stage: store.facts(stage)["seconds"] for stage in new})
-    return results.StudyRecord.read(definition)
+    return results.StudyRecord.read(definition), interrupted
 
 
 def _pack_size(model: CostModel, store: Store) -> Callable[[PlannedTrial], int]:
@@ -217,9 +237,9 @@ def _judge_estimate(expected: Cost, seconds: float, folder: Path, console: Conso
         f"the estimate was {abs(error):.0%} too {'long' if error > 0 else 'short'}",
         markup=False,
     )
-    with (folder / "estimates.jsonl").open("a") as file:
-        row = {"expected_seconds": round(expected.wall_seconds, 1), "seconds": round(seconds, 1)}
-        file.write(json.dumps(row) + "\n")
+    path = folder / "estimates.jsonl"
+    row = {"expected_seconds": round(expected.wall_seconds, 1), "seconds": round(seconds, 1)}
+    write_text(path, (path.read_text() if path.exists() else "") + json.dumps(row) + "\n")
 
 
 def _prepare_data(study: Study, places: Places, console: Console) -> None:

@@ -34,6 +34,7 @@ logging.getLogger("alembic").setLevel(logging.CRITICAL)
 
 TRACKING_ERRORS = (MlflowException,)  # a database or server that cannot be read or written
 PARAMS_BATCH, METRICS_BATCH = 100, 1000  # a request may hold so many
+SQLITE = "sqlite:///"
 PARENT, CHILD = "study", "trial"  # values of the tag workbench.kind
 CURVES = (
     "training/"  # prefix of what has a value at every log point; listed after test/, where it is in no way
@@ -44,6 +45,7 @@ class Tracking:
     """The runs of one study."""
 
     def __init__(self, study: Study, places: Places) -> None:
+        _create_database(places.mlflow_uri)
         self._client = MlflowClient(places.mlflow_uri)
         self._study_id = study.id
         self._experiment = self._experiment_id(study.name, places)
@@ -135,6 +137,17 @@ class Tracking:
             token = page.token
             if not token:
                 return runs
+
+
+def _create_database(uri: str) -> None:
+    """There whole, or not at all: MLflow cannot go on with a database that a kill left half-made."""
+    path = Path(uri.removeprefix(SQLITE))
+    if not uri.startswith(SQLITE) or path.exists():
+        return
+    aside = path.with_name(f"{path.name}.tmp")
+    aside.unlink(missing_ok=True)
+    MlflowClient(f"{SQLITE}{aside}").search_experiments(max_results=1)
+    aside.rename(path)
 
 
 def attach(name: str, study_id: str, places: Places, path: Path) -> None:

@@ -24,6 +24,7 @@ os.environ.setdefault("PGCONNECT_TIMEOUT", "10")  # seconds; for a host that doe
 
 LEDGER_ERRORS = (StorageInternalError, SQLAlchemyError)  # a storage that cannot be read or written
 FORGOTTEN = "forgotten"  # numbers of ended trials that count no longer
+EXHAUSTED = "exhausted"  # num_trials of a search that found nothing new any more
 DUPLICATE = "duplicate_of"  # of a search's trial that repeats another: that one's number
 ENDED = (TrialState.COMPLETE, TrialState.FAIL, TrialState.PRUNED)
 
@@ -45,17 +46,31 @@ class Ended:
 
 def ended_trials(study: Study, url: str) -> list[Ended]:
     """Those of a study that may never have been run; nothing is created to find out."""
-    if url.startswith("sqlite:///") and not Path(url.removeprefix("sqlite:///")).exists():
-        return []
-    if not sqlalchemy.inspect(sqlalchemy.create_engine(url, poolclass=NullPool)).has_table("studies"):
-        return []
-    try:
-        known = optuna.load_study(study_name=study.id, storage=open_storage(url))
-    except KeyError:
+    known = _known(study, url)
+    if known is None:
         return []
     forgotten = known.user_attrs.get(FORGOTTEN, ())
     ended = map(ended_of, known.get_trials(deepcopy=False, states=ENDED))
     return [trial for trial in ended if trial.number not in forgotten and not trial.repeats]
+
+
+def is_exhausted(study: Study, url: str) -> bool:
+    """Whether a search found nothing new any more before it had as many trials as it asks for."""
+    known = _known(study, url)
+    if known is None or study.search is None:
+        return False
+    return bool(known.user_attrs.get(EXHAUSTED) == study.search.num_trials)
+
+
+def _known(study: Study, url: str) -> optuna.Study | None:
+    if url.startswith("sqlite:///") and not Path(url.removeprefix("sqlite:///")).exists():
+        return None
+    if not sqlalchemy.inspect(sqlalchemy.create_engine(url, poolclass=NullPool)).has_table("studies"):
+        return None
+    try:
+        return optuna.load_study(study_name=study.id, storage=open_storage(url))
+    except KeyError:
+        return None
 
 
 def importances(study_id: str, url: str) -> dict[str, float]:

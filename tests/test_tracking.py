@@ -1,0 +1,35 @@
+"""What is kept in MLflow."""
+
+import pytest
+
+from workbench.study import tracking
+
+
+def test_a_database_that_a_kill_left_half_made_is_made_anew(tmp_path, monkeypatch):
+    class Client:
+        """Writes a database in two parts, as MLflow does."""
+
+        kill = True
+
+        def __init__(self, uri):
+            self.path = tmp_path / uri.rsplit("/", 1)[-1]
+
+        def search_experiments(self, max_results):
+            assert not self.path.exists(), "MLflow cannot go on with a part of it"
+            self.path.write_text("half")
+            if self.kill:
+                raise KeyboardInterrupt
+            self.path.write_text("whole")
+
+    monkeypatch.setattr(tracking, "MlflowClient", Client)
+    database = tmp_path / "mlflow.db"
+    with pytest.raises(KeyboardInterrupt):
+        tracking._create_database(f"sqlite:///{database}")
+    assert not database.exists()
+
+    Client.kill = False
+    tracking._create_database(f"sqlite:///{database}")
+    assert database.read_text() == "whole"
+    tracking._create_database(f"sqlite:///{database}")  # there is one: it stays
+    tracking._create_database("http://127.0.0.1:5000")  # a server has its own
+    assert [path.name for path in tmp_path.iterdir()] == ["mlflow.db"]
