@@ -184,10 +184,12 @@ search:
 
 @pytest.fixture
 def open_search(tmp_path):
-    def open_search(text=SEARCH, store=None):
+    def open_search(text=SEARCH, store=None, **options):
         path = tmp_path / "search.yaml"
         path.write_text(text)
-        return SearchLedger(load_study(path), Planner(), _storage(tmp_path), store=store or FakeStore())
+        return SearchLedger(
+            load_study(path), Planner(), _storage(tmp_path), store=store or FakeStore(), **options
+        )
 
     return open_search
 
@@ -354,3 +356,13 @@ def test_a_search_over_both_keeps_workers_busy(open_search):
     heads = {ledger.next().planned.trial.level["model.num_heads"] for _ in range(2)}
     assert heads == {1, 2}, "the second worker is given what need not wait for the first's pre-training"
     assert open_search(CHOICES % (space, "2, 4, 6, 8, 10, 12, 14, 16")).num_left == 5
+
+
+def test_the_more_workers_the_further_a_search_looks_for_what_need_not_wait(open_search):
+    space = "model.num_heads: {kind: choice, values: [1, 2, 4, 8]}, finetuning.batch_size"
+    text = CHOICES.replace("num_trials: 5", "num_trials: 40") % (space, "2, 4, 6, 8, 10, 12, 14, 16")
+    ledger = open_search(text, workers=8)
+    heads = [
+        assignment.planned.trial.level["model.num_heads"] for _ in range(4) if (assignment := ledger.next())
+    ]
+    assert sorted(heads) == [1, 2, 4, 8]

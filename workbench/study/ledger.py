@@ -35,7 +35,7 @@ from workbench.study.trial_storage import (
 )
 from workbench.training.pack import pack_key
 
-LOOK_AHEAD = 4  # trials that a search may propose while those before them wait for a stage
+LOOK_AHEAD = 2  # trials, for each worker, that a search may propose while they wait for a stage
 NOTHING_NEW = 100  # proposals in a row that were all tried before end a search
 
 
@@ -298,11 +298,20 @@ class SearchLedger(Ledger):
     """Trials that a sampler proposes; one that repeats another gets that one's result and is not counted."""
 
     def __init__(
-        self, study: Study, planner: Planner, url: str, *, store: Stages, work: Work = work_of
+        self,
+        study: Study,
+        planner: Planner,
+        url: str,
+        *,
+        store: Stages,
+        work: Work = work_of,
+        workers: int = 2,
     ) -> None:
+        """`workers` are as many as there will be trials at once."""
         super().__init__(study, planner, url, store=store, work=work)
         assert study.search is not None
         self._search = study.search
+        self._look_ahead = LOOK_AHEAD * workers
         self._typical = planner.plan(study.corners()[0])
         self._found_nothing_new = self._optuna.user_attrs.get(EXHAUSTED) == study.search.num_trials
         self._refuse_other_scores()
@@ -344,7 +353,7 @@ class SearchLedger(Ledger):
         if like is not None:
             return None  # one by one: a pruner may end a trial before the others
         in_a_row = 0
-        while self._not_begun() and len(self._entered) < LOOK_AHEAD:
+        while self._not_begun() and len(self._entered) < self._look_ahead:
             number = len(self._optuna.get_trials(deepcopy=False))
             self._optuna.sampler = _sampler(self._search, number)
             assignment = self._suggest(self._optuna.ask())
@@ -410,11 +419,12 @@ def open_ledger(
     *,
     store: Stages,
     work: Work = work_of,
+    workers: int = 2,
     retry_failed: bool = False,
 ) -> Ledger:
     """The ledger of a study: of its grid, or of its search (where a failed point is not tried again)."""
     if study.search is not None:
-        return SearchLedger(study, planner, url, store=store, work=work)
+        return SearchLedger(study, planner, url, store=store, work=work, workers=workers)
     return GridLedger(study, planner, url, store=store, work=work, retry_failed=retry_failed)
 
 

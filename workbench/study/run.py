@@ -48,12 +48,19 @@ class Books:
         store: Store,
         *,
         work: Work = work_of,
+        workers: int = 2,
         retry_failed: bool = False,
     ) -> None:
         planner = Planner()
         with _locked(places.root / "databases.lock"):  # processes that create a database together fail
             self.ledger = open_ledger(
-                study, planner, places.optuna_url, store=store, work=work, retry_failed=retry_failed
+                study,
+                planner,
+                places.optuna_url,
+                store=store,
+                work=work,
+                workers=workers,
+                retry_failed=retry_failed,
             )
             self.tracking = Tracking(study, places)
         self._places = places
@@ -136,7 +143,14 @@ def run_study(
     store = places.store(lambda line: console.print(line, markup=False))
     try:
         with _only_driver(folder):
-            books = Books(study, places, store, work=plan.model.seconds, retry_failed=retry_failed)
+            books = Books(
+                study,
+                places,
+                store,
+                work=plan.model.seconds,
+                workers=plan.model.device.concurrency,
+                retry_failed=retry_failed,
+            )
             with books.open():
                 record, interrupted = _run_trials(study, books, places, plan, command, console)
                 table = results.trial_table(record, places.root)
