@@ -66,7 +66,7 @@ class Books:
         self._places = places
         self.store = store
         self._needed: set[str] = set()
-        with self._closed_by_errors():
+        with self.closed_by_errors():
             self._refer(self.ledger.known())
             for ended in self.ledger.ended():
                 if not self.tracking.has(ended.number):  # a kill came in between
@@ -81,13 +81,8 @@ class Books:
         return well
 
     @contextlib.contextmanager
-    def open(self) -> Iterator[Books]:
-        """Closed as KILLED by an error."""
-        with self._closed_by_errors():
-            yield self
-
-    @contextlib.contextmanager
-    def _closed_by_errors(self) -> Iterator[None]:
+    def closed_by_errors(self) -> Iterator[None]:
+        """MLflow shows the study as KILLED after one."""
         try:
             yield
         except BaseException:
@@ -151,7 +146,7 @@ def run_study(
                 workers=plan.model.device.concurrency,
                 retry_failed=retry_failed,
             )
-            with books.open():
+            with books.closed_by_errors():
                 record, interrupted = _run_trials(study, books, places, plan, command, console)
                 table = results.trial_table(record, places.root)
                 write_text(folder / results.TABLE, table.to_csv(index=False))
