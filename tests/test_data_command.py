@@ -16,7 +16,12 @@ from workbench.data.__main__ import main
 from workbench.data.prepared import is_prepared, open_prepared
 from workbench.data_config import Esc50Data
 
-from .small_datasets import no_report, write_table
+from .small_audioset import write_audioset
+from .small_datasets import no_report, write_esc50, write_table
+from .small_dcase2019 import write_dcase2019
+from .small_folder import write_folder
+from .small_kinetics700 import write_kinetics700
+from .small_magnatagatune import write_magnatagatune
 
 
 def _run(*arguments):
@@ -76,6 +81,34 @@ def test_faults_are_listed_and_fatal_only_if_asked(esc50, tmp_path, capsys):
         assert "line 6: fold must be 1 to 5, is '7'" in output
         assert f"audio/{rows[9]['filename']}: is not there" in output
     assert open_prepared(tmp_path / "set").header.num_clips == 43
+
+
+TABLES = {  # layout: how a copy is written, a table that it cannot do without, one of its columns
+    "audioset": (write_audioset, "class_labels_indices.csv", "mid"),
+    "dcase2019": (write_dcase2019, "meta.csv", "identifier"),
+    "esc50": (write_esc50, "meta/esc50.csv", "src_file"),
+    "folder": (write_folder, "labels.csv", "labels"),
+    "kinetics700": (write_kinetics700, "train.csv", "label"),
+    "magnatagatune": (write_magnatagatune, "annotations_final.csv", "mp3_path"),
+}
+
+
+@pytest.mark.parametrize("layout", TABLES)
+def test_a_table_that_gives_no_row_is_named_with_its_fault(layout, tmp_path, capsys):
+    write, name, column = TABLES[layout]
+    write(tmp_path / "copy")
+    table = tmp_path / "copy" / name
+    whole = table.read_text()
+    spoilt = {
+        "has no column": whole.replace(column, "other", 1).encode(),
+        "is no table of separated UTF-8 text": whole.encode("utf-16"),
+        "has no column ": whole.replace("\t" if "\t" in whole else ",", ";").encode(),
+    }
+    for fault, content in spoilt.items():
+        table.write_bytes(content)
+        assert _run("prepare", layout, "--root", tmp_path / "copy", "--to", tmp_path / "set") == 2
+        assert f"{table}: {fault}" in capsys.readouterr().err
+    assert not (tmp_path / "set").exists()
 
 
 def test_clips_that_sound_the_same_are_shown_first_where_they_are_in_two_splits(esc50, tmp_path, capsys):

@@ -14,6 +14,7 @@ from workbench.commands import INTERRUPTED, python_command
 from workbench.data import LAYOUTS
 from workbench.data.clips import DataError
 from workbench.data.display import Display
+from workbench.data.listing import Listing
 from workbench.data.prepare import prepare
 from workbench.data.prepared import FAULTS, REMARKS, Header, is_of_a_set, is_prepared, open_prepared, verify
 from workbench.places import DEFAULT_ROOT
@@ -54,10 +55,7 @@ def run_prepare(options: argparse.Namespace) -> int:
         return 0
     if folder.exists() and not all(map(is_of_a_set, folder.iterdir())):
         raise DataError(f"{folder}: holds other things; name another folder with --to")
-    table_faults: list[str] = []
-    listing = LAYOUTS[options.name].read(
-        options.root, lambda where, reason: table_faults.append(f"{where}: {reason}")
-    )
+    listing, table_faults = _read(options.name, options.root)
     console.print(
         f"{options.root}: {len(listing.rows):,} clips of {len(listing.classes)} classes, for {folder}",
         markup=False,
@@ -83,6 +81,24 @@ def run_prepare(options: argparse.Namespace) -> int:
     return 0
 
 
+def _read(name: str, root: Path) -> tuple[Listing, list[str]]:
+    """What the tables say, and what is wrong with them. Raises DataError with it where no clip is left."""
+    faults: list[str] = []
+    try:
+        return LAYOUTS[name].read(root, lambda where, reason: faults.append(f"{where}: {reason}")), faults
+    except DataError as error:
+        faults.sort(
+            key=lambda fault: ", line " in fault
+        )  # a whole table's first: it may be the cause of its lines'
+        raise DataError("\n".join([str(error), *_beginning(faults)])) from None
+
+
+def _beginning(lines: list[str]) -> list[str]:
+    """What is shown of `lines`, indented."""
+    shown = [f"  {line}" for line in lines[:SHOWN_FAULTS]]
+    return shown + [f"  and {len(lines) - SHOWN_FAULTS:,} more"] * (len(lines) > SHOWN_FAULTS)
+
+
 def describe(folder: Path, console: Console) -> None:
     """What a prepared set is, and what was wrong with its copy."""
     prepared = open_prepared(folder)
@@ -92,10 +108,8 @@ def describe(folder: Path, console: Console) -> None:
         lines = prepared.lines(name)
         if lines:
             console.print(f"{len(lines):,} {what}, all in {folder / name}:", markup=False)
-            for line in lines[:SHOWN_FAULTS]:
-                console.print(f"  {line}", markup=False)
-            if len(lines) > SHOWN_FAULTS:
-                console.print(f"  and {len(lines) - SHOWN_FAULTS:,} more", markup=False)
+            for line in _beginning(lines):
+                console.print(line, markup=False)
     setting = "pool" if header.layout == "pool" else "data"
     console.print(f"to train on it: --set {setting}.root={shlex.quote(str(folder))}", markup=False)
 
