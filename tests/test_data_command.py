@@ -58,6 +58,8 @@ def test_it_is_said_that_a_set_is_there(pristine, tmp_path, capsys):
     for _ in range(2):
         assert _run("prepare", "esc50", "--root", pristine[0], "--to", tmp_path / "set", "--workers", 1) == 0
     assert "is there, whole" in capsys.readouterr().out
+    assert _run("prepare", "esc10", "--root", pristine[0], "--to", tmp_path / "set") == 2
+    assert "set: is a prepared esc50, not esc10; name another folder" in capsys.readouterr().err
 
 
 def _faulty(copy, rows):
@@ -81,6 +83,10 @@ def test_faults_are_listed_and_fatal_only_if_asked(esc50, tmp_path, capsys):
         assert "line 6: fold must be 1 to 5, is '7'" in output
         assert f"audio/{rows[9]['filename']}: is not there" in output
     assert open_prepared(tmp_path / "set").header.num_clips == 43
+    assert _run("prepare", "esc50", "--root", copy, "--to", tmp_path / "set", "--strict") == 2
+    error = capsys.readouterr().err
+    assert "was prepared without --strict, of a copy that has 2 faults" in error
+    assert "line 6: fold must be 1 to 5, is '7'" in error
 
 
 TABLES = {  # layout: how a copy is written, a table that it cannot do without, one of its columns

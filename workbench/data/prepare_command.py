@@ -50,7 +50,12 @@ def run_prepare(options: argparse.Namespace) -> int:
         raise DataError(f"{options.root}: not there; --root must be a copy of {LAYOUTS[options.name].title}")
     folder = options.to or DEFAULT_ROOT / "data" / options.name
     if is_prepared(folder):
-        console.print(f"{folder}: is there, whole; delete it to prepare it again", markup=False)
+        _refuse_other(folder, options)
+        console.print(
+            f"{folder}: is there, whole, and was not compared with {options.root}; "
+            "delete it to prepare it again",
+            markup=False,
+        )
         describe(folder, console)
         return 0
     if folder.exists() and not all(map(is_of_a_set, folder.iterdir())):
@@ -79,6 +84,27 @@ def run_prepare(options: argparse.Namespace) -> int:
         return INTERRUPTED
     describe(folder, console)
     return 0
+
+
+def _refuse_other(folder: Path, options: argparse.Namespace) -> None:
+    """Raises DataError where what is prepared there is not what is asked for."""
+    prepared = open_prepared(folder)
+    if prepared.header.layout != options.name:
+        raise DataError(
+            f"{folder}: is a prepared {prepared.header.layout}, not {options.name}; "
+            "name another folder with --to"
+        )
+    faults = prepared.lines(FAULTS)
+    if options.strict and faults:
+        raise DataError(
+            "\n".join(
+                [
+                    f"{folder}: was prepared without --strict, of a copy that has {len(faults)} faults; mend "
+                    "them, delete the folder and prepare it again",
+                    *_beginning(faults),
+                ]
+            )
+        )
 
 
 def _read(name: str, root: Path) -> tuple[Listing, list[str]]:
