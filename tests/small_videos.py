@@ -14,11 +14,17 @@ LAYOUT_OF = {1: "mono", 2: "stereo", 6: "5.1"}
 INDEX_FIRST = {"mp4": {"movflags": "faststart"}}  # as videos of the web have it: a part of one can be read
 
 
-def write_video(path, container, codec, rate=48_000, channels=2, seconds=1.0, picture=False):
-    """A sine of 1 kHz, level 0.5, in every channel, and a black picture beside it; no codec: no sound."""
+def write_video(path, container, codec, rate=48_000, channels=2, seconds=1.0, picture=False, title=None):
+    """A sine of 1 kHz, level 0.5, in every channel, and a black picture beside it; no codec: no sound.
+
+    A `title` is kept in Latin-1.
+    """
     import av
 
-    with av.open(str(path), "w", format=container, options=INDEX_FIRST.get(container, {})) as file:
+    options = INDEX_FIRST.get(container, {})
+    with av.open(str(path), "w", format=container, options=options, metadata_encoding="latin-1") as file:
+        if title:
+            file.metadata["title"] = title
         if picture:
             film = file.add_stream("mpeg4", rate=10)
             film.width = film.height = 32

@@ -250,6 +250,32 @@ def test_every_fault_is_named_and_none_is_fatal(esc50, tmp_path):
     assert fingerprint(Esc50Data(root=str(copy))) == prepared.header.fingerprint
 
 
+def test_a_file_that_its_decoder_cannot_bear_is_a_fault_like_others(esc50, tmp_path, monkeypatch):
+    """Errors of the output are none: they end the work."""
+    copy, rows = esc50
+    odd = next(row["filename"] for row in rows if row["filename"].endswith(".flac"))
+    (copy / "audio" / odd).write_bytes(b"odd")
+    open_sound = decoding._open_sound
+
+    def opening(file):
+        if file.read() == b"odd":
+            raise ZeroDivisionError("no rate")
+        file.seek(0)
+        return open_sound(file)
+
+    monkeypatch.setattr(decoding, "_open_sound", opening)
+    _prepare(copy, tmp_path / "set", workers=1)
+    expected = [f"audio/{odd}: cannot be decoded (ZeroDivisionError: no rate)"]
+    assert open_prepared(tmp_path / "set").lines(FAULTS) == expected
+
+    def full(file):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(prepare.os, "fsync", full)
+    with pytest.raises(OSError, match="No space left"):
+        _prepare(copy, tmp_path / "another", workers=1)
+
+
 def test_a_file_that_turns_out_bad_late_leaves_nothing(esc50, tmp_path, monkeypatch):
     """What came of it before the fault is not heard before the next clip."""
     copy, rows = esc50

@@ -56,6 +56,15 @@ def test_many_channels_are_averaged_and_remarked(tmp_path):
 
 
 @needs_av
+@pytest.mark.parametrize("suffix", [".avi", ".mp4", ".mkv"])
+def test_a_title_in_any_encoding_is_no_fault(tmp_path, suffix):
+    for name, title in (("plain", None), ("titled", "Mädchen über Föhr")):
+        write_video(tmp_path / f"{name}{suffix}", *KINDS[suffix], title=title)
+    assert "Föhr".encode("latin-1") in (tmp_path / f"titled{suffix}").read_bytes()
+    np.testing.assert_array_equal(decode(tmp_path / f"titled{suffix}"), decode(tmp_path / f"plain{suffix}"))
+
+
+@needs_av
 def test_a_video_without_sound_says_so(tmp_path):
     write_video(tmp_path / "silent.mp4", "mp4", None, picture=True)
     with pytest.raises(UnreadableAudio, match="has no sound track"):

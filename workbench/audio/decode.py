@@ -36,7 +36,7 @@ SOUNDTRACKS = (".m4a", ".aac", ".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", 
 # FFmpeg reads playlists, too, whatever their names, and would open the files and addresses in them.
 CONTAINERS = "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,flv,aac"
 NEEDS_PYAV = "is a video or AAC, which needs PyAV: python -m pip install av"
-BLOCK = 1 << 23  # frames of a recording that are held at a time: 3 min at 44.1 kHz
+BLOCK = 1 << 23  # samples of a recording that are held at a time: 3 min at 44.1 kHz, of all channels
 CODEC_DELAY = 0.1  # s, by which a track's announced length may differ from what was encoded
 
 
@@ -57,6 +57,17 @@ def decode_blocks(file: IO[bytes], suffix: str, remarks: list[str]) -> Iterator[
 
     `remarks` gets what is remarkable about the file, though it can be used.
     """
+    try:
+        yield from _decoded(file, suffix, remarks)
+    except (UnreadableAudio, ImportError, MemoryError):
+        raise
+    except (
+        Exception
+    ) as error:  # decoders meet files that nobody foresaw, and none may end the work on all others
+        raise UnreadableAudio(f"cannot be decoded ({type(error).__name__}: {error})") from error
+
+
+def _decoded(file: IO[bytes], suffix: str, remarks: list[str]) -> Iterator[np.ndarray]:
     source = _Source(file)
     sound = _open_soundtrack(source) if suffix.lower() in SOUNDTRACKS else _open_sound(source)
     if sound.kind not in FORMATS.get(suffix.lower(), {sound.kind}):
@@ -139,14 +150,14 @@ def _open_sound(file: _Source) -> _Sound:
 
 
 def _sound_blocks(sound: soundfile.SoundFile, file: _Source) -> Iterator[tuple[np.ndarray, int]]:
-    whole = True
+    whole, frames = True, max(1, BLOCK // sound.channels)
     with sound:
         while whole:  # behind a part that is short, libsndfile would give again what it gave
             try:
-                samples = sound.read(BLOCK, dtype="float32", always_2d=True)
+                samples = sound.read(frames, dtype="float32", always_2d=True)
             except soundfile.LibsndfileError as error:
                 raise UnreadableAudio(_reason(file, error.error_string)) from None
-            whole = len(samples) == BLOCK
+            whole = len(samples) == frames
             if len(samples):
                 yield samples, sound.samplerate
 
@@ -175,7 +186,8 @@ def _open_soundtrack(file: _Source) -> _Sound:
     import av
 
     try:
-        container = av.open(file, options={"format_whitelist": CONTAINERS})
+        # Titles are in any encoding, and are not read here.
+        container = av.open(file, options={"format_whitelist": CONTAINERS}, metadata_errors="replace")
     except av.FFmpegError as error:
         raise UnreadableAudio(_reason(file, error.strerror)) from None
     if not container.streams.audio:
@@ -196,7 +208,7 @@ def _soundtrack_blocks(container: InputContainer) -> Iterator[tuple[np.ndarray, 
             held.append(frame.to_ndarray())
             rate = frame.sample_rate  # the track's own may be half of it: AAC with spectral band replication
             count += frame.samples
-            if count >= BLOCK:
+            if count * len(held[0]) >= BLOCK:
                 yield np.concatenate(held, axis=1).T, rate
                 held, count = [], 0
     except (av.FFmpegError, ValueError) as error:  # ValueError: a format that changes on the way
