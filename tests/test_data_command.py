@@ -1,6 +1,7 @@
 """`python -m workbench.data prepare | inspect | verify`, as a user gives them."""
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -176,30 +177,42 @@ def test_ctrl_c_ends_any_command_without_a_traceback(tmp_path, monkeypatch, caps
     assert "Interrupted" in capsys.readouterr().err
 
 
-def test_a_killed_preparation_goes_on(pristine, tmp_path, monkeypatch):
-    """By SIGKILL of the command, whose workers then end by themselves."""
+@pytest.mark.parametrize("end", [signal.SIGKILL, signal.SIGINT])
+def test_a_preparation_that_was_ended_goes_on(end, pristine, tmp_path, monkeypatch, capfd):
+    """By a kill of the command, whose workers then end by themselves; or by Ctrl-C, which ends them at once,
+    busy as they are with a recording of a minute."""
     code = (
-        "import sys; from workbench.data import prepare, __main__\n"
+        "import sys, time; from workbench.data import prepare, __main__\n"
         "prepare.CLIPS_PER_SHARD = 2\n"
+        "decode_blocks = prepare.decode_blocks\n"
+        "def slowly(file, suffix, remarks):\n"
+        "    time.sleep(60 * ('/5-' in file.name))\n"
+        "    yield from decode_blocks(file, suffix, remarks)\n"
+        "prepare.decode_blocks = slowly\n"
         "if __name__ == '__main__': sys.exit(__main__.main(sys.argv[1:]))"
     )
-    script = tmp_path / "run.py"
+    script, folder = tmp_path / "run.py", tmp_path / "set"
     script.write_text(code)
-    arguments = ["prepare", "esc50", "--root", str(pristine[0]), "--to", str(tmp_path / "set")]
-    command = subprocess.Popen([sys.executable, script, *arguments], stdout=subprocess.DEVNULL)
+    arguments = ["prepare", "esc50", "--root", str(pristine[0]), "--to", str(folder)]
+    command = subprocess.Popen([sys.executable, script, *arguments, "--workers", "2"], start_new_session=True)
     deadline = time.monotonic() + 120
-    while not list((tmp_path / "set").glob("part-*.json")) and time.monotonic() < deadline:
+    while len(list(folder.glob("part-*.json"))) < 18 and time.monotonic() < deadline:
         time.sleep(0.01)
-    command.send_signal(signal.SIGKILL)
-    command.wait()
-    made = len(list((tmp_path / "set").glob("part-*.json")))
-    assert made >= 1
+    if end == signal.SIGKILL:
+        command.kill()
+        command.wait()
+    else:
+        os.killpg(command.pid, end)  # as a terminal does
+        assert command.wait(timeout=30) == 130
+        error = capfd.readouterr().err
+        assert "What is decoded is kept" in error
+        assert "Traceback" not in error
+    assert len(list(folder.glob("part-*.json"))) == 18
     monkeypatch.setattr(prepare, "CLIPS_PER_SHARD", 2)
-    for folder in ("set", "whole"):
-        assert _run(*arguments[:4], "--to", tmp_path / folder, "--workers", 1) == 0
+    for to in ("set", "whole"):
+        assert _run(*arguments[:4], "--to", tmp_path / to, "--workers", 1) == 0
     contents = [
-        {path.name: path.read_bytes() for path in (tmp_path / folder).iterdir()}
-        for folder in ("set", "whole")
+        {path.name: path.read_bytes() for path in (tmp_path / to).iterdir()} for to in ("set", "whole")
     ]
     assert contents[0] == contents[1]
-    assert json.loads((tmp_path / "set" / "set.json").read_text())["shards"] == 23
+    assert json.loads((folder / "set.json").read_text())["shards"] == 23

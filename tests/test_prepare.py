@@ -3,6 +3,7 @@
 import concurrent.futures
 import dataclasses
 import errno
+import itertools
 import json
 import os
 import shutil
@@ -67,6 +68,28 @@ def test_a_set_has_every_clip_of_the_copy(pristine, tmp_path):
     assert names == shards | {f"{c}.npy" for c in COLUMNS} | {"set.json", FILES, FAULTS, REMARKS}
 
 
+def test_long_recordings_have_shards_of_their_own(pristine, tmp_path, monkeypatch):
+    """So that a few of them use all cores, and not all is lost when one of them is interrupted."""
+    copy, _ = pristine
+    monkeypatch.setattr(prepare, "CLIPS_PER_SHARD", 256)
+    _prepare(copy, tmp_path / "one", workers=1)
+    sizes = {f"audio/{path.name}": path.stat().st_size for path in (copy / "audio").iterdir()}
+    monkeypatch.setattr(prepare, "BYTES_PER_SHARD", 50_000)
+    steps = []
+    _prepare(copy, tmp_path / "many", workers=1, progress=lambda done, total: steps.append(done))
+    one, many = (open_prepared(tmp_path / name) for name in ("one", "many"))
+    assert (one.header.shards, many.header.shards) == (1, len(steps) - 1)
+    assert one.header.fingerprint == many.header.fingerprint
+    everything = np.arange(45)
+    assert all(map(torch.equal, one.clips.read(everything), many.clips.read(everything)))
+    files = np.array(many.lines(FILES))
+    shards = [files[many.clips.source == number].tolist() for number in range(many.header.shards)]
+    for shard, following in itertools.pairwise(shards):
+        size = sum(sizes[file] for file in shard)
+        assert len(shard) == 1 or size <= 50_000
+        assert size + sizes[following[0]] > 50_000
+
+
 def test_workers_and_interruptions_leave_no_trace(pristine, tmp_path):
     """Ended after any of its shards, and gone on with, it is the set that one run makes."""
     copy, _ = pristine
@@ -92,6 +115,7 @@ def test_workers_and_interruptions_leave_no_trace(pristine, tmp_path):
     made = {path.name: path.stat().st_mtime_ns for path in folder.glob("audio-*.int16")}
     assert len(made) == 3
     (folder / "audio-000003.int16.1234.tmp").write_bytes(b"half of")  # as a kill leaves it
+    (folder / "audio-000009.int16").write_bytes(b"")  # of files that were larger then
     _prepare(copy, folder, workers=1)
     assert _contents(folder) == expected
     assert {name: (folder / name).stat().st_mtime_ns for name in made} == made

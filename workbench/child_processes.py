@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import multiprocessing
 import os
 import signal
 import sys
+from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 
 import torch
@@ -14,13 +16,34 @@ import torch
 PR_SET_PDEATHSIG = 1  # of Linux' prctl
 
 
-def spawned_pool(workers: int, threads: int | None = None) -> ProcessPoolExecutor:
+@contextlib.contextmanager
+def spawned_pool(workers: int, threads: int | None = None) -> Iterator[ProcessPoolExecutor]:
     """Of new interpreters: a forked child would inherit the locks of torch's threads.
 
-    `threads` is how many torch uses in each; without it, one for each core in every process.
+    `threads` is how many torch uses in each; without it, one for each core in every process. An exception in
+    the block, Ctrl-C too, kills them in the midst of their work.
     """
     context = multiprocessing.get_context("spawn")
-    return ProcessPoolExecutor(workers, context, initializer=_begin, initargs=(threads,))
+    pool = ProcessPoolExecutor(workers, context, initializer=_begin, initargs=(threads,))
+    try:
+        with _interrupts_blocked():  # as in the children, for ever: Ctrl-C is this process's, which ends them
+            pool.submit(os.getpid)  # the first job starts them all
+        yield pool
+    except BaseException:
+        for process in list(pool._processes.values()):
+            process.kill()
+        raise
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+@contextlib.contextmanager
+def _interrupts_blocked() -> Iterator[None]:
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _begin(threads: int | None) -> None:

@@ -47,6 +47,9 @@ from workbench.data.prepared import (
 from workbench.settings import digest
 
 CLIPS_PER_SHARD = 256
+BYTES_PER_SHARD = (
+    1 << 28
+)  # of the copy's files, as they are: what an interruption can lose of long recordings
 ABSENT = "is not there"
 
 Progress = Callable[[int, int], None]  # clips done, clips in all
@@ -74,17 +77,15 @@ def prepare(
             return Header.read(folder)
         rows = in_order(listing)
         _require_decoder(rows, copy)
-        jobs = [
-            _Job(copy, folder, number, tuple(rows[begin : begin + CLIPS_PER_SHARD]))
-            for number, begin in enumerate(range(0, len(rows), CLIPS_PER_SHARD))
-        ]
+        jobs = _cut(rows, copy, folder)
         done = 0
         progress(done, len(rows))
         for count in _run(_make_shard, jobs, workers):
             done += count
             progress(done, len(rows))
-        header = _finish(layout, listing, rows, copy, folder, len(jobs), table_faults, strict)
-        for left in (*folder.glob("part-*.json"), *folder.glob("*.tmp")):
+        header = _finish(layout, listing, rows, jobs, table_faults, strict)
+        shards = set(folder.glob("audio-*")) - {folder / name for name in header.sha256}
+        for left in {*folder.glob("part-*.json"), *folder.glob("*.tmp"), *shards}:
             left.unlink()
     return header
 
@@ -137,9 +138,28 @@ class _Job:
         return digest([DECODING_VERSION, *(self._stamp(row) for row in self.rows)])
 
     def _stamp(self, row: Row) -> list[Any]:
-        path = self.copy / row.file
-        stat = path.stat() if path.is_file() else None
+        stat = _stat_of(self.copy / row.file)
         return [*row, stat and stat.st_size, stat and stat.st_mtime_ns]
+
+
+def _cut(rows: Sequence[Row], copy: Path, folder: Path) -> list[_Job]:
+    """`rows` shard by shard, by their files alone: so the same command finds what it has made."""
+    shards: list[list[Row]] = []
+    size = 0
+    for row in rows:
+        stat = _stat_of(copy / row.file)
+        here = stat.st_size if stat else 0
+        if not shards or len(shards[-1]) == CLIPS_PER_SHARD or size + here > BYTES_PER_SHARD:
+            shards.append([])
+            size = 0
+        shards[-1].append(row)
+        size += here
+    return [_Job(copy, folder, number, tuple(shard)) for number, shard in enumerate(shards)]
+
+
+def _stat_of(path: Path) -> os.stat_result | None:
+    """None where there is no file."""
+    return path.stat() if path.is_file() else None
 
 
 def _run(work: Callable[[_Job], int], jobs: Sequence[_Job], workers: int | None) -> Iterator[int]:
@@ -158,8 +178,6 @@ def _run(work: Callable[[_Job], int], jobs: Sequence[_Job], workers: int | None)
                 f"decoder cannot bear, probably one of these:{listed}\n"
                 "The same command goes on where it stopped"
             ) from None
-        finally:
-            pool.shutdown(cancel_futures=True)
 
 
 def _part_path(folder: Path, number: int) -> Path:
@@ -243,12 +261,11 @@ def _finish(
     layout: str,
     listing: Listing,
     rows: list[Row],
-    copy: Path,
-    folder: Path,
-    shards: int,
+    jobs: list[_Job],
     table_faults: Sequence[str],
     strict: bool,
 ) -> Header:
+    copy, folder = jobs[0].copy, jobs[0].folder
     splits = sorted({row.split for row in rows})
     kept: list[Row] = []
     places: list[tuple[int, int, int]] = []  # shard, first sample, samples
@@ -256,20 +273,19 @@ def _finish(
     hashes: list[str] = []
     faults, remarks = list(table_faults), []
     checksums = {}
-    for number in range(shards):
-        part = _read_part(folder, number)
+    for job in jobs:
+        part = _read_part(folder, job.number)
         assert part is not None
-        checksums[shard_path(folder, number).name] = part["sha256"]
+        checksums[shard_path(folder, job.number).name] = part["sha256"]
         start = 0
-        part_rows = rows[number * CLIPS_PER_SHARD : (number + 1) * CLIPS_PER_SHARD]
-        for row, decoded in zip(part_rows, itertools.starmap(_Decoded, part["clips"]), strict=True):
+        for row, decoded in zip(job.rows, itertools.starmap(_Decoded, part["clips"]), strict=True):
             hashes.append(decoded.content)
             remarks += [f"{row.file}: {remark}" for remark in decoded.remarks]
             if decoded.fault:
                 faults.append(f"{row.file}: {decoded.fault}")
             else:
                 kept.append(row)
-                places.append((number, start, decoded.length))
+                places.append((job.number, start, decoded.length))
                 digests.append(decoded.digest)
                 start += decoded.length
     if not kept:
@@ -306,7 +322,7 @@ def _finish(
         splits={split: sum(row.split == split for row in kept) for split in splits},
         samples=int(place[:, 2].sum()),
         fingerprint=fingerprint_of(layout, listing, rows, hashes),
-        shards=shards,
+        shards=len(jobs),
         sha256=checksums,
     )
     header.write(folder)
