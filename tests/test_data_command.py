@@ -14,6 +14,7 @@ import soundfile
 
 from workbench.data import load_splits, prepare
 from workbench.data.__main__ import main
+from workbench.data.prepare_command import by_reason
 from workbench.data.prepared import is_prepared, open_prepared
 from workbench.data_config import Esc50Data
 
@@ -79,7 +80,7 @@ def test_faults_are_listed_and_fatal_only_if_asked(esc50, tmp_path, capsys):
     assert not is_prepared(tmp_path / "set")
     assert _run("prepare", "esc50", "--root", copy, "--to", tmp_path / "set", "--workers", 1) == 0
     printed = capsys.readouterr().out
-    assert "2 left out" in printed
+    assert "2 left out (1 in the tables, 1 is not there), all in" in printed
     for output in (error, printed):
         assert "line 6: fold must be 1 to 5, is '7'" in output
         assert f"audio/{rows[9]['filename']}: is not there" in output
@@ -116,6 +117,22 @@ def test_a_table_that_gives_no_row_is_named_with_its_fault(layout, tmp_path, cap
         assert _run("prepare", layout, "--root", tmp_path / "copy", "--to", tmp_path / "set") == 2
         assert f"{table}: {fault}" in capsys.readouterr().err
     assert not (tmp_path / "set").exists()
+
+
+def test_the_rarest_faults_are_shown_first():
+    """Each with the count of its reason, whatever its file is called."""
+    absent = [f"eval_segments/Y{number}.wav: is not there" for number in range(1_000)]
+    others = [
+        "eval_segments.csv, line 9: label '/m/x' is not in class_labels_indices.csv",
+        "eval_segments/a: is empty.wav: cannot be decoded (Error: unspecified)",
+        "balanced_train_segments.csv: is not there",
+        "eval_segments/b.mp4: has no sound track",
+    ]
+    lines, counts = by_reason([*absent, *others])
+    assert set(lines[:4]) == set(others)
+    assert lines[4:] == absent
+    expected = {"is not there": 1_000, "in the tables": 2, "cannot be decoded": 1, "has no sound track": 1}
+    assert counts == expected
 
 
 def test_clips_that_sound_the_same_are_shown_first_where_they_are_in_two_splits(esc50, tmp_path, capsys):

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import re
 import shlex
 import sys
+from collections import Counter
 from pathlib import Path
 
 from rich.console import Console
@@ -20,6 +22,11 @@ from workbench.data.prepared import FAULTS, REMARKS, Header, is_of_a_set, is_pre
 from workbench.places import DEFAULT_ROOT
 
 SHOWN_FAULTS = 10
+# What is wrong with a file; all other faults stand in a table.
+OF_A_FILE = re.compile(
+    r"(?<!\.csv): (is not there|has no sound track|holds NaN or infinity|is empty|"
+    r"was changed while it was read|cannot be (?:decoded|read)(?= \())(?: \(.*\))?$"
+)
 
 
 def add_prepare(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -130,14 +137,28 @@ def describe(folder: Path, console: Console) -> None:
     prepared = open_prepared(folder)
     header = prepared.header
     console.print(_summary(header), markup=False)
-    for name, what in ((FAULTS, "left out"), (REMARKS, "used, though remarkable")):
-        lines = prepared.lines(name)
-        if lines:
-            console.print(f"{len(lines):,} {what}, all in {folder / name}:", markup=False)
-            for line in _beginning(lines):
-                console.print(line, markup=False)
+    faults, counts = by_reason(prepared.lines(FAULTS))
+    reasons = ", ".join(f"{count:,} {reason}" for reason, count in counts.most_common())
+    remarks = prepared.lines(REMARKS)
+    for head, lines, name in (
+        (f"{len(faults):,} left out ({reasons})", faults, FAULTS),
+        (f"{len(remarks):,} used, though remarkable", remarks, REMARKS),
+    ):
+        for line in [f"{head}, all in {folder / name}:", *_beginning(lines)] if lines else []:
+            console.print(line, markup=False)
     setting = "pool" if header.layout == "pool" else "data"
     console.print(f"to train on it: --set {setting}.root={shlex.quote(str(folder))}", markup=False)
+
+
+def by_reason(faults: list[str]) -> tuple[list[str], Counter[str]]:
+    """Lines of `FAULTS`, the rarest reason's first, and how many have each.
+
+    A few files that cannot be read must not drown in thousands of clips that were not downloaded.
+    """
+    reasons = [found[1] if (found := OF_A_FILE.search(line)) else "in the tables" for line in faults]
+    counts = Counter(reasons)
+    order = sorted(range(len(faults)), key=lambda number: (counts[reasons[number]], reasons[number]))
+    return [faults[number] for number in order], counts
 
 
 def _summary(header: Header) -> str:
