@@ -141,6 +141,19 @@ def test_a_full_disk_at_the_very_end_loses_nothing(pristine, tmp_path, monkeypat
     assert verify(folder) == []
 
 
+def test_nothing_is_written_beside_the_output(pristine, tmp_path):
+    """Not even while it is made: its parent may not be writable."""
+    beside = []
+
+    def look(done, total):
+        beside.extend(tmp_path.iterdir())
+        assert ".lock" in {path.name for path in (tmp_path / "set").iterdir()}
+
+    _prepare(pristine[0], tmp_path / "set", workers=1, progress=look)
+    assert set(beside) == {tmp_path / "set"}
+    assert not (tmp_path / "set" / ".lock").exists()
+
+
 def test_a_file_that_changes_while_it_is_read_is_not_taken(pristine, tmp_path, monkeypatch):
     """Its samples would be kept under the hash of others."""
     decode_blocks = prepare.decode_blocks

@@ -9,18 +9,19 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO
 
+LOCK = ".lock"
+
 
 @contextlib.contextmanager
 def exclusive(folder: Path, *, wait: bool) -> Iterator[None]:
     """While entered, no other process enters with this folder, which is made.
 
-    Another one is waited for, or raises BlockingIOError. The lock is of a file beside the folder, while it is
-    held: NFS locks files only, and what is in the folder is the user's.
+    Another one is waited for, or raises BlockingIOError. The lock is of a file in the folder, there while it
+    is held: NFS locks files only, and what is beside the folder is the user's.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    folder = folder.resolve()
-    path = folder.with_name(f".{folder.name}.lock")
+    path = folder / LOCK
     while True:
+        folder.mkdir(parents=True, exist_ok=True)  # whoever was waited for may have removed it
         with path.open("a") as file:
             fcntl.flock(file, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
             if not _is_at(path, file):

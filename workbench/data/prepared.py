@@ -26,6 +26,7 @@ import numpy as np
 
 from workbench.config import SAMPLE_RATE
 from workbench.data.clips import ClipSet, DataError, Samples
+from workbench.data.exclusive import LOCK
 from workbench.data.labels import Labels
 from workbench.settings import ConfigError, from_dict
 
@@ -123,8 +124,8 @@ def is_prepared(folder: Path) -> bool:
 
 def is_of_a_set(path: Path) -> bool:
     """Whether it is a file of a prepared set, or of one that is being made."""
-    lists = {FILES, FAULTS, REMARKS, *(f"{column}.npy" for column in COLUMNS)}
-    return path.name in lists or path.suffix in {".int16", ".json", ".tmp"}
+    names = {FILES, FAULTS, REMARKS, LOCK, *(f"{column}.npy" for column in COLUMNS)}
+    return path.name in names or path.suffix in {".int16", ".json", ".tmp"}
 
 
 def open_prepared(folder: Path, shards: Sequence[Samples] | None = None) -> Prepared:
