@@ -72,11 +72,13 @@ def test_a_video_without_sound_says_so(tmp_path):
 
 
 @needs_av
-def test_a_video_that_is_cut_off_says_how_much_it_has(tmp_path):
-    path = tmp_path / "x.mp4"
-    write_video(path, "mp4", "aac", seconds=3.0)
+@pytest.mark.parametrize("suffix", [".mp4", ".mkv", ".webm", ".flv"])
+def test_a_video_that_is_cut_off_says_how_much_it_has(tmp_path, suffix):
+    path = tmp_path / f"x{suffix}"
+    write_video(path, *KINDS[suffix], seconds=3.0)
     content = path.read_bytes()
-    samples, remarks = decode_bytes(content[: len(content) // 2], ".mp4")
+    assert decode_bytes(content, suffix)[1] == []
+    samples, remarks = decode_bytes(content[: len(content) // 2], suffix)
     assert 1.0 < len(samples) / SAMPLE_RATE < 2.0
     assert len(remarks) == 1
     assert remarks[0].startswith(f"ends after {len(samples) / SAMPLE_RATE:.2f} s of the 3.0")

@@ -38,6 +38,7 @@ CONTAINERS = "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,flv,aac"
 NEEDS_PYAV = "is a video or AAC, which needs PyAV: python -m pip install av"
 BLOCK = 1 << 23  # samples of a recording that are held at a time: 3 min at 44.1 kHz, of all channels
 CODEC_DELAY = 0.1  # s, by which a track's announced length may differ from what was encoded
+LONGER_PICTURE = 1.0  # s, by which that of a whole video may
 
 
 def decode(path: Path) -> np.ndarray:
@@ -194,8 +195,11 @@ def _open_soundtrack(file: _Source) -> _Sound:
         container.close()
         raise UnreadableAudio("has no sound track")
     track = container.streams.audio[0]
-    announced = float((track.duration or 0) * track.time_base)
-    return _Sound(_soundtrack_blocks(container), "a sound track", announced, CODEC_DELAY)
+    blocks = _soundtrack_blocks(container)
+    if track.duration is not None:
+        return _Sound(blocks, "a sound track", float(track.duration * track.time_base), CODEC_DELAY)
+    whole = (container.duration or 0) / av.time_base  # Matroska and FLV do not say more
+    return _Sound(blocks, "a sound track", whole, LONGER_PICTURE)
 
 
 def _soundtrack_blocks(container: InputContainer) -> Iterator[tuple[np.ndarray, int]]:
