@@ -5,12 +5,13 @@ import random
 
 import numpy as np
 import pytest
+import soundfile
 
 from workbench.data import LAYOUTS, load_splits
 from workbench.data.clips import DataError
 from workbench.data.listing import strictly
 from workbench.data.prepare import prepare
-from workbench.data.prepared import FAULTS, open_prepared
+from workbench.data.prepared import FAULTS, REMARKS, open_prepared
 from workbench.data.recordings import Columns
 from workbench.data_config import AudioSetData
 
@@ -79,6 +80,14 @@ def test_tables_of_the_published_size_give_the_published_counts(tmp_path):
     used = np.bincount([number for row in listing.rows for number in row.classes], minlength=527)
     assert used.sum() == 2 * len(rows)
     assert used.min() >= 2 * (len(rows) // 527)
+
+
+def test_a_table_without_some_of_the_segments_that_its_head_announces_is_remarked(copy):
+    root, _ = copy
+    assert _read(root).remarks == []
+    whole = _table(root).read_text().splitlines(keepends=True)
+    _table(root).write_text("".join(whole[:-2]))
+    assert _read(root).remarks == [f"{_table(root)}: has 4 segments, and its head announces 6"]
 
 
 @pytest.mark.parametrize("naming", NAMINGS)
@@ -232,6 +241,17 @@ def test_a_folder_without_tables_is_refused(tmp_path):
 
 
 # --- prepared -----------------------------------------------------------------------------------------------
+
+
+def test_clips_that_are_much_shorter_than_their_segment_are_remarked(copy, tmp_path):
+    """An mp3 that is cut off may announce no more than it has."""
+    root, rows = copy
+    for number, (_, video, _, _) in enumerate(rows[:2]):
+        samples = 0.1 * np.random.default_rng(number).standard_normal(16_000 * (4, 10)[number])
+        soundfile.write(root / f"{video}.wav", samples, 16_000)
+    prepare("audioset", _read(root), root, tmp_path / "set", workers=1)
+    expected = [f"{rows[0][1]}.wav: has 4.00 s of the 10 s that its table lists"]
+    assert open_prepared(tmp_path / "set").lines(REMARKS) == expected
 
 
 @pytest.mark.parametrize(

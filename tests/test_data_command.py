@@ -38,6 +38,7 @@ def test_a_copy_is_prepared_inspected_and_trained_on(pristine, tmp_path, capsys,
     assert "fold 1 9, fold 2 9, fold 3 9, fold 4 9, fold 5 9" in printed
     assert "--set data.root=mlruns/data/esc50" in printed
     assert "left out" not in printed
+    assert "not as published: 3 of 50 classes, 9 of 400 clips of fold 1, 9 of 400" in printed
     assert len(load_splits(Esc50Data(root="mlruns/data/esc50"), tmp_path, 0, no_report).train) == 27
 
     assert _run("inspect", "mlruns/data/esc50") == 0

@@ -1,8 +1,10 @@
 """ESC-50's layout: read as published, or refused by file, line and column."""
 
 import dataclasses
+import itertools
 import re
 import shutil
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -10,8 +12,9 @@ import pytest
 import soundfile
 
 from workbench.config import SAMPLE_RATE
-from workbench.data import corpus, fingerprint, load_splits
+from workbench.data import LAYOUTS, corpus, fingerprint, load_splits
 from workbench.data.clips import DataError
+from workbench.data.listing import strictly
 from workbench.data_config import Esc50Data
 
 from .small_datasets import COLUMNS, identity_of, no_report, parts_of, quiet, write_table
@@ -40,6 +43,28 @@ def test_folds_are_tested_validated_and_trained_as_published(pristine, test_fold
         "test": {test_fold},
     }
     assert (len(splits.train), len(splits.validation), len(splits.test)) == (27, 9, 9)
+
+
+def test_a_table_of_the_published_size_gives_the_published_counts(tmp_path):
+    rows = [
+        {
+            "filename": f"{fold}-{number}-A-{target}.wav",
+            "fold": fold,
+            "target": target,
+            "category": f"class {target:02d}",
+            "esc10": str(target < 10),
+            "src_file": number,
+        }
+        for number, (fold, target, _) in enumerate(itertools.product(range(1, 6), range(50), range(8)))
+    ]
+    (tmp_path / "meta").mkdir()
+    write_table(tmp_path, rows, COLUMNS[:-1])
+    for layout, classes in (("esc50", 50), ("esc10", 10)):
+        listing = LAYOUTS[layout].read(tmp_path, strictly)
+        assert len(listing.classes) == classes
+        counts = Counter(row.split for row in listing.rows)
+        assert counts == {f"fold {fold}": 8 * classes for fold in range(1, 6)}
+        assert counts == LAYOUTS[layout].published.clips
 
 
 def test_clips_are_their_files_at_16_khz_with_their_labels(pristine, tmp_path):

@@ -72,6 +72,18 @@ def test_tables_of_the_published_size_lose_nothing(tmp_path):
         assert set(counts) == {48, 49}
 
 
+def test_a_training_label_that_hardly_a_clip_has_is_remarked(tmp_path):
+    """A typing error makes a class more."""
+    rows = kinetics700_rows("train", 90)
+    write_kinetics700_table(tmp_path / "train.csv", rows)
+    write_kinetics700_table(tmp_path / "validate.csv", kinetics700_rows("validate", 3))
+    assert _read(tmp_path).remarks == []
+    rows[0]["label"] = "abseilng"
+    write_kinetics700_table(tmp_path / "train.csv", rows)
+    expected = f"{tmp_path / 'train.csv'}: label 'abseilng' stands in 1 of 90 lines; is it mistyped?"
+    assert _read(tmp_path).remarks == [expected]
+
+
 @pytest.mark.parametrize(
     "name",
     [

@@ -7,13 +7,14 @@ videos, lie anywhere below it (`youtube` has their names). A copy may have some 
 from __future__ import annotations
 
 import csv
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
 from workbench.data.clips import DataError
 from workbench.data.listing import Fault, Listing, Row, read_table
-from workbench.data.recordings import Columns, Layout, Recordings, Sides, hold_out
-from workbench.data.youtube import ClipFiles, wrong_segment
+from workbench.data.recordings import Columns, Layout, Published, Recordings, Sides, hold_out
+from workbench.data.youtube import ClipFiles, seconds_between, wrong_segment
 from workbench.data_config import AudioSetData
 
 CLASSES = "class_labels_indices.csv"
@@ -25,6 +26,7 @@ TABLES = {  # by split; a clip that is in two is of the first
     UNBALANCED: "unbalanced_train_segments.csv",
 }
 HEADER = ["# YTID", "start_seconds", "end_seconds", "positive_labels"]
+NUM_SEGMENTS = re.compile("num_segs=([0-9]+)")
 TRAINED_ON = {"balanced": (BALANCED,), "unbalanced": (UNBALANCED,), "full": (BALANCED, UNBALANCED)}
 
 
@@ -34,9 +36,12 @@ def read(root: Path, fault: Fault) -> Listing:
     classes_of: dict[str, tuple[int, ...]] = {}  # by the cell: clips of the same labels share theirs
     files = ClipFiles(root)
     rows: dict[str, Row] = {}
+    remarks: list[str] = []
     for split, table in TABLES.items():
         path = _table(root, table)
-        for place, (video, start, end, labels) in _read_segments(path, fault) if path.is_file() else ():
+        for place, (video, start, end, labels) in (
+            _read_segments(path, fault, remarks) if path.is_file() else ()
+        ):
             if wrong := wrong_segment(video, start, end):
                 fault(place, wrong)
             elif unknown := [mid for mid in labels.split(",") if mid not in class_of]:
@@ -47,12 +52,12 @@ def read(root: Path, fault: Fault) -> Listing:
                 if labels not in classes_of:
                     classes_of[labels] = tuple(sorted({class_of[mid] for mid in labels.split(",")}))
                 file = files.find(video, start) or f"{path.stem}/Y{video}.wav"
-                rows[video] = Row(file, video, split, classes_of[labels])
+                rows[video] = Row(file, video, split, classes_of[labels], seconds_between(start, end))
     if not rows:
         raise DataError(
             f"{root}: has no clips of AudioSet; needs {CLASSES} and some of {', '.join(TABLES.values())}"
         )
-    return Listing(names, single_label=False, rows=list(rows.values()))
+    return Listing(names, single_label=False, rows=list(rows.values()), remarks=remarks)
 
 
 def _table(root: Path, name: str) -> Path:
@@ -76,27 +81,33 @@ def _read_classes(path: Path, fault: Fault) -> tuple[tuple[str, ...], dict[str, 
     return tuple(name_of[index] for index in order), {mid_of[index]: k for k, index in enumerate(order)}
 
 
-def _read_segments(path: Path, fault: Fault) -> Iterator[tuple[str, list[str]]]:
+def _read_segments(path: Path, fault: Fault, remarks: list[str]) -> Iterator[tuple[str, list[str]]]:
     """Each line's place, and its four cells. The header is a comment, the last of several."""
     table, has_header = str(path), False  # in text once, not for each of two million lines
+    count, announced = 0, None
     try:
         with path.open(newline="", encoding="utf-8-sig") as file:
             reader = csv.reader(file, skipinitialspace=True)
             for cells in reader:
-                place = f"{table}, line {reader.line_num}"
                 if not cells:
                     continue
                 if cells[0].startswith("#"):
                     has_header = has_header or cells == HEADER
-                elif not has_header:
+                    announced = next(filter(None, map(NUM_SEGMENTS.fullmatch, cells)), announced)
+                    continue
+                if not has_header:
                     fault(table, f"has no line {', '.join(HEADER)!r} before its first segment")
                     return
-                elif len(cells) != len(HEADER):
+                count += 1
+                place = f"{table}, line {reader.line_num}"
+                if len(cells) != len(HEADER):
                     fault(place, f"must have {len(HEADER)} cells, has {len(cells)}; is the line cut short?")
                 else:
                     yield place, cells
     except (UnicodeDecodeError, csv.Error) as error:
         fault(table, f"is no table of separated UTF-8 text ({error})")
+    if announced is not None and int(announced[1]) != count:
+        remarks.append(f"{table}: has {count:,} segments, and its head announces {int(announced[1]):,}")
 
 
 def sides(config: AudioSetData, clips: Columns) -> Sides:
@@ -112,5 +123,7 @@ def sides(config: AudioSetData, clips: Columns) -> Sides:
     return Sides(train=train, validation=validation, test=clips.of(EVAL))
 
 
-LAYOUTS = {"audioset": Layout("AudioSet", read, sides)}
+# As the heads of the three tables count them.
+PUBLISHED = Published(527, {EVAL: 20_371, BALANCED: 22_160, UNBALANCED: 2_041_789})
+LAYOUTS = {"audioset": Layout("AudioSet", read, sides, PUBLISHED)}
 DATASET = Recordings(lambda config: "audioset", LAYOUTS)

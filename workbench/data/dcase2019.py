@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 from workbench.data.clips import DataError
 from workbench.data.listing import Fault, Listing, Row, Rows, read_table
-from workbench.data.recordings import Columns, Layout, Recordings, Sides, hold_out
+from workbench.data.recordings import Columns, Layout, Published, Recordings, Sides, hold_out
 from workbench.data_config import Dcase2019Data
 
 # The labels, columns and counts: the set's README, as in soundata/soundata, soundata/datasets/tau2019uas.py.
@@ -81,5 +81,6 @@ def sides(config: Dcase2019Data, clips: Columns) -> Sides:
     return Sides(train, validation, test=clips.of("evaluate"))
 
 
-LAYOUTS = {"dcase2019": Layout("TAU Urban Acoustic Scenes 2019, development", read, sides)}
+PUBLISHED = Published(len(SCENES), {"train": 9185, "evaluate": 4185, UNUSED: 1030})
+LAYOUTS = {"dcase2019": Layout("TAU Urban Acoustic Scenes 2019, development", read, sides, PUBLISHED)}
 DATASET = Recordings(lambda config: "dcase2019", LAYOUTS)

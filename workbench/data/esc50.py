@@ -10,7 +10,7 @@ from pathlib import Path
 
 from workbench.data.clips import DataError
 from workbench.data.listing import Fault, Listing, Row, Rows, is_name, read_table
-from workbench.data.recordings import Columns, Layout, Recordings, Sides
+from workbench.data.recordings import Columns, Layout, Published, Recordings, Sides
 from workbench.data_config import Esc50Data
 
 NUM_FOLDS = 5
@@ -61,8 +61,15 @@ def sides(config: Esc50Data, clips: Columns) -> Sides:
     )
 
 
+def _published(classes: int) -> Published:
+    """Eight clips of each class in each fold."""
+    return Published(classes, {f"fold {fold}": 8 * classes for fold in range(1, NUM_FOLDS + 1)})
+
+
 LAYOUTS = {
-    "esc50": Layout("ESC-50", functools.partial(read, subset="esc50"), sides),
-    "esc10": Layout("ESC-50, of which ESC-10 is used", functools.partial(read, subset="esc10"), sides),
+    "esc50": Layout("ESC-50", functools.partial(read, subset="esc50"), sides, _published(50)),
+    "esc10": Layout(
+        "ESC-50, of which ESC-10 is used", functools.partial(read, subset="esc10"), sides, _published(10)
+    ),
 }
 DATASET = Recordings(lambda config: config.subset, LAYOUTS)

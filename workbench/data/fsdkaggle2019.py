@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 from workbench.data.clips import DataError
 from workbench.data.listing import Fault, Listing, Row, Rows, is_name, read_table
-from workbench.data.recordings import Columns, Layout, Recordings, Sides, hold_out
+from workbench.data.recordings import Columns, Layout, Published, Recordings, Sides, hold_out
 from workbench.data_config import FsdKaggle2019Data
 
 
@@ -93,5 +93,6 @@ def sides(config: FsdKaggle2019Data, clips: Columns) -> Sides:
     return Sides(train, validation, test=clips.of(*usages))
 
 
-LAYOUTS = {"fsdkaggle2019": Layout("FSDKaggle2019", read, sides)}
+PUBLISHED = Published(80, {"curated": 4970, "noisy": 19_815, "test public": 1120, "test private": 3361})
+LAYOUTS = {"fsdkaggle2019": Layout("FSDKaggle2019", read, sides, PUBLISHED)}
 DATASET = Recordings(lambda config: "fsdkaggle2019", LAYOUTS)

@@ -7,12 +7,14 @@ names). `test.csv` is not read: its labels are kept back for a challenge.
 
 from __future__ import annotations
 
+import statistics
+from collections import Counter
 from pathlib import Path
 
 from workbench.data.clips import DataError
 from workbench.data.listing import Fault, Listing, Row, read_table
-from workbench.data.recordings import Columns, Layout, Recordings, Sides, hold_out
-from workbench.data.youtube import ClipFiles, wrong_segment
+from workbench.data.recordings import Columns, Layout, Published, Recordings, Sides, hold_out
+from workbench.data.youtube import ClipFiles, seconds_between, wrong_segment
 from workbench.data_config import Kinetics700Data
 
 COLUMNS = ("label", "youtube_id", "time_start", "time_end", "split")
@@ -22,13 +24,15 @@ TABLES = {  # a video that is in both validates
     TRAIN: ("train.csv",),
 }
 SPLITS = {"train": TRAIN, "validate": VALIDATE, "val": VALIDATE}  # as the tables call them
+RARE = 20  # times fewer clips than a class has in the median: published classes differ less
 
 
 def read(root: Path, fault: Fault) -> Listing:
     """Classes are the training clips' labels, in alphabetical order. A clip that is not there stands under
     the name that it has with CVDF."""
     tables = {split: _table(root, names) for split, names in TABLES.items()}
-    names = _labels(tables[TRAIN])
+    counts = _labels(tables[TRAIN])
+    names = tuple(sorted(counts))
     class_of = {name: number for number, name in enumerate(names)}
     files = ClipFiles(root)
     rows: dict[str, Row] = {}
@@ -46,10 +50,16 @@ def read(root: Path, fault: Fault) -> Listing:
             if file in rows:
                 fault(place, f"{file} is the clip of a line before; a name without a start is of one clip")
             else:
-                rows[file] = Row(file, video, split, (class_of[line["label"]],))
+                seconds = seconds_between(start, end)
+                rows[file] = Row(file, video, split, (class_of[line["label"]],), seconds)
     if not rows:
         raise DataError(f"{root}: has no clips of Kinetics-700; needs train.csv and validate.csv")
-    return Listing(names, single_label=True, rows=list(rows.values()))
+    remarks = [
+        f"{tables[TRAIN]}: label {name!r} stands in {counts[name]} of {counts.total()} lines; is it mistyped?"
+        for name in names
+        if RARE * counts[name] <= statistics.median(counts.values())
+    ]
+    return Listing(names, single_label=True, rows=list(rows.values()), remarks=remarks)
 
 
 def _table(root: Path, names: tuple[str, ...]) -> Path:
@@ -58,9 +68,10 @@ def _table(root: Path, names: tuple[str, ...]) -> Path:
     return next((path for path in paths if path.is_file()), paths[0])
 
 
-def _labels(table: Path) -> tuple[str, ...]:
+def _labels(table: Path) -> Counter[str]:
+    """How many clips have each."""
     lines = read_table(table, COLUMNS, lambda where, reason: None)  # its faults are named by `read`
-    return tuple(sorted({line["label"] for _, line in lines} - {""}))
+    return Counter(line["label"] for _, line in lines if line["label"])
 
 
 def _wrong_value(line: dict[str, str], split: str, class_of: dict[str, int]) -> str | None:
@@ -77,5 +88,5 @@ def sides(config: Kinetics700Data, clips: Columns) -> Sides:
     return Sides(train=train, validation=validation, test=clips.of(VALIDATE))
 
 
-LAYOUTS = {"kinetics700": Layout("Kinetics-700", read, sides)}
+LAYOUTS = {"kinetics700": Layout("Kinetics-700", read, sides, Published(700))}
 DATASET = Recordings(lambda config: "kinetics700", LAYOUTS)

@@ -21,6 +21,7 @@ class Row(NamedTuple):
     recording: str  # what it is a take of: all takes must be on one side of a split
     split: str  # the publisher's, such as "train" or "fold 1"
     classes: tuple[int, ...]  # ascending; none for a clip without labels
+    seconds: int | None = None  # how long the tables say that it is, rounded
 
 
 @dataclass(frozen=True)
@@ -30,6 +31,7 @@ class Listing:
     classes: tuple[str, ...]
     single_label: bool
     rows: Sequence[Row]
+    remarks: Sequence[str] = ()  # what is remarkable about tables that can be used
 
 
 def strictly(where: str, reason: str) -> None:

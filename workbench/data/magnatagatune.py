@@ -13,13 +13,13 @@ from pathlib import Path
 
 from workbench.data.clips import DataError
 from workbench.data.listing import Fault, Listing, Row, Rows, read_table
-from workbench.data.recordings import Columns, Layout, Recordings, Sides
+from workbench.data.recordings import Columns, Layout, Published, Recordings, Sides
 from workbench.data_config import MagnaTagATuneData
 
 NUM_TAGS = 50
 COLUMNS = ("clip_id", "mp3_path")  # all others are tags, 0 or 1
 # FOLDER/ARTIST-ALBUM-TRACK-TITLE-START-END.mp3, in seconds of the song that clips are cut from.
-FILE = re.compile(r"(?P<song>(?P<folder>[0-9a-f])/[^/]+)-\d+-\d+\.mp3")
+FILE = re.compile(r"(?P<song>(?P<folder>[0-9a-f])/[^/]+)-(?P<start>\d+)-(?P<end>\d+)\.mp3")
 # p-lambda/jukemir, jukemir/datasets/__init__.py; so too MTAT_split of jongpillee/music_dataset_split.
 SPLIT_OF = {**dict.fromkeys("0123456789ab", "train"), "c": "validation", **dict.fromkeys("def", "test")}
 
@@ -39,7 +39,8 @@ def read(root: Path, fault: Fault) -> Listing:
             fault(place, f"{wrong} must be 0 or 1, is {line[wrong]!r}")
         else:
             marked = tuple(number for number, tag in enumerate(tags) if line[tag] == "1")
-            rows.add(place, Row(found[0], found["song"], SPLIT_OF[found["folder"]], marked))
+            seconds = int(found["end"]) - int(found["start"])
+            rows.add(place, Row(found[0], found["song"], SPLIT_OF[found["folder"]], marked, seconds))
     return _of_frequent_tags(table, tags, list(rows), fault)
 
 
@@ -68,5 +69,6 @@ def sides(config: MagnaTagATuneData, clips: Columns) -> Sides:
     return Sides(clips.of("train"), clips.of("validation"), clips.of("test"))
 
 
-LAYOUTS = {"magnatagatune": Layout("MagnaTagATune", read, sides)}
+PUBLISHED = Published(NUM_TAGS, {"train": 15_247, "validation": 1529, "test": 4332})
+LAYOUTS = {"magnatagatune": Layout("MagnaTagATune", read, sides, PUBLISHED)}
 DATASET = Recordings(lambda config: "magnatagatune", LAYOUTS)

@@ -28,6 +28,7 @@ from workbench.audio.decode import (
     decode_blocks,
 )
 from workbench.child_processes import spawned_pool
+from workbench.config import SAMPLE_RATE
 from workbench.data.clips import DataError
 from workbench.data.exclusive import exclusive
 from workbench.data.labels import Labels
@@ -50,6 +51,7 @@ CLIPS_PER_SHARD = 256
 BYTES_PER_SHARD = (
     1 << 28
 )  # of the copy's files, as they are: what an interruption can lose of long recordings
+MUCH_SHORTER = 0.9
 ABSENT = "is not there"
 
 Progress = Callable[[int, int], None]  # clips done, clips in all
@@ -115,7 +117,11 @@ def fingerprint_of(layout: str, listing: Listing, rows: Sequence[Row], hashes: I
     """Of the classes, the rows in their order and the bytes of their files; SHA-256 in hexadecimal."""
     total = hashlib.sha256()
     about = [DECODING_VERSION, layout, listing.classes, listing.single_label]
-    for content in (about, *((*row, found) for row, found in zip(rows, hashes, strict=True))):
+    listed = (
+        (row.file, row.recording, row.split, row.classes, found)
+        for row, found in zip(rows, hashes, strict=True)
+    )
+    for content in (about, *listed):
         total.update(json.dumps(content, separators=(",", ":")).encode() + b"\n")
     return total.hexdigest()
 
@@ -251,7 +257,10 @@ def _append(path: Path, row: Row, out: IO[bytes]) -> _Decoded:
         out.truncate()
         return _Decoded(found, 0, 0, str(error), [])
     digest = int.from_bytes(samples.digest()[:8], "big")
-    return _Decoded(found, (out.tell() - begin) // 2, digest, "", remarks)
+    length = (out.tell() - begin) // 2
+    if row.seconds is not None and length < MUCH_SHORTER * row.seconds * SAMPLE_RATE:
+        remarks.append(f"has {length / SAMPLE_RATE:.2f} s of the {row.seconds} s that its table lists")
+    return _Decoded(found, length, digest, "", remarks)
 
 
 # --- all of it ----------------------------------------------------------------------------------------------
@@ -271,7 +280,7 @@ def _finish(
     places: list[tuple[int, int, int]] = []  # shard, first sample, samples
     digests: list[int] = []
     hashes: list[str] = []
-    faults, remarks = list(table_faults), []
+    faults, remarks = list(table_faults), list(listing.remarks)
     checksums = {}
     for job in jobs:
         part = _read_part(folder, job.number)

@@ -137,6 +137,9 @@ def describe(folder: Path, console: Console) -> None:
     prepared = open_prepared(folder)
     header = prepared.header
     console.print(_summary(header), markup=False)
+    layout = LAYOUTS.get(header.layout)
+    if layout is not None and (unlike := layout.unlike_published(header)):
+        console.print(f"not as published: {', '.join(unlike)}", markup=False)
     faults, counts = by_reason(prepared.lines(FAULTS))
     reasons = ", ".join(f"{count:,} {reason}" for reason, count in counts.most_common())
     remarks = prepared.lines(REMARKS)

@@ -11,7 +11,7 @@ import functools
 import hashlib
 import shutil
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -73,12 +73,32 @@ def chance_of(recordings: np.ndarray, draw: str = "") -> np.ndarray:
 
 
 @dataclass(frozen=True)
+class Published:
+    """How much of a set there is."""
+
+    classes: int
+    clips: dict[str, int] = field(default_factory=dict)  # by split, where it is known
+
+
+@dataclass(frozen=True)
 class Layout:
     """A published set."""
 
     title: str
     read: Callable[[Path, Fault], Listing]  # the copy's root -> what its tables say
     sides: Callable[[Any, Columns], Sides]  # its config, and the clips
+    published: Published | None = None  # None for one's own recordings
+
+    def unlike_published(self, header: Header) -> list[str]:
+        """Of which of its parts a prepared set has more or less, in words."""
+        if self.published is None:
+            return []
+        parts = [(len(header.classes), self.published.classes, "classes")]
+        parts += [
+            (header.splits.get(split, 0), clips, f"clips of {split}")
+            for split, clips in self.published.clips.items()
+        ]
+        return [f"{found:,} of {there:,} {what}" for found, there, what in parts if found != there]
 
 
 class Copies:

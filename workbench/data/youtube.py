@@ -37,6 +37,11 @@ def wrong_segment(video: str, start: str, end: str) -> str | None:
     return f"start and end must be seconds, the start first, are {start!r} and {end!r}"
 
 
+def seconds_between(start: str, end: str) -> int:
+    """Rounded: a segment's bounds are seldom exact."""
+    return round(float(end) - float(start))
+
+
 class ClipFiles:
     """The clips below a folder, whatever they are called there. The folder is gone through once."""
 
