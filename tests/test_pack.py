@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from workbench.config import Constant
+from workbench.model import conformer, dropout
 from workbench.training.checkpoint import TrainingState
 from workbench.training.finetune import finetune, finetune_together
 from workbench.training.loop import Diverged, Run, Stopped
@@ -43,6 +44,81 @@ def test_pre_training_together_is_pre_training_alone(trial, tiny_splits, with_ch
         assert_same_history(ours.history, theirs.history)
     first, second = (one.encoder.features.weight for one in together[:2])
     assert not torch.equal(first, second)
+
+
+@pytest.fixture
+def as_on_a_gpu(monkeypatch):
+    """Dropout and attention take the ways that they take on a GPU, but on the CPU."""
+    of_device, gpu = dropout.masks_by_words, torch.device("cuda")
+    for module in (dropout, conformer):
+        monkeypatch.setattr(module, "masks_by_words", lambda device, count: of_device(gpu, count))
+
+
+@pytest.fixture
+def drawn_by_torch(monkeypatch):
+    """How often one of torch's own kernels was to draw a mask."""
+    calls = []
+
+    def counted(name, kernel):
+        def call(*arguments, **settings):
+            if settings.get("dropout_p", 1.0) > 0:
+                calls.append(name)
+            return kernel(*arguments, **settings)
+
+        return call
+
+    for name in ("dropout", "scaled_dot_product_attention"):
+        monkeypatch.setattr(torch.nn.functional, name, counted(name, getattr(torch.nn.functional, name)))
+    return calls
+
+
+@pytest.mark.usefixtures("as_on_a_gpu")
+def test_a_small_trial_draws_alike_alone_and_in_a_pack_on_a_gpu(
+    trial, tiny_splits, with_changes, drawn_by_torch
+):
+    trials = [with_changes(trial, changes) for changes in VARIANTS]
+    alone = [pretrain(one, tiny_splits.pool, Run()) for one in trials]
+    together = pretrain_together([(one, tiny_splits.pool, Run()) for one in trials])
+    for ours, theirs in zip(together, alone, strict=True):
+        _assert_same(ours.encoder, theirs.encoder)
+        assert_same_history(ours.history, theirs.history)
+    assert not drawn_by_torch
+
+
+@pytest.mark.usefixtures("as_on_a_gpu")
+@pytest.mark.parametrize("frozen", [False, True])
+def test_a_pack_of_large_trials_draws_for_itself_on_a_gpu(
+    trial, tiny_splits, with_changes, monkeypatch, drawn_by_torch, frozen
+):
+    """Torch's kernels, which mask large tensors of a trial alone, can draw for no pack."""
+    monkeypatch.setattr(dropout, "SMALL", 0)
+    changes = {"finetuning.freeze_encoder": frozen}
+    trials = [with_changes(trial, changes | {"model.dropout": p}) for p in (0.1, 0.4)]
+
+    def encoder(one):
+        return new_encoder(one, tiny_splits.pool, CPU)
+
+    finetune_together([(one, tiny_splits, encoder(one), Run()) for one in trials])
+    assert not drawn_by_torch
+    finetune(trials[0], tiny_splits, encoder(trials[0]), Run())
+    drawn = {"dropout"} if frozen else {"dropout", "scaled_dot_product_attention"}
+    assert set(drawn_by_torch) == drawn
+
+
+def test_each_trial_of_a_pack_drops_its_own_share():
+    shares = (0.1, 0.4, 0.7)
+    layers = [dropout.Dropout(p) for p in shares]
+    buffers = {
+        name: torch.stack([dict(layer.named_buffers())[name] for layer in layers])
+        for name in ("threshold", "scale")
+    }
+    generators = [torch.Generator().manual_seed(seed) for seed in range(3)]
+    x = torch.ones(3, 400, 50)
+    with dropout.drawn_by(generators):
+        dropped = torch.vmap(lambda own, x: torch.func.functional_call(layers[0], own, (x,)))(buffers, x)
+    for row, p in zip(dropped, shares, strict=True):
+        assert (row == 0).float().mean().item() == pytest.approx(p, abs=0.02)
+        assert row.mean().item() == pytest.approx(1.0, abs=0.05)
 
 
 @pytest.mark.parametrize("frozen", [False, True])

@@ -19,7 +19,7 @@ from torch.utils.checkpoint import checkpoint
 from workbench import processes
 from workbench.config import ModelConfig
 from workbench.model.depthwise import DepthwiseConv
-from workbench.model.dropout import Dropout, is_packed
+from workbench.model.dropout import Dropout, is_packed, masks_by_words
 
 # Whether a block runs again, in the backward pass: running statistics must not count it twice.
 _recomputing: ContextVar[bool] = ContextVar("_recomputing", default=False)
@@ -179,10 +179,11 @@ class SelfAttention(nn.Module):
         return self.dropout(self.project(attended.transpose(1, 2).reshape(batch, length, width)))
 
     def _attend(self, query: Tensor, key: Tensor, value: Tensor, seen: Tensor | None) -> Tensor:
-        if query.device.type != "cpu" or not (self.training or is_packed()):
+        num_weights = query.numel() // query.shape[-1] * key.shape[-2]
+        if not (is_packed() or (self.training and masks_by_words(query.device, num_weights))):
             p = self.weight_dropout.p if self.training else 0.0
             return nn.functional.scaled_dot_product_attention(query, key, value, attn_mask=seen, dropout_p=p)
-        # torch's own for a CPU draws dropout slowly, and runs the trials of a pack one by one.
+        # torch's own draws dropout slowly on a CPU, and cannot draw it for the trials of a pack.
         weights = query * query.shape[-1] ** -0.5 @ key.transpose(-1, -2)  # (B, H, T, T)
         if seen is not None:
             weights = weights.masked_fill(~seen, -torch.inf)

@@ -10,6 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+# Elements. Up to here what a mask of words moves beside torch's own, some 10 bytes an element, takes a GPU no
+# longer than to launch a kernel.
+SMALL = 2**20
+
 # Of the trials that are trained together, in their order.
 _pack: ContextVar[Sequence[torch.Generator] | None] = ContextVar("_pack", default=None)
 
@@ -28,6 +32,17 @@ def drawn_by(generators: Sequence[torch.Generator]) -> Iterator[None]:
 def is_packed() -> bool:
     """Whether this is one of the trials that are trained together."""
     return _pack.get() is not None
+
+
+def masks_by_words(device: torch.device, count: int) -> bool:
+    """Whether masks of so many elements, of one trial, are drawn here; else torch's kernels draw their own.
+
+    Drawn here, a trial's masks are the same alone and in a pack. A large tensor on a GPU is masked in one
+    pass by torch, or in many by what it compiles, unless it is a pack's: their numbers cannot be had.
+    """
+    if device.type == "cpu" or is_packed():
+        return True
+    return not torch.compiler.is_compiling() and count <= SMALL
 
 
 class Dropout(nn.Module):
@@ -52,15 +67,19 @@ class Dropout(nn.Module):
         """Any shape."""
         if not self.training or self.p == 0:
             return x
-        if x.device.type != "cpu" and not is_packed():
+        if not masks_by_words(x.device, x.numel()):
             return nn.functional.dropout(x, self.p)
         if is_packed() or torch.compiler.is_compiling():
-            keep = _random_numbers(x.detach()) >= self.threshold
-            return x * (keep * self.scale.to(x.dtype))
-        # The same by fewer passes: on a CPU a comparison writes floats sooner than truth values.
-        mask = torch.empty_like(x, requires_grad=False)
-        torch.ge(_draw(x.numel(), x.device, None).view(x.shape), self.threshold, out=mask)
-        return x * mask.mul_(self.scale)
+            numbers = _random_numbers(x.detach())
+        else:
+            numbers = _draw(x.numel(), x.device, None).view(x.shape)
+            if (
+                x.device.type == "cpu"
+            ):  # the same by fewer passes: a comparison writes floats sooner than bools
+                mask = torch.empty_like(x, requires_grad=False)
+                torch.ge(numbers, self.threshold, out=mask)
+                return x * mask.mul_(self.scale)
+        return x * ((numbers >= self.threshold) * self.scale.to(x.dtype))
 
     def extra_repr(self) -> str:
         return f"p={self.p}"
