@@ -327,6 +327,52 @@ def test_a_pack_grows_as_long_as_the_device_gains(study, monkeypatch, seconds, b
     assert (found.pack, found.packed_update_seconds) == best
 
 
+@pytest.mark.parametrize(("fitting", "best"), [(1, (1, 1.0)), (2, (2, 0.6))])
+def test_a_pack_that_cannot_be_measured_is_told_of(study, monkeypatch, fitting, best, tmp_path):
+    def seconds(job, batch, device, limit, num_trials):
+        if num_trials > fitting:
+            raise torch.OutOfMemoryError("no room for it\nand much else")
+        return 0.6
+
+    monkeypatch.setattr(calibration, "_time_updates", seconds)
+    job = Job("finetune", study.trials()[0].config, FakeModel().extent(None))
+    alone = Rates(1.0, 0.1, 0.1, bytes=1, measured_batch=job.batch)
+    found = calibration._with_pack(alone, job, torch.device("cpu"), 1e9)
+    assert (found.pack, found.packed_update_seconds) == best
+    monkeypatch.setattr(calibration, "_measure_together", lambda jobs, device, with_packs: [found])
+    monkeypatch.setattr(calibration.Device, "name", "a GPU")
+    said = []
+    Calibration(tmp_path, Device("cuda", 1, 1, 1)).measure([job], said.append)
+    most = "one by one" if fitting == 1 else "at most 2 together"
+    expected = f"a pack of {2 * fitting} ends in OutOfMemoryError: no room for it"
+    assert said[1] == f"such trials train {most} (finetune): {expected}"
+
+
+def test_no_pack_is_measured_for_trials_that_are_to_train_one_by_one(study, planned, monkeypatch, tmp_path):
+    """And where it was not, a study that packs measures it."""
+    monkeypatch.setattr(calibration.Device, "name", "a GPU")
+    monkeypatch.setattr(CostModel, "extent", FakeModel().extent)
+    asked = []
+
+    def measure(jobs, device, with_packs):
+        asked.append(with_packs)
+        return [
+            Rates(1.0, 0.1, 0.1, 1, job.batch, 4 if with_packs else None, 0.25 if with_packs else 0.0)
+            for job in jobs
+        ]
+
+    monkeypatch.setattr(calibration, "_measure_together", measure)
+    places, device = Places.read(tmp_path), Device("cuda", 1, 1, 1)
+    config = planned[0].trial.config
+    sizes = []
+    for pack in (1, None, 1, None):
+        model = CostModel(places, device, Planner(), pack=pack)
+        model.prepare(planned, lambda line: None)
+        sizes.append(model.pack_size(config, "finetune"))
+    assert asked == [False, True]
+    assert sizes == [1, 4, 1, 4]
+
+
 @pytest.mark.parametrize(("room", "measured"), [(950e6, 2), (1_000e6, 8), (1_400e6, 32), (1e12, 64)])
 def test_memory_grows_with_the_batch_and_what_the_process_takes_anyway_does_not(
     study, monkeypatch, with_changes, room, measured

@@ -1,15 +1,26 @@
 """A study whose workers train several trials as one."""
 
+import functools
 import itertools
 import os
 import re
 import signal
 import subprocess
+import types
 
 import pandas as pd
 import pytest
+import torch
 
+from workbench.places import Places
+from workbench.study.ledger import GridLedger
+from workbench.study.plan import Planner
 from workbench.study.results import studies, trial_table
+from workbench.study.study_file import load_study
+from workbench.study.tune import Watcher, _Handout
+from workbench.study.worker import ENDS, _run
+from workbench.training import rendezvous
+from workbench.training.rendezvous import Rendezvous
 
 from .books import (
     assert_all_gone,
@@ -24,6 +35,47 @@ from .books import (
 
 SMOKE = "studies/smoke.yaml"
 PACKED = ("--set", "resources.pack=4", "--set", "resources.concurrency=1")
+
+
+class Notes(Watcher):
+    def __init__(self):
+        self.notes = []
+
+    def note(self, text):
+        self.notes.append(text)
+
+
+def test_a_pack_that_fails_is_told_of_and_its_study_goes_on_one_by_one(root, project, tmp_path, monkeypatch):
+    places = Places.read(root)
+    study, watcher = load_study(project / SMOKE), Notes()
+    ledger = GridLedger(study, Planner(), f"sqlite:///{tmp_path / 'optuna.db'}", store=places.store())
+    calm = types.SimpleNamespace(requested=False)
+    handout = _Handout(ledger, watcher, calm, lambda planned: 2, num_workers=1)
+    trials = handout.suggest("pack")["trials"]
+    assert len(trials) == 2
+
+    def fails(courses):
+        raise RuntimeError("a kernel that takes no stacked weights")
+
+    monkeypatch.setattr(rendezvous, "train_together", fails)
+    settings = {"store": places.store_location, "data": str(places.data), "select": "validation/mAP"}
+    settings["stop"] = str(tmp_path / "stop")
+    meeting, events = Rendezvous(), []
+    meeting.run(
+        [
+            functools.partial(_run, trial, settings, torch.device("cpu"), events.append, meeting)
+            for trial in trials
+        ]
+    )
+    ends = [event for event in events if event["event"] in ENDS]
+    assert [end["event"] for end in ends] == ["apart"] * 2
+    for end in ends:
+        handout.on_trial_result("pack", end)
+    handout.on_trial_complete("pack", ends[-1])
+    reason = "RuntimeError: a kernel that takes no stacked weights"
+    assert watcher.notes == [f"a pack of trials failed ({reason}); from here on trials train one by one"]
+    again = [handout.suggest(name)["trials"] for name in ("one", "other")]
+    assert sorted([trial["number"] for trial in group] for group in again) == [[t["number"]] for t in trials]
 
 
 def _scores(root):

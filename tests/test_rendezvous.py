@@ -6,12 +6,16 @@ import time
 import pytest
 import torch
 
-from workbench.training import rendezvous
+from workbench.data.clips import DataError
+from workbench.training import pack, rendezvous
+from workbench.training.checkpoint import TrainingState
 from workbench.training.finetune import finetune, score
 from workbench.training.loop import Diverged, Run
 from workbench.training.pack import pack_key
 from workbench.training.pretrain import pretrain
-from workbench.training.rendezvous import Rendezvous
+from workbench.training.rendezvous import PackFailed, Rendezvous
+
+from .trained_alike import assert_same_weights
 
 UPDATES = 4
 CPU = torch.device("cpu")
@@ -73,6 +77,47 @@ def test_one_that_ends_early_is_not_waited_for(trials, tiny_splits, packs, with_
     assert isinstance(broken, KeyError)
     assert first.shape == second.shape == (len(tiny_splits.validation), 12)
     assert packs == [3, 2]
+
+
+def test_when_a_pack_fails_each_trial_goes_on_alone_from_its_checkpoint(
+    trials, tiny_splits, monkeypatch, tmp_path
+):
+    """A pack fails in its third update, as when a GPU is short of memory."""
+
+    def runs(**settings):
+        paths = [tmp_path / f"{trial.seed}.safetensors" for trial in trials]
+        return [Run(checkpoint=path, save_seconds=0, **settings) for path in paths]
+
+    clipped, calls = pack.Pack._clip, []
+
+    def short_of_memory(self):
+        calls.append(self)
+        if len(calls) == 3:
+            raise torch.OutOfMemoryError("none left\nand much else")
+        return clipped(self)
+
+    monkeypatch.setattr(pack.Pack, "_clip", short_of_memory)
+    meeting = Rendezvous()
+    together = zip(trials, runs(train=meeting.train), strict=True)
+    failed = meeting.run([lambda t=t, run=run: pretrain(t, tiny_splits.pool, run) for t, run in together])
+    assert all(isinstance(end, PackFailed) for end in failed)
+    assert {str(end) for end in failed} == {"OutOfMemoryError: none left"}
+    monkeypatch.setattr(rendezvous, "train_together", None)
+    for trial, run in zip(trials, runs(), strict=True):
+        assert TrainingState.load(run.checkpoint).step == 2
+        ours = pretrain(trial, tiny_splits.pool, run).encoder.state_dict()
+        assert_same_weights(ours, pretrain(trial, tiny_splits.pool, Run()).encoder.state_dict())
+
+
+@pytest.mark.parametrize("error", [OSError(28, "No space left"), DataError("unreadable")])
+def test_what_is_not_a_packs_own_failure_is_raised_as_it_is(trials, tiny_splits, monkeypatch, error):
+    def fails(courses):
+        raise error
+
+    monkeypatch.setattr(rendezvous, "train_together", fails)
+    meeting = Rendezvous()
+    ends = meeting.run([lambda t=t: _whole(t, tiny_splits, meeting.train) for t in trials])
+    assert ends == [error] * 3
 
 
 def test_trials_of_other_shapes_train_apart(trials, tiny_splits, packs, with_changes):

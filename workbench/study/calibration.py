@@ -52,8 +52,11 @@ class Rates:
     statistics_seconds: float  # before training: the log-mel statistics
     bytes: int  # peak memory of the process that trains one trial; on a GPU, of the GPU
     measured_batch: int  # less than the batch where that was extrapolated
-    pack: int = 1  # trials that a GPU had best train together; a processor has no time to gain
+    pack: int | None = (
+        None  # trials that a GPU had best train together; None: not measured, as on a processor
+    )
     packed_update_seconds: float = 0.0  # of one trial of such a pack
+    pack_error: str = ""  # why no larger one could be measured
 
 
 @dataclass(frozen=True)
@@ -150,14 +153,23 @@ class Calibration:
     def rates(self, job: Job) -> Rates:
         return self._rates[job.key]
 
-    def measure(self, jobs: Iterable[Job], report: Callable[[str], None]) -> None:
-        """Measure the jobs that were never measured on this device."""
-        missing = list({job.key: job for job in jobs if job.key not in self._rates}.values())
+    def measure(self, jobs: Iterable[Job], report: Callable[[str], None], *, with_packs: bool = True) -> None:
+        """Measure the jobs that were never measured on this device; on a GPU also how many gain by a pack."""
+        with_packs = with_packs and self._device.kind == "cuda"
+        missing = list({job.key: job for job in jobs if not self._has(job, with_packs)}.values())
         if not missing:
             return
         report(f"measuring {len(missing)} kinds of update on this device ({self._device.name}), once")
-        measured = _measure_together(missing, self._device)
+        measured = _measure_together(missing, self._device, with_packs)
         self._keep({job.key: rates for job, rates in zip(missing, measured, strict=True)})
+        for job, rates in zip(missing, measured, strict=True):
+            if rates.pack_error:
+                most = "train one by one" if rates.pack == 1 else f"train at most {rates.pack} together"
+                report(f"such trials {most} ({job.kind}): {rates.pack_error}")
+
+    def _has(self, job: Job, with_packs: bool) -> bool:
+        rates = self._rates.get(job.key)
+        return rates is not None and (rates.pack is not None or not with_packs)
 
     def learn(self, job: Job, factor: float) -> None:
         """A study's own stages took this much longer than expected: the next estimate knows."""
@@ -190,13 +202,13 @@ class Calibration:
             self._rates |= {key: Rates(**values) for key, values in rates.items()}
 
 
-def _measure_together(jobs: list[Job], device: Device) -> list[Rates]:
+def _measure_together(jobs: list[Job], device: Device, with_packs: bool) -> list[Rates]:
     """In as many processes as there will be trials at once: they share caches and memory."""
     at_once = device.at_once_here
     free = free_memory(device.kind) / at_once
     work = [(to_dict(job.config), job.kind, dataclasses.asdict(job.extent)) for job in jobs]
     with spawned_pool(at_once) as pool:
-        futures = [pool.submit(_measure, work, device, free) for _ in range(at_once)]
+        futures = [pool.submit(_measure, work, device, free, with_packs) for _ in range(at_once)]
         columns = zip(*(future.result() for future in futures), strict=True)
         return [_combined(column) for column in columns]
 
@@ -213,8 +225,9 @@ def _combined(same: tuple[Rates, ...]) -> Rates:
         mean("statistics_seconds"),
         max(rates.bytes for rates in same),
         min(rates.measured_batch for rates in same),
-        min(rates.pack for rates in same),
+        min((rates.pack for rates in same if rates.pack is not None), default=None),
         mean("packed_update_seconds"),
+        next((rates.pack_error for rates in same if rates.pack_error), ""),
     )
 
 
@@ -238,13 +251,13 @@ def _bytes_in_use(control_group: Path) -> int:
 # --- in a process of its own --------------------------------------------------------------------------------
 
 
-def _measure(work: list[tuple[Any, Any, Any]], device: Device, free: float) -> list[Rates]:
+def _measure(work: list[tuple[Any, Any, Any]], device: Device, free: float, with_packs: bool) -> list[Rates]:
     torch.set_num_threads(device.threads)
     jobs = [Job(kind, from_dict(TrialConfig, raw), Extent(**extent)) for raw, kind, extent in work]
     place = torch.device(device.kind)
     _time_updates(jobs[0], min(2, jobs[0].batch), place, seconds=0)  # what is loaded at first is no batch's
     rates = [_measure_job(job, place, free) for job in jobs]
-    if device.kind == "cpu":
+    if not with_packs:
         return rates
     return [_with_pack(each, job, place, free) for each, job in zip(rates, jobs, strict=True)]
 
@@ -275,18 +288,28 @@ def _measure_job(job: Job, device: torch.device, free: float) -> Rates:
 
 
 def _with_pack(alone: Rates, job: Job, device: torch.device, free: float) -> Rates:
-    """With the pack that suits best: twice as many trials as long as that gains, and fits."""
+    """With the pack that suits best: twice as many trials as long as that gains, fits, and can be done."""
+    alone = dataclasses.replace(alone, pack=1, packed_update_seconds=alone.update_seconds)
     if pack_key(job.config, job.kind) is None or alone.measured_batch < job.batch:
         return alone
     settings = job.config.pretraining if job.kind == "pretrain" else job.config.finetuning
     assert settings is not None
-    best, best_seconds = 1, alone.update_seconds
+    best, best_seconds, error = 1, alone.update_seconds, ""
     while 2 * best * alone.bytes < MEMORY_SHARE * free:
-        seconds = _time_updates(job, job.batch, device, TIMED_SECONDS / 2, 2 * best) * settings.accumulation
+        try:
+            seconds = _time_updates(job, job.batch, device, TIMED_SECONDS / 2, 2 * best)
+        except RuntimeError as found:  # out of memory, or an operation that does not take stacked weights
+            error = f"a pack of {2 * best} ends in {type(found).__name__}: {_first_line(found)}"
+            break
+        seconds *= settings.accumulation
         if seconds > PACK_GAIN * best_seconds:
             break
         best, best_seconds = 2 * best, seconds
-    return dataclasses.replace(alone, pack=best, packed_update_seconds=best_seconds)
+    return dataclasses.replace(alone, pack=best, packed_update_seconds=best_seconds, pack_error=error)
+
+
+def _first_line(error: BaseException) -> str:
+    return next(iter(str(error).strip().splitlines()), "no message")
 
 
 def _affordable(rungs: list[tuple[int, float, int]], batch: int, room: float) -> bool:

@@ -48,7 +48,8 @@ class CostModel:
     def prepare(self, planned: Sequence[PlannedTrial], report: Callable[[str], None]) -> None:
         """Measure what was never measured on this device."""
         jobs = [job for item in planned for job in self._jobs(item.trial.config)]
-        self._calibration.measure(jobs, report)
+        packs = self._pack != 1 and self.device.processes == 1
+        self._calibration.measure(jobs, report, with_packs=packs)
 
     def seconds(self, config: TrialConfig) -> Mapping[str, float]:
         """Of each stage of a trial, with the device's number of trials at once."""
@@ -62,10 +63,13 @@ class CostModel:
             return 1
         if self._pack is not None:
             return self._pack
-        return next(self._calibration.rates(job).pack for job in self._jobs(config) if job.kind == kind)
+        rates = next(self._calibration.rates(job) for job in self._jobs(config) if job.kind == kind)
+        return rates.pack or 1
 
     def _update_seconds(self, config: TrialConfig, kind: StageKind, rates: Rates) -> float:
-        return rates.packed_update_seconds if self.pack_size(config, kind) > 1 else rates.update_seconds
+        if self.pack_size(config, kind) > 1 and rates.pack is not None:
+            return rates.packed_update_seconds
+        return rates.update_seconds
 
     def _stage_seconds(self, config: TrialConfig) -> dict[str, float]:
         extent = self.extent(config)

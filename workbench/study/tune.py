@@ -257,6 +257,7 @@ class _Handout(Searcher):
         self._interruption = interruption
         self._pack_size = pack_size
         self._num_workers = num_workers
+        self._packs = True  # until one fails
         self._open: dict[str, set[int]] = {}  # Tune's id -> the ledger's numbers that have not ended
         self._deaths: Counter[int] = Counter()  # of workers, by the ledger's number
         self.broken = ""  # why no further trial makes sense
@@ -279,7 +280,8 @@ class _Handout(Searcher):
         if first is None:
             return []
         group = [first]
-        most = 1 if self._deaths[first.number] else self._pack_size(first.planned)
+        alone = self._deaths[first.number] or not self._packs
+        most = 1 if alone else self._pack_size(first.planned)
         if most > 1:
             fair = math.ceil((1 + self._ledger.num_ready(first.planned)) / self._num_workers)
             while len(group) < min(most, fair):
@@ -327,7 +329,16 @@ class _Handout(Searcher):
                 self._ledger.put_back(number)
             case "busy" | "stopped":
                 self._ledger.put_back(number)
+            case "apart":
+                self._go_on_apart(result["reason"])
+                self._ledger.put_back(number)
         self._watcher.ended(number)
+
+    def _go_on_apart(self, reason: str) -> None:
+        """From here on every trial trains alone, those of the pack from their checkpoints."""
+        if self._packs:
+            self._packs = False
+            self._watcher.note(f"a pack of trials failed ({reason}); from here on trials train one by one")
 
     def _survive(self, number: int) -> None:
         """Its worker has died."""

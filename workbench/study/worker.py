@@ -30,12 +30,12 @@ from workbench.stages import run_trial
 from workbench.store import StageBusy, open_store
 from workbench.study.interruption import is_flagged
 from workbench.training.loop import Diverged, Stopped
-from workbench.training.rendezvous import Rendezvous
+from workbench.training.rendezvous import PackFailed, Rendezvous
 
 REPORT_SECONDS = 1.0  # between reports of a trial's progress
 EVENT = "event "  # before each, where it is a line of text
 LEAVING_SECONDS = 5.0  # for a trial's other processes to end by themselves
-ENDS = ("done", "failed", "broken", "busy", "stopped")  # events that end a trial
+ENDS = ("done", "failed", "broken", "busy", "stopped", "apart")  # events that end a trial
 
 Report = Callable[[dict[str, Any]], None]  # of an event, with the trial's number
 
@@ -158,6 +158,8 @@ def _run(
         tell("stopped")
     except StageBusy:  # by a trial of another study; a worker is not to be held while it runs
         tell("busy")
+    except PackFailed as error:
+        tell("apart", reason=str(error))
     except Diverged as error:
         tell("failed", reason=str(error))
     except torch.OutOfMemoryError as error:

@@ -11,11 +11,20 @@ import threading
 from collections.abc import Callable, Hashable, Sequence
 from typing import Any, TypeVar
 
+from workbench.data.clips import DataError
+from workbench.settings import ConfigError
 from workbench.training.loop import Course, train
-from workbench.training.pack import train_together
+from workbench.training.pack import End, train_together
 
 ResultT = TypeVar("ResultT")
 History = list[dict[str, float]]
+
+
+class PackFailed(RuntimeError):
+    """Training together has failed as a whole; a trial of it may well train alone, from its checkpoint."""
+
+    def __init__(self, error: Exception) -> None:
+        super().__init__(f"{type(error).__name__}: {next(iter(str(error).splitlines()), 'no message')}")
 
 
 class Rendezvous:
@@ -50,7 +59,7 @@ class Rendezvous:
         return results
 
     def train(self, course: Course[Any]) -> History:
-        """As `loop.train`; in a thread of `run`."""
+        """As `loop.train`; in a thread of `run`. Raises PackFailed besides."""
         own = _Waiting(course)
         self._waiting.append(own)
         self._train_if_all_are_here()
@@ -85,12 +94,22 @@ class _Waiting:
 
 
 def _train_group(group: Sequence[_Waiting]) -> None:
+    """Each of the group raises in its own thread what is found here."""
     try:
         if len(group) == 1:
             group[0].result = train(group[0].course)
         else:
-            for one, result in zip(group, train_together([one.course for one in group]), strict=True):
+            for one, result in zip(group, _together([one.course for one in group]), strict=True):
                 one.result = result
-    except BaseException as error:  # each of them raises it where it waits
+    except BaseException as error:
         for one in group:
             one.result = error
+
+
+def _together(courses: Sequence[Course[Any]]) -> Sequence[End]:
+    try:
+        return train_together(courses)
+    except (OSError, DataError, ConfigError):  # a full disk, an unreadable file, no compiler: as if alone
+        raise
+    except Exception as error:
+        raise PackFailed(error) from error
