@@ -2,16 +2,20 @@
 
 import contextlib
 import dataclasses
+import json
 
 import numpy as np
 import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from workbench.bench import sets
+from workbench.bench import __main__ as bench
+from workbench.bench import machinery, sets
 from workbench.bench.flops import update_flops
+from workbench.bench.packed import PackedFigures
 from workbench.bench.plain import PlainTraining, contrastive_loss, draw_distractors
 from workbench.bench.shapes import SHAPES, sized
+from workbench.bench.step import StepFigures
 from workbench.bench.timing import Compared, in_turn
 from workbench.config import TrialConfig
 from workbench.data.noise import noise_clips, noise_splits
@@ -162,6 +166,47 @@ def test_sets_are_measured_beside_what_others_do(capsys):
         said, ("soxr", "torchaudio", "prepare 3", "memory", "1,000 clips", "batches"), strict=True
     ):
         assert words in line
+
+
+def test_what_fails_is_told_of_and_the_rest_is_kept(monkeypatch, capsys, tmp_path):
+    """A device that cannot hold one shape's reference, and can train no pack; figures are kept row by row."""
+    kept = []
+
+    def packed(config, kind, device, *, num_trials, updates, rounds):
+        kept.append(json.loads(path.read_text()))
+        if num_trials > 2:
+            raise RuntimeError("a kernel that takes no stacked weights")
+        return PackedFigures(kind, num_trials, Compared((0.5,), (1.0,)))
+
+    def step(config, kind, device, *, updates, rounds):
+        if kind == "pretrain":
+            raise torch.OutOfMemoryError("tried to allocate 160 GiB")
+        return StepFigures(kind, 4, Compared((1.0,), (3.0,)), 0.1, 1e9, 10, 20)
+
+    monkeypatch.setattr(bench, "measure_packed", packed)
+    monkeypatch.setattr(bench, "measure_step", step)
+    monkeypatch.setattr(bench, "measure_feed", lambda *arguments: Compared((1e-3,), (2e-3,)))
+    path = tmp_path / "figures.json"
+    assert bench.main(["step", "packed", "feed", "--shape", "quick", "--json", str(path)]) == 1
+    figures = json.loads(path.read_text())
+    assert [row.get("ratio", row.get("error")) for row in figures["step"]] == ["out of memory", 3.0]
+    apart = "RuntimeError: a kernel that takes no stacked weights"
+    assert [row.get("ratio", row.get("error")) for row in figures["packed"]] == [2.0, apart] * 2
+    assert figures["feed"][0]["times_the_step"] == pytest.approx(1000 / 4)
+    assert [len(each.get("packed", [])) for each in kept] == [0, 1, 2, 3]
+    printed = capsys.readouterr().out
+    assert all(reason in printed for reason in ("out of memory", apart))
+    assert bench.main(["feed", "--shape", "quick"]) == 0
+
+
+def test_the_machinerys_figures_are_kept(monkeypatch, tmp_path):
+    monkeypatch.setattr(machinery, "ray_started", lambda device: contextlib.nullcontext())
+    monkeypatch.setattr(machinery, "_ours", lambda trials: 0.3)
+    monkeypatch.setattr(machinery, "_stock", lambda trials, number: 0.1)
+    path = tmp_path / "figures.json"
+    assert bench.main(["machinery", "--json", str(path)]) == 0
+    (row,) = json.loads(path.read_text())["machinery"]
+    assert row["ratios"] == pytest.approx([3.0] * machinery.ROUNDS)
 
 
 def test_ratios_are_of_rounds():

@@ -3,17 +3,23 @@
 Parts: `step` (updates of both stages, the front end's share, memory), `packed` (trials trained together,
 beside one at a time; at quick's shape), `feed` (clips from disk) and `machinery` (what a study adds to a
 trial; needs ray, optuna and mlflow, the others torch alone). Each figure stands beside a plain reference
-from the same run, in turn with it; ratios are medians of the rounds.
+from the same run, in turn with it; ratios are medians of the rounds. What fails, as for want of memory, is
+told of, and the rest is measured.
 """
 
 from __future__ import annotations
 
 import argparse
 import dataclasses
+import functools
+import gc
 import itertools
 import json
 import os
+import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import torch
@@ -23,7 +29,7 @@ from workbench.bench.feed import measure_feed
 from workbench.bench.flops import Kind
 from workbench.bench.packed import measure_packed
 from workbench.bench.shapes import CPU_BATCH, SHAPES, batch_of, sized
-from workbench.bench.step import StepFigures, measure_step
+from workbench.bench.step import measure_step
 from workbench.bench.timing import Compared
 from workbench.config import TrialConfig
 from workbench.hardware import device_name
@@ -36,7 +42,11 @@ KINDS: tuple[Kind, ...] = ("pretrain", "finetune")
 UPDATES = {"cpu": {"quick": 10, "cf_small": 1, "cf_large": 1}, "cuda": dict.fromkeys(SHAPES, 20)}
 
 
-def main(arguments: list[str] | None = None) -> None:
+Row = dict[str, Any]
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """0; 1 where something could not be measured."""
     parser = argparse.ArgumentParser(
         prog="python -m workbench.bench", description="How fast the core is on this device."
     )
@@ -60,23 +70,35 @@ def main(arguments: list[str] | None = None) -> None:
 
     figures: dict[str, Any] = {"device": _device(device), "rounds": options.rounds}
     print(_describe(figures["device"]))
-    if "step" in parts:
-        ways = (False, True) if options.compile else (False,)
-        figures["step"] = _steps(shapes, device, options.batch, options.rounds, figures["device"], ways)
-    if "packed" in parts:
-        figures["packed"] = _packed(device, options.batch, options.rounds)
-    if "feed" in parts:
-        figures["feed"] = _feeds(shapes, options.rounds, figures.get("step", []))
-    if "machinery" in parts:
-        try:
-            from workbench.bench import machinery
-        except ModuleNotFoundError as error:
-            print(f"\nmachinery: left out, {error.name} is not installed")
-        else:
-            print()
-            machinery.main([])
-    if options.json:
-        options.json.write_text(json.dumps(figures, indent=2) + "\n")
+    ways = (False, True) if options.compile else (False,)
+    steps: list[Row] = []
+    rows_of = {
+        "step": _steps(shapes, device, options.batch, options.rounds, figures["device"], ways),
+        "packed": _packed(device, options.batch, options.rounds),
+        "feed": _feeds(shapes, options.rounds, steps),
+        "machinery": _machinery(),
+    }
+    for part in (part for part in PARTS if part in parts):
+        rows = figures[part] = steps if part == "step" else []
+        for row in rows_of[part]:
+            rows.append(row)
+            if options.json:  # at once: what is measured stays, whatever becomes of the rest
+                options.json.write_text(json.dumps(figures, indent=2) + "\n")
+    return int(any("error" in row for part in parts for row in figures[part]))
+
+
+def _measured(name: str, about: Row, measure: Callable[[], Row]) -> Row:
+    """`about` with what `measure` finds, or with its error, which is printed."""
+    try:
+        return about | measure()
+    except Exception as error:
+        lacking = isinstance(error, torch.OutOfMemoryError | MemoryError)
+        first_line = next(iter(str(error).strip().splitlines()), "")
+        reason = "out of memory" if lacking else f"{type(error).__name__}: {first_line}"
+    print(f"{name:27s} {reason}", flush=True)
+    gc.collect()  # only now: the error held what was being measured
+    torch.cuda.empty_cache()
+    return about | {"error": reason}
 
 
 def _device(device: torch.device) -> dict[str, Any]:
@@ -103,24 +125,29 @@ def _steps(
     device: torch.device,
     batch: int | None,
     rounds: int,
-    about: dict[str, Any],
+    about: Row,
     compiled: tuple[bool, ...],
-) -> list[dict[str, Any]]:
+) -> Iterator[Row]:
     print(
         f"\n{'step':27s} {'clips':>5s} {'clips/s':>8s} {'plain':>8s} {'ratio':>6s} {'of rounds':>13s} "
         f"{'front end':>9s} {'GFLOP/s':>8s} {'of peak':>7s} {'memory':>8s} {'plain':>8s}"
     )
-    rows = []
     for shape, kind, compile in itertools.product(shapes, KINDS, compiled):
         config = dataclasses.replace(SHAPES[shape], compile=compile)
         clips = batch or _default_batch(config, kind, device)
-        found = measure_step(
-            sized(config, clips), kind, device, updates=UPDATES[device.type][shape], rounds=rounds
-        )
         precision = {"bf16": "bfloat16"}.get(computed_in(config, device), "float32")
-        rows.append(_step_row(shape, compile, found, about["matrix_flops"][precision]))
-        print(_step_line(rows[-1]), flush=True)
-    return rows
+        name = f"{kind} {shape}{' compiled' if compile else ''}"
+        updates = UPDATES[device.type][shape]
+        row = _measured(
+            name,
+            {"shape": shape, "stage": kind, "compiled": compile, "clips": clips},
+            functools.partial(
+                _step, sized(config, clips), kind, device, updates, rounds, about["matrix_flops"][precision]
+            ),
+        )
+        if "error" not in row:
+            print(_step_line(name, row), flush=True)
+        yield row
 
 
 def _default_batch(config: TrialConfig, kind: Kind, device: torch.device) -> int:
@@ -128,12 +155,11 @@ def _default_batch(config: TrialConfig, kind: Kind, device: torch.device) -> int
     return min(whole, CPU_BATCH) if device.type == "cpu" and config.data.clip_seconds >= 10 else whole
 
 
-def _step_row(shape: str, compiled: bool, found: StepFigures, ceiling: float) -> dict[str, Any]:
+def _step(
+    config: TrialConfig, kind: Kind, device: torch.device, updates: int, rounds: int, ceiling: float
+) -> Row:
+    found = measure_step(config, kind, device, updates=updates, rounds=rounds)
     return {
-        "shape": shape,
-        "stage": found.kind,
-        "compiled": compiled,
-        "clips": found.batch_size,
         "clips_per_second": found.clips_per_second,
         "plain_clips_per_second": found.batch_size / found.seconds.plain_seconds,
         **_ratio(found.seconds),
@@ -149,8 +175,7 @@ def _ratio(found: Compared) -> dict[str, Any]:
     return {"ratio": found.ratio, "ratios": list(found.ratios), **dataclasses.asdict(found)}
 
 
-def _step_line(row: dict[str, Any]) -> str:
-    name = f"{row['stage']} {row['shape']}{' compiled' if row['compiled'] else ''}"
+def _step_line(name: str, row: Row) -> str:
     return (
         f"{name:27s} {row['clips']:5d} {row['clips_per_second']:8.1f} "
         f"{row['plain_clips_per_second']:8.1f} {row['ratio']:6.2f} {_range(row['ratios']):>13s} "
@@ -163,54 +188,78 @@ def _range(values: list[float]) -> str:
     return f"{min(values):.2f} to {max(values):.2f}"
 
 
-def _packed(device: torch.device, batch: int | None, rounds: int) -> list[dict[str, Any]]:
+def _packed(device: torch.device, batch: int | None, rounds: int) -> Iterator[Row]:
     heads = f"{'trials':>6s} {'updates/s':>9s} {'apart':>8s} {'ratio':>6s} {'of rounds':>13s}"
     print(f"\n{'packed, quick':20s} {heads}")
-    rows = []
-    for kind in KINDS:
-        for num_trials in PACKS[device.type]:
-            config = sized(SHAPES["quick"], batch or batch_of(SHAPES["quick"], kind))
-            updates = UPDATES[device.type]["quick"]
-            found = measure_packed(
-                config, kind, device, num_trials=num_trials, updates=updates, rounds=rounds
-            ).seconds
-            rows.append({"stage": kind, "trials": num_trials, **_ratio(found)})
+    updates = UPDATES[device.type]["quick"]
+    for kind, num_trials in itertools.product(KINDS, PACKS[device.type]):
+        config = sized(SHAPES["quick"], batch or batch_of(SHAPES["quick"], kind))
+        measure = functools.partial(_pack, config, kind, device, num_trials, updates, rounds)
+        row = _measured(f"{kind:20s} {num_trials:6d}", {"stage": kind, "trials": num_trials}, measure)
+        if "error" not in row:
             print(
-                f"{kind:20s} {num_trials:6d} {1 / found.seconds:9.1f} {1 / found.plain_seconds:8.1f} "
-                f"{found.ratio:6.2f} {_range(list(found.ratios)):>13s}",
+                f"{kind:20s} {num_trials:6d} {1 / median(row['ours']):9.1f} {1 / median(row['plain']):8.1f} "
+                f"{row['ratio']:6.2f} {_range(row['ratios']):>13s}",
                 flush=True,
             )
-    return rows
+        yield row
 
 
-def _feeds(shapes: list[str], rounds: int, steps: list[dict[str, Any]]) -> list[dict[str, Any]]:
+def _pack(
+    config: TrialConfig, kind: Kind, device: torch.device, num_trials: int, updates: int, rounds: int
+) -> Row:
+    found = measure_packed(config, kind, device, num_trials=num_trials, updates=updates, rounds=rounds)
+    return _ratio(found.seconds)
+
+
+def _feeds(shapes: list[str], rounds: int, steps: list[Row]) -> Iterator[Row]:
     print(
         f"\n{'feed':20s} {'clips':>5s} {'clips/s':>8s} {'plain':>8s} {'ratio':>6s} {'of rounds':>13s}  "
         "times the step"
     )
-    rows = []
     for shape in shapes:
         batch = batch_of(SHAPES[shape], "pretrain")
-        found = measure_feed(SHAPES[shape].data.clip_seconds, batch, rounds)
-        fastest = max((s["clips_per_second"] for s in steps if s["shape"] == shape), default=None)
-        rows.append(
-            {
-                "shape": shape,
-                "clips": batch,
-                "clips_per_second": 1 / found.seconds,
-                "plain_clips_per_second": 1 / found.plain_seconds,
-                **_ratio(found),
-                "times_the_step": 1 / found.seconds / fastest if fastest else None,
-            }
+        measured = [s["clips_per_second"] for s in steps if s["shape"] == shape and "error" not in s]
+        seconds = SHAPES[shape].data.clip_seconds
+        row = _measured(
+            f"{shape:20s} {batch:5d}",
+            {"shape": shape, "clips": batch},
+            functools.partial(_feed, seconds, batch, rounds, max(measured, default=None)),
         )
-        times = f"{rows[-1]['times_the_step']:.1f}" if fastest else "-"
-        print(
-            f"{shape:20s} {batch:5d} {1 / found.seconds:8.0f} {1 / found.plain_seconds:8.0f} "
-            f"{found.ratio:6.2f} {_range(list(found.ratios)):>13s}  {times}",
-            flush=True,
-        )
-    return rows
+        if "error" not in row:
+            times = f"{row['times_the_step']:.1f}" if row["times_the_step"] else "-"
+            print(
+                f"{shape:20s} {batch:5d} {row['clips_per_second']:8.0f} "
+                f"{row['plain_clips_per_second']:8.0f} {row['ratio']:6.2f} {_range(row['ratios']):>13s}  "
+                f"{times}",
+                flush=True,
+            )
+        yield row
+
+
+def _feed(clip_seconds: float, batch: int, rounds: int, step: float | None) -> Row:
+    """`step` in clips a second."""
+    found = measure_feed(clip_seconds, batch, rounds)
+    return {
+        "clips_per_second": 1 / found.seconds,
+        "plain_clips_per_second": 1 / found.plain_seconds,
+        **_ratio(found),
+        "times_the_step": 1 / found.seconds / step if step else None,
+    }
+
+
+def _machinery() -> Iterator[Row]:
+    try:
+        from workbench.bench import machinery
+    except ModuleNotFoundError as error:
+        print(f"\nmachinery: left out, {error.name} is not installed")
+        return
+    print()
+    row = _measured("machinery", {"trials": machinery.TRIALS}, machinery.measure)
+    if "error" not in row:
+        machinery.show(row)
+    yield row
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -31,29 +31,41 @@ from workbench.study.study_file import load_study
 from workbench.study.tune import ray_started, run_trials
 
 CURVE_POINTS = 100
+TRIALS, ROUNDS = 24, 3
 DEVICE = Device("cpu", threads=1, concurrency=2, num_gpus=0)
 
 
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description="Cost of the study's machinery, per trial.")
-    parser.add_argument("--trials", type=int, default=24)
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--trials", type=int, default=TRIALS)
+    parser.add_argument("--rounds", type=int, default=ROUNDS)
     options = parser.parse_args(arguments)
-    ours, stock, ratios = [], [], []
+    show({"trials": options.trials} | measure(options.trials, options.rounds))
+
+
+def measure(trials: int = TRIALS, rounds: int = ROUNDS) -> dict[str, Any]:
+    """Seconds a trial of ours and of stock Tune, a round each, and their ratios."""
+    ours, stock = [], []
     with ray_started(DEVICE):
-        for number in range(options.rounds):
-            stock.append(_stock(options.trials, number))
-            ours.append(_ours(options.trials))
-            ratios.append(ours[-1] / stock[-1])
+        for number in range(rounds):
+            stock.append(_stock(trials, number))
+            ours.append(_ours(trials))
+    ratios = [one / other for one, other in zip(ours, stock, strict=True)]
+    return {"ours": ours, "plain": stock, "ratios": ratios}
+
+
+def show(figures: dict[str, Any]) -> None:
+    """The table of `measure`'s figures, with the number of trials."""
     console = Console(highlight=False)
-    console.print(f"{options.trials} trials that train nothing, concurrency 2, {options.rounds} rounds")
+    rounds = len(figures["ratios"])
+    console.print(f"{figures['trials']} trials that train nothing, concurrency 2, {rounds} rounds")
     console.print("seconds a trial                                    median    min    max")
     for name, values in (
-        ("workbench: Tune, Optuna storage, MLflow", ours),
-        ("stock Tune and OptunaSearch, nothing kept", stock),
+        ("workbench: Tune, Optuna storage, MLflow", figures["ours"]),
+        ("stock Tune and OptunaSearch, nothing kept", figures["plain"]),
+        ("ratio, round by round", figures["ratios"]),
     ):
         console.print(f"{name:48s}  {_row(values)}")
-    console.print(f"{'ratio, round by round':48s}  {_row(ratios)}")
 
 
 def _row(values: list[float]) -> str:
