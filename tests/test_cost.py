@@ -408,6 +408,18 @@ def test_resources_that_are_not_there_are_refused():
         Device.of(Resources(device="cuda"))
 
 
+def test_a_trial_has_no_more_processes_than_there_are_gpus(monkeypatch):
+    """Ray would wait for the others for ever."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    assert Device.of(Resources(processes=2)).concurrency == 1
+    with pytest.raises(
+        ConfigError, match=r"resources\.processes: is 3, .*, of which torch finds 2 here; use at most 2"
+    ):
+        Device.of(Resources(processes=3))
+    assert Device.of(Resources(processes=3, device="cpu")).kind == "cpu"
+
+
 def test_extents_are_those_of_the_splits(tiny_trial, tiny_splits, data_root, tmp_path):
     from workbench import data
 

@@ -1,9 +1,11 @@
 """Two processes that share every batch train as one with the joint batch."""
 
 import dataclasses
+import json
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -11,8 +13,11 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing
 
+from workbench import processes
 from workbench import trial as trial_command
 from workbench.data import load_splits
+from workbench.settings import ConfigError
+from workbench.study import worker
 from workbench.training import compiled
 from workbench.training.checkpoint import load_tensors, save_tensors
 from workbench.training.finetune import finetune
@@ -99,6 +104,51 @@ def test_processes_stop_together_and_go_on(trial, data_root, alone, tmp_path):
     assert {path.name for path in tmp_path.glob("stopped-*")} == {"stopped-0", "stopped-1"}
     _distributed(trial, data_root, tmp_path)
     _assert_same(load_tensors(tmp_path / "0.safetensors"), alone)
+
+
+def test_a_processs_device_is_the_one_that_was_asked_for(monkeypatch):
+    with pytest.raises(ConfigError, match=r"resources\.device: process 1 .* finds no GPU of its own"):
+        processes.join("cuda")
+    taken = []
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "set_device", taken.append)
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    assert processes.join("cpu") == torch.device("cpu")
+    assert not taken
+    assert processes.join() == processes.join("cuda") == torch.device("cuda", 1)
+    monkeypatch.setenv("LOCAL_RANK", "2")
+    with pytest.raises(ConfigError, match=r"process 3 of this machine .* torch sees 2"):
+        processes.join()
+
+
+def test_a_process_whose_part_fails_ends_with_what_it_says(monkeypatch, capsys):
+    """Of the first the others are told; of another nobody would be."""
+    settings = {"threads": 1, "device": "cpu"}
+    ended = {"event": "failed", "number": 0, "reason": "out of GPU memory"}
+    monkeypatch.setattr(worker, "_run", lambda trial, settings, device, report: report(ended))
+    monkeypatch.setattr(worker, "die_with_parent", lambda: None)
+    content = json.dumps({"trial": {}, "settings": settings})
+    worker.main(content)
+    assert json.loads(capsys.readouterr().out.removeprefix(worker.EVENT)) == ended
+    monkeypatch.setattr(processes, "rank", lambda: 1)
+    with pytest.raises(SystemExit, match="out of GPU memory"):
+        worker.main(content)
+    assert not capsys.readouterr().out
+
+
+def test_processes_end_together_when_one_of_them_fails(monkeypatch, tmp_path):
+    stub = tmp_path / "python"
+    stub.write_text(
+        '#!/bin/sh\n[ "$RANK" = 1 ] && { echo "out of GPU memory" >&2; exit 1; }\nexec sleep 60\n'
+    )
+    stub.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(stub))
+    monkeypatch.setattr(worker, "LEAVING_SECONDS", 0.1)
+    began = time.monotonic()
+    with pytest.raises(RuntimeError, match="process 1 of the trial ended with 1: out of GPU memory"):
+        worker._run_in_processes({}, {"processes": 3}, lambda event: pytest.fail("nothing was told"))
+    assert time.monotonic() - began < 20
 
 
 @pytest.mark.slow

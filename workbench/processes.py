@@ -10,12 +10,14 @@ from __future__ import annotations
 import datetime
 import os
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 from torch.utils._pytree import tree_map
+
+from workbench.settings import ConfigError
 
 MEETING = "WORKBENCH_MEETING"  # a file
 PATIENCE = datetime.timedelta(days=1)  # of processes that wait for the one that decodes the data
@@ -28,10 +30,9 @@ def as_one_of(rank: int, count: int, meeting: Path) -> dict[str, str]:
     return loopback | place | {MEETING: str(meeting)}
 
 
-def join() -> torch.device:
-    """This process's device; where it is one of several, it meets the others first."""
-    place = int(os.environ.get("LOCAL_RANK", 0))
-    device = torch.device("cuda", place) if torch.cuda.is_available() else torch.device("cpu")
+def join(kind: Literal["auto", "cpu", "cuda"] = "auto") -> torch.device:
+    """This process's device; where it is one of several, it meets the others first. Raises ConfigError."""
+    device = _own_device(kind)
     if device.type == "cuda":
         torch.cuda.set_device(device)
     if "RANK" in os.environ:
@@ -41,6 +42,21 @@ def join() -> torch.device:
         rank, size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
         dist.init_process_group(backend, where, PATIENCE, rank=rank, world_size=size)
     return device
+
+
+def _own_device(kind: Literal["auto", "cpu", "cuda"]) -> torch.device:
+    """The CPU, or the GPU of this process's number on its machine."""
+    gpus = torch.cuda.device_count() if kind != "cpu" and torch.cuda.is_available() else 0
+    place = int(os.environ.get("LOCAL_RANK", 0))
+    if not gpus and kind != "cuda":
+        return torch.device("cpu")
+    if place >= gpus:
+        raise ConfigError(
+            "resources.device",
+            f"process {place + 1} of this machine finds no GPU of its own, torch sees {gpus}; start no more "
+            f"processes than GPUs, or use cpu",
+        )
+    return torch.device("cuda", place)
 
 
 def leave() -> None:

@@ -12,8 +12,6 @@ import sys
 import time
 from pathlib import Path
 
-import torch
-
 from workbench import processes
 from workbench.commands import INTERRUPTED
 from workbench.data import make_ready
@@ -41,7 +39,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--root", type=Path, default=DEFAULT_ROOT, help="where results are kept")
     options = parser.parse_args(arguments)
     try:
-        _run(options, processes.join())
+        _run(options)
     except Diverged as error:
         print(error, file=sys.stderr)
         return 1
@@ -56,8 +54,9 @@ def main(arguments: list[str] | None = None) -> int:
     return 0
 
 
-def _run(options: argparse.Namespace, device: torch.device) -> None:
+def _run(options: argparse.Namespace) -> None:
     study = load_study(options.study, preset=options.preset, assignments=tuple(options.assignments))
+    device = processes.join(study.resources.device)
     if study.search is not None:
         raise ConfigError(str(options.study), "is a search, whose trials are proposed one after the other")
     trials = study.trials()

@@ -118,6 +118,12 @@ class Device:
         gpus = 0 if resources.device == "cpu" or not torch.cuda.is_available() else torch.cuda.device_count()
         if resources.device == "cuda" and not gpus:
             raise ConfigError("resources.device", "is cuda, and torch finds no GPU here; use auto or cpu")
+        if gpus and resources.processes > gpus:
+            raise ConfigError(
+                "resources.processes",
+                f"is {resources.processes}, and each takes a GPU, of which torch finds {gpus} here; "
+                f"use at most {gpus}, or resources.device=cpu",
+            )
         there = gpus or len(os.sched_getaffinity(0))
         concurrency = resources.concurrency or max(1, there // resources.processes)
         kind = "cuda" if gpus else "cpu"

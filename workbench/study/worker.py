@@ -71,7 +71,10 @@ def work(config: dict[str, Any], settings: dict[str, Any], report: Report) -> No
 
 
 def _run_in_processes(trial: dict[str, Any], settings: dict[str, Any], report: Report) -> None:
-    """One trial by `settings["processes"]` processes below this one; its events are lines of the first."""
+    """One trial by `settings["processes"]` processes below this one; its events are lines of the first.
+
+    Raises RuntimeError where they ended without one that ends the trial.
+    """
     count = settings["processes"]
     command = [sys.executable, "-m", "workbench.study.worker"]
     command += [json.dumps({"trial": trial, "settings": settings})]
@@ -80,7 +83,7 @@ def _run_in_processes(trial: dict[str, Any], settings: dict[str, Any], report: R
             subprocess.Popen(
                 command,
                 stdout=subprocess.PIPE if rank == 0 else subprocess.DEVNULL,
-                stderr=subprocess.PIPE if rank == 0 else subprocess.DEVNULL,
+                stderr=subprocess.PIPE,
                 text=True,
                 env=dict(os.environ) | processes.as_one_of(rank, count, Path(folder) / "meeting"),
                 preexec_fn=die_with_parent,
@@ -90,8 +93,7 @@ def _run_in_processes(trial: dict[str, Any], settings: dict[str, Any], report: R
         threading.Thread(target=_end_together, args=(family,), daemon=True).start()
         first = family[0]
         assert first.stdout is not None
-        assert first.stderr is not None
-        words = _Tail(first.stderr)
+        words = [_Tail(process.stderr) for process in family if process.stderr is not None]
         has_ended = False
         for line in first.stdout:
             if line.startswith(EVENT):
@@ -101,7 +103,11 @@ def _run_in_processes(trial: dict[str, Any], settings: dict[str, Any], report: R
         for process in family:
             process.wait()
     if not has_ended:  # killed, or short of memory: as when a worker dies
-        raise RuntimeError(f"the trial's processes ended with {first.returncode}: {words.last()}")
+        statuses = [process.returncode for process in family]
+        guilty = next((rank for rank, status in enumerate(statuses) if status > 0), 0)  # others were killed
+        raise RuntimeError(
+            f"process {guilty} of the trial ended with {statuses[guilty]}: {words[guilty].last()}"
+        )
 
 
 def _end_together(family: list[subprocess.Popen[str]]) -> None:
@@ -200,13 +206,18 @@ def main(content: str) -> None:
     sent = json.loads(content)
     settings = sent["settings"]
     torch.set_num_threads(settings["threads"])
-    device = processes.join()
+    device = processes.join(settings["device"])
+    failures = []
 
     def report(event: dict[str, Any]) -> None:
         if processes.rank() == 0:
             print(EVENT + json.dumps(event), flush=True)
+        elif event["event"] in ("failed", "broken"):
+            failures.append(event["reason"])
 
     _run(sent["trial"], settings, device, report)
+    if failures:  # perhaps this process's alone: the first would wait for it, and is to be ended
+        sys.exit(failures[0])
     processes.leave()
 
 
