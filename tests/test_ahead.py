@@ -1,5 +1,6 @@
 """Batches that are prepared ahead are those that would have been heard, in their order."""
 
+import contextlib
 import gc
 import threading
 import time
@@ -82,6 +83,35 @@ def test_an_error_is_raised_where_the_batch_is_asked_for():
         pytest.raises(ValueError, match="unreadable"),
     ):
         list(ahead.of(0))
+
+
+def test_the_threads_stream_waits_for_what_was_enqueued_before(monkeypatch):
+    """A model that was only enqueued to be stacked is otherwise read while it is still garbage."""
+    order = []
+
+    class Stream:
+        def __init__(self, name):
+            self.name = name
+
+        def record_event(self):
+            order.append(f"{self.name} records")
+            return self.name
+
+        def wait_event(self, event):
+            order.append(f"{self.name} waits for {event}")
+
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device=None: Stream("default"))
+    monkeypatch.setattr(torch.cuda, "Stream", lambda device: Stream("own"))
+    monkeypatch.setattr(torch.cuda, "stream", lambda stream: contextlib.nullcontext())
+
+    def hear(step):
+        order.append("heard")
+        yield step
+
+    with Ahead(hear, range(1), torch.device("cuda")) as ahead:
+        assert list(ahead.of(0)) == [0]
+    expected = ["default records", "own waits for default", "heard", "own records", "default waits for own"]
+    assert order == expected
 
 
 def test_no_thread_is_left():

@@ -38,10 +38,13 @@ class Ahead(Generic[HeardT]):
             in_thread = device.type == "cuda"
         self._ready: queue.Queue[Any] = queue.Queue(maxsize=1)
         self._ended = threading.Event()
+        self._before: torch.cuda.Event | None = None
         self._thread = threading.Thread(target=self._prepare, daemon=True) if in_thread else None
 
     def __enter__(self) -> Ahead[HeardT]:
         if self._thread is not None:
+            if self._device.type == "cuda":  # what was enqueued so far: models, their front ends
+                self._before = torch.cuda.current_stream(self._device).record_event()
             self._thread.start()
         return self
 
@@ -75,6 +78,8 @@ class Ahead(Generic[HeardT]):
     def _prepare(self) -> None:
         on_gpu = self._device.type == "cuda"
         stream = torch.cuda.Stream(self._device) if on_gpu else None
+        if stream is not None and self._before is not None:
+            stream.wait_event(self._before)  # streams do not wait for one another by themselves
         try:
             with torch.cuda.stream(stream) if stream is not None else contextlib.nullcontext():
                 for step in self._updates:
