@@ -13,11 +13,12 @@ import pytest
 import torch
 
 from workbench.places import Places
+from workbench.study.calibration import Device
 from workbench.study.ledger import GridLedger
 from workbench.study.plan import Planner
 from workbench.study.results import studies, trial_table
 from workbench.study.study_file import load_study
-from workbench.study.tune import Watcher, _Handout
+from workbench.study.tune import Watcher, _gpus_each, _Handout
 from workbench.study.worker import ENDS, _run
 from workbench.training import rendezvous
 from workbench.training.rendezvous import Rendezvous
@@ -76,6 +77,15 @@ def test_a_pack_that_fails_is_told_of_and_its_study_goes_on_one_by_one(root, pro
     assert watcher.notes == [f"a pack of trials failed ({reason}); from here on trials train one by one"]
     again = [handout.suggest(name)["trials"] for name in ("one", "other")]
     assert sorted([trial["number"] for trial in group] for group in again) == [[t["number"]] for t in trials]
+
+
+def test_as_many_trials_share_a_gpu_as_were_asked_for():
+    for sharing in range(1, 33):
+        each = _gpus_each(Device("cuda", 1, concurrency=2 * sharing, num_gpus=2))
+        assert sharing * round(each * 10_000) <= 10_000, sharing  # as Ray adds them up
+        assert (sharing + 1) * round(each * 10_000) > 10_000, sharing
+    assert _gpus_each(Device("cuda", 1, concurrency=1, num_gpus=4, processes=4)) == 4
+    assert _gpus_each(Device("cpu", 1, concurrency=2, num_gpus=0)) == 0
 
 
 def _scores(root):

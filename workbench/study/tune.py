@@ -48,6 +48,7 @@ from workbench.study.plan import PlannedTrial
 from workbench.study.worker import ENDS, work
 
 WORKER_DEATHS = 3  # survived by a trial; each time it is handed out again, and goes on from its checkpoint
+RAY_UNITS = 10_000  # of a GPU: Ray rounds what is asked for to whole ones
 WATCH_SECONDS = 0.5  # between looks at whether Ray's servers live
 
 
@@ -90,9 +91,7 @@ def run_trials(
     """
     folder = places.study(ledger.study.id) / "tune"
     shutil.rmtree(folder, ignore_errors=True)  # of an earlier launch; nothing in it is read
-    sharing = math.ceil(device.concurrency / (device.num_gpus or 1))  # of a GPU; no trial uses more than one
-    gpus = device.processes if device.processes > 1 else 1 / sharing
-    per_trial = {"cpu": device.threads * device.processes, "gpu": gpus if device.num_gpus else 0}
+    per_trial = {"cpu": device.threads * device.processes, "gpu": _gpus_each(device)}
     settings = {
         "store": places.store_location,
         "data": str(places.data.resolve()),
@@ -133,6 +132,16 @@ def run_trials(
         shutil.rmtree(folder, ignore_errors=True)
     if handout.broken:
         raise StudyStopped(handout.broken)
+
+
+def _gpus_each(device: Device) -> float:
+    """Of a trial: one for each of its processes, or the part of one that it shares with others."""
+    if not device.num_gpus:
+        return 0
+    if device.processes > 1:
+        return device.processes
+    sharing = math.ceil(device.concurrency / device.num_gpus)
+    return math.floor(RAY_UNITS / sharing) / RAY_UNITS  # rounded up, the parts would be more than a GPU
 
 
 @contextlib.contextmanager
