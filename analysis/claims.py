@@ -1,8 +1,8 @@
 """What the data say of the paper's claims: `python analysis/claims.py [study ...]`.
 
 Each claim that a study tests is supported, contradicted or inconclusive, at the scale of that study and no
-other (`analysis/rulings.py` has the rules); with effects, 95 % intervals, and how many more replicates would
-decide. Printed, and written as CSV.
+other (`analysis/rulings.py` has the rules); with effects, 95 % intervals, and how many more seeds would
+decide (`analysis/needs.py`). Printed, and written as CSV.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import pandas as pd
 
 from analysis.command import run
 from analysis.findings import Findings
-from analysis.rulings import Evidence, Ruling
+from analysis.rulings import Evidence
 from analysis.stored import StoredStages
 from analysis.verdicts import ORDINALS, Verdict, level_words
 from workbench.places import Places
@@ -55,22 +55,6 @@ def describe_effect(evidence: Evidence) -> str:
     return f"{text} ({low} to {high})"
 
 
-def describe_need(verdict: Verdict) -> str:
-    """How many replicates would decide what is open; empty where that cannot be said."""
-    if verdict.ruling is not Ruling.INCONCLUSIVE:
-        return ""
-    needed = verdict.replicates_to_decide
-    have = max((e.effect.n for e in verdict.evidence if e.effect is not None), default=0)
-    if needed is None:
-        return ""
-    if needed <= have:
-        return f"By their noise {have} replicates would decide it, were it the study's only test"
-    return (
-        f"About {needed - have} more replicates would decide each part alone, if effects and noise stay as "
-        "they are"
-    )
-
-
 def describe_setting(verdict: Verdict) -> str:
     """Since when the claim has stood as it does, and whether that was before the runs."""
     day = verdict.since[:10]
@@ -99,8 +83,7 @@ def describe(verdict: Verdict) -> str:
         line = f"  - {evidence.ruling}: {describe_part(evidence.part)}: {describe_effect(evidence)}"
         line += f", n = {evidence.effect.n}" if evidence.effect else ""
         lines.append(line + (f" [{evidence.note}]" if evidence.note else ""))
-    need = describe_need(verdict)
-    return "\n".join([*lines, f"  {need}"] if need else lines)
+    return "\n".join([*lines, f"  {verdict.need}"] if verdict.need else lines)
 
 
 def verdict_table(verdicts: Sequence[Verdict]) -> pd.DataFrame:
@@ -123,6 +106,7 @@ def verdict_table(verdicts: Sequence[Verdict]) -> pd.DataFrame:
                     "p_support": evidence.p_support,
                     "p_contradict": evidence.p_contradict,
                     "replicates_to_decide": evidence.replicates_to_decide,
+                    "need": evidence.need,
                     "note": evidence.note,
                     "scale": verdict.scale,
                     "set_on": verdict.since,

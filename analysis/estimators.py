@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy import special, stats
 
-from workbench.study.power import detectable_difference
+from workbench.study.power import CONFIDENCE, detectable_difference
 
 FloatArray = NDArray[np.float64]
 IntArray = NDArray[np.int64]
@@ -372,11 +372,16 @@ def expected_best(scores: ArrayLike) -> FloatArray:
 
 
 def pairs_to_decide(
-    effect: float, deviation: float, *, margin: float | None = None, most: int = 1000
+    effect: float,
+    deviation: float,
+    *,
+    margin: float | None = None,
+    confidence: float = CONFIDENCE,
+    most: int = 1000,
 ) -> int | None:
     """How many pairs in all would show an `effect`, with `deviation` of a pair's difference.
 
-    Those with which `detectable_difference` comes down to the effect (80 % power at 95 % confidence). With
+    Those with which `detectable_difference` comes down to the effect (80 % power at this confidence). With
     a `margin` of equivalence, showing that the effect lies within it decides as well, and the easier counts.
     Effect and deviation that were observed in a few pairs are noisy, and so is this. None: more than `most`.
 
@@ -390,12 +395,13 @@ def pairs_to_decide(
             f"deviation must not be negative, nor margin 0 or less, got {deviation} and {margin}"
         )
     gap = abs(effect) if margin is None else max(abs(effect), margin - abs(effect))
-    if gap == 0 or detectable_difference(most, deviation) > gap:
+    if gap == 0 or detectable_difference(most, deviation, confidence=confidence) > gap:
         return None
     low, high = 1, most  # low is too few, high enough; the detectable difference falls with the pairs
     while high - low > 1:
         middle = (low + high) // 2
-        low, high = (low, middle) if detectable_difference(middle, deviation) <= gap else (middle, high)
+        enough = detectable_difference(middle, deviation, confidence=confidence) <= gap
+        low, high = (low, middle) if enough else (middle, high)
     return high
 
 

@@ -27,7 +27,7 @@ import pandas as pd
 from markupsafe import Markup
 from matplotlib.figure import Figure
 
-from analysis.claims import describe_effect, describe_levels, describe_need, describe_part, describe_setting
+from analysis.claims import describe_effect, describe_levels, describe_part, describe_setting
 from analysis.command import run
 from analysis.findings import Findings
 from analysis.label_efficiency import (
@@ -143,7 +143,7 @@ def _verdict_row(verdict: Verdict, root: Path) -> dict[str, Any]:
         "study": verdict.record.id,
         "ruling": str(verdict.ruling),
         "symbol": SYMBOLS[verdict.ruling],
-        "need": describe_need(verdict),
+        "need": verdict.need,
         "tested_as": verdict.claim.tested_as,
         "setting": describe_setting(verdict),
         "levels": describe_levels(verdict),

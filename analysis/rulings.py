@@ -10,17 +10,18 @@ lies within its margin, or beyond; `rising` where every step is up. `fewer_label
 from __future__ import annotations
 
 import enum
+import functools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 
-from analysis.estimators import Comparison, Interval, holm, pairs_to_decide
+from analysis.estimators import Comparison, holm
+from analysis.needs import Need, Saving, need_of
 from workbench.study.claims import Equivalent, Greater, Part, Rising
 
 ERROR_RATE = 0.05
-SURE = 2.8  # standard errors at which a difference is found with 80 % power at 95 % confidence
 
 
 class Ruling(enum.StrEnum):
@@ -39,30 +40,34 @@ class Evidence:
         `rising`; a share of the labels, of `fewer_labels`.
     p_support, p_contradict: corrected for all that the study tests; NaN where there is none.
     gap: the distance of the effect from what would settle it, in its unit; NaN where none is known.
+    correction: by how much p values are multiplied, for all that is tested beside.
     note: what the reader should know of it.
     """
 
     part: Part
-    effect: Interval | None
+    effect: Comparison | Saving | None
     p_support: float = math.nan
     p_contradict: float = math.nan
     ruling: Ruling = Ruling.INCONCLUSIVE
     gap: float = math.nan
+    correction: float = 1.0
     note: str = ""
 
     @property
-    def replicates_to_decide(self) -> int | None:
-        """In all, for one comparison alone, if effect and noise stay as they are.
+    def need(self) -> str:
+        """How many more seeds would decide it, or why no number of them does; empty where it is decided."""
+        return "" if self._need is None else self._need.words
 
-        None where that is not known, above 1,000, or where test clips and not replicates are too few; nor of
-        test folds, of which there are no more.
-        """
-        if math.isnan(self.gap) or not isinstance(self.effect, Comparison) or math.isnan(self.effect.low):
+    @property
+    def replicates_to_decide(self) -> int | None:
+        """In all, if effect and noise stay as they are; None where it is decided, or no number is known."""
+        return None if self._need is None else self._need.replicates
+
+    @functools.cached_property
+    def _need(self) -> Need | None:
+        if self.ruling is not Ruling.INCONCLUSIVE:
             return None
-        if self.effect.overlap:
-            return None
-        left = self.gap**2 - (SURE * self.effect.clip_error) ** 2
-        return pairs_to_decide(math.sqrt(left), self.effect.deviation) if left > 0 else None
+        return need_of(self.effect, self.gap, self.correction)
 
 
 def judge_greater(part: Greater, found: Comparison) -> Evidence:
@@ -104,6 +109,7 @@ def judge_rising(part: Rising, steps: Sequence[Comparison]) -> Evidence:
         judged[least],
         part=part,
         p_contradict=min(1.0, len(steps) * min(one.p_contradict for one in judged)),
+        correction=1.0 if steps[least].mean > part.margin else len(steps),
         note=f"step {least + 1} of {len(steps)}, the least certain",
     )
 
@@ -151,7 +157,13 @@ def _ruled(evidence: Evidence, support_factor: float, contradict_factor: float) 
         ruling = Ruling.CONTRADICTED
     elif support < ERROR_RATE:
         ruling = Ruling.SUPPORTED
-    return replace(evidence, p_support=support, p_contradict=contradict, ruling=ruling)
+    return replace(
+        evidence,
+        p_support=support,
+        p_contradict=contradict,
+        ruling=ruling,
+        correction=evidence.correction * max(support_factor, contradict_factor),
+    )
 
 
 def _factors(p_values: Sequence[float]) -> list[float]:

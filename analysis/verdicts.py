@@ -13,9 +13,10 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from analysis.estimators import Comparison, Interval, crossed_comparison, paired_comparison
+from analysis.estimators import Comparison, crossed_comparison, paired_comparison
 from analysis.label_efficiency import NoCurves, study_curves
-from analysis.label_reduction import label_reduction
+from analysis.label_reduction import LabelReduction, label_reduction
+from analysis.needs import Saving
 from analysis.plot_ablation import is_number
 from analysis.predictions import Predictions
 from analysis.replicates import by_replicate, with_fold_numbers
@@ -51,6 +52,26 @@ class Verdict:
         if Ruling.CONTRADICTED in rulings:
             return Ruling.CONTRADICTED
         return Ruling.SUPPORTED if rulings == {Ruling.SUPPORTED} else Ruling.INCONCLUSIVE
+
+    @property
+    def need(self) -> str:
+        """How many more seeds would decide what is open, or why none would; empty where nothing is.
+
+        Of several parts that take more seeds the most; they must all hold.
+        """
+        if self.ruling is not Ruling.INCONCLUSIVE:
+            return ""
+        open_parts = sorted(
+            (e for e in self.evidence if e.ruling is Ruling.INCONCLUSIVE),
+            key=lambda e: e.replicates_to_decide or 0,
+            reverse=True,
+        )
+        most = [e.need for e in open_parts if e.replicates_to_decide is not None][:1]
+        others = dict.fromkeys(e.need for e in open_parts if e.replicates_to_decide is None)
+        words = [*most, *others]
+        where = " (of the parts that so many would decide)" if most and others else ""
+        text = f"{words[0]}{where}" + "".join(f"; {word}" for word in words[1:])
+        return f"To decide it, if effects and noise stay as they are: {text}"
 
     @property
     def replicates_to_decide(self) -> int | None:
@@ -260,6 +281,7 @@ def _examine_greater(trials: Trials, part: Greater) -> Evidence:
         return surest
     return replace(
         surest,
+        correction=len(judged),
         p_support=min(1.0, len(judged) * surest.p_support),
         p_contradict=max(one.p_contradict for one in judged),
     )
@@ -308,9 +330,23 @@ def _examine_labels(trials: Trials, part: FewerLabels, table: pd.DataFrame) -> E
         notes.append(f"{len(curves.left_out)} replicates lack a trial")
     if curves.overlap:
         notes.append(OF_FOLDS)
-    mean = math.nan if found.reduction is None else found.reduction
-    effect = Interval(mean=mean, low=low, high=high, n=found.n)
-    return Evidence(part=part, effect=effect, ruling=ruling, note="; ".join(notes))
+    return Evidence(
+        part=part,
+        effect=_saving(found, part.at_least, curves.overlap),
+        ruling=ruling,
+        gap=math.nan if found.reduction is None else abs(found.reduction - part.at_least),
+        note="; ".join(notes),
+    )
+
+
+def _saving(found: LabelReduction, at_least: float, overlap: float) -> Saving:
+    mean, low, high = found.reduction, found.reduction_low, found.reduction_high
+    if mean is None or (found.labels_low == 0 and mean < at_least):
+        half_width = math.inf  # where the range gives no bound
+    else:
+        half_width = mean - low if mean >= at_least else high - mean
+    mean = math.nan if mean is None else mean
+    return Saving(mean=mean, low=low, high=high, n=found.n, half_width=half_width, overlap=overlap)
 
 
 def study_verdicts(record: StudyRecord, table: pd.DataFrame, predictions: Predictions) -> list[Verdict]:

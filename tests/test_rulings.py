@@ -1,5 +1,7 @@
 """What supports a claim, what contradicts it, and what says nothing."""
 
+import re
+
 import numpy as np
 import pytest
 
@@ -95,18 +97,54 @@ def test_one_replicate_decides_nothing():
     assert _ruled(*[judge_equivalent(EQUAL, alone)])[0].ruling is Ruling.INCONCLUSIVE
 
 
-def test_replicates_to_decide_would_decide():
-    found = judge_greater(GREATER, _compared(0.03, 0.05, 3))
-    needed = found.replicates_to_decide
-    again = [_compared(0.03, 0.05, n) for n in (needed, 3)]
-    assert _ruled(*[judge_greater(GREATER, again[0])])[0].ruling is Ruling.SUPPORTED
-    assert _ruled(*[judge_greater(GREATER, again[1])])[0].ruling is Ruling.INCONCLUSIVE
+def test_more_seeds_that_are_asked_for_would_decide():
+    """Alone; and of six claims, whose p values are corrected for each other, which takes more."""
+    needed = []
+    for claims in (1, 6):
+        found = _ruled(*[judge_greater(GREATER, _compared(0.03, 0.05, 3))] * claims)[0]
+        assert found.ruling is Ruling.INCONCLUSIVE
+        needed.append(found.replicates_to_decide)
+        assert found.need == f"about {needed[-1] - 3} more seeds"
+        again = _ruled(*[judge_greater(GREATER, _compared(0.03, 0.05, needed[-1]))] * claims)[0]
+        assert again.ruling is Ruling.SUPPORTED
+        assert again.need == ""
+    assert needed[1] > needed[0]
 
 
-def test_more_replicates_cannot_make_up_for_few_clips():
-    noise = np.random.default_rng(0).normal(0, 0.02, (300, 1)) * np.ones((1, 3))
-    found = judge_greater(GREATER, crossed_comparison([0.015, 0.016, 0.017], noise, 100))
-    assert found.replicates_to_decide is None
+def test_more_seeds_cannot_make_up_for_few_clips():
+    """As many clips as are asked for can: the noise that they share falls with their root."""
+
+    def found(clips, seeds):
+        noise = np.random.default_rng(0).normal(0, 0.02 * np.sqrt(100 / clips), (300, 1)) * np.ones(
+            (1, seeds)
+        )
+        differences = _differences(0.016, 0.002, seeds)
+        return _ruled(judge_greater(GREATER, crossed_comparison(differences, noise, clips)))[0]
+
+    few = found(100, 3)
+    assert few.replicates_to_decide is None
+    assert few.need.startswith("no number of seeds, for 100 test clips are too few: about ")
+    clips, seeds = (
+        int(word.replace(",", "")) for word in re.findall(r"about ([\d,]+) .* and ([\d,]+)", few.need)[0]
+    )
+    assert found(clips, seeds).ruling is Ruling.SUPPORTED
+    assert found(100, 1000).ruling is Ruling.INCONCLUSIVE
+
+
+@pytest.mark.parametrize(
+    ("compared", "words"),
+    [
+        (paired_comparison([0.0], [0.5]), "not known from one"),
+        (paired_comparison([0.5, 0.6], [0.75, 0.85]), "agree to the last digit"),
+        (_compared(0.0101, 0.05, 3), "more than 1,000 seeds"),
+        (paired_comparison(np.zeros(5), _differences(0.02, 0.02), overlap=1 / 3), "not enough of them"),
+        (paired_comparison(np.zeros(3), _differences(0.1, 0.03, 3), overlap=1 / 3), "more test folds"),
+    ],
+)
+def test_an_open_part_always_says_what_would_decide_it_or_why_nothing_does(compared, words):
+    found = _ruled(judge_greater(GREATER, compared))[0]
+    assert found.ruling is Ruling.INCONCLUSIVE
+    assert words in found.need
 
 
 @pytest.mark.parametrize("n", [2, 3, 5])

@@ -135,7 +135,7 @@ def test_folds_are_not_taken_for_independent():
     plain = found.deviation / np.sqrt(5)
     assert found.standard_error == pytest.approx(plain * np.sqrt(1 + 5 / 3))
     part = Greater(of=("all/16",), than=("all/1",), margin=float(found.mean))
-    assert examine(trials, part, table).replicates_to_decide is None  # there are no more folds
+    assert "test folds are the replicates" in examine(trials, part, table).need
 
 
 @pytest.mark.parametrize(
@@ -253,6 +253,7 @@ def test_two_thirds_is_judged_by_the_interval_of_the_reduction(shift, ruling):
     record, table = simulated(FOLDER / "label_fraction.yaml", "quick", score)
     verdict = study_verdicts(record, table, NoPredictions())[0]
     assert verdict.ruling is ruling, describe(verdict)
+    assert ("more seeds" in verdict.need) == (ruling is Ruling.INCONCLUSIVE)
 
 
 def test_a_curve_that_levels_off_saves_no_labels():

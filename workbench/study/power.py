@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import math
 from collections.abc import Callable
 from pathlib import Path
 
@@ -16,19 +17,35 @@ from workbench.study.definition import Study
 CONFIDENCE, POWER = 0.95, 0.8
 
 
-def detectable_difference(pairs: int, deviation: float = 1.0) -> float:
+def detectable_difference(
+    pairs: int,
+    deviation: float = 1.0,
+    *,
+    overlap: float = 0.0,
+    clip_error: float = 0.0,
+    confidence: float = CONFIDENCE,
+) -> float:
     """The true mean difference that a two-sided paired t-test finds with probability `POWER`.
 
-    `deviation` is the standard deviation of a pair's difference, and the unit of the result.
+    `deviation` is the standard deviation of a pair's difference, and the unit of the result. `overlap` is of
+    the pairs' training sets, where they are test folds, and `clip_error` what test clips that all pairs share
+    add to the standard error of the mean: no number of pairs takes them away.
     """
     if pairs < 2:
         return float("inf")
-    critical = stats.t.ppf(1 - (1 - CONFIDENCE) / 2, pairs - 1)
+    critical = float(stats.t.isf((1 - confidence) / 2, pairs - 1))
 
-    def lacking(effect: float) -> float:  # a finding with the wrong sign is none
-        return float(stats.nct.sf(critical, pairs - 1, effect * np.sqrt(pairs)) - POWER)
+    def lacking(noncentrality: float) -> float:  # a finding with the wrong sign is none
+        return float(stats.nct.sf(critical, pairs - 1, noncentrality) - POWER)
 
-    return deviation * float(optimize.brentq(lacking, 0.0, 20.0))
+    by_pairs = float(optimize.brentq(lacking, 0.0, 3 * critical + 3)) / math.sqrt(pairs)
+    by_pairs *= deviation * math.sqrt(1 + pairs * overlap)
+    return math.hypot(by_pairs, standard_errors_to_find(confidence) * clip_error)
+
+
+def standard_errors_to_find(confidence: float = CONFIDENCE) -> float:
+    """Of a mean whose noise is known, that it must be off to be found with probability `POWER`."""
+    return float(stats.norm.isf((1 - confidence) / 2) + stats.norm.ppf(POWER))
 
 
 def earlier_deviation(study: Study, folder: Path) -> tuple[float, str] | None:

@@ -1,0 +1,107 @@
+"""What would decide a part that is open: so many more seeds, or why no number of them does."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from scipy import stats
+
+from analysis.estimators import Comparison, Interval, pairs_to_decide
+from analysis.replicates import NUM_FOLDS
+from workbench.study.power import CONFIDENCE, detectable_difference, standard_errors_to_find
+
+MOST_CLIPS = 1000  # times those that there are; what takes more is nearer its margin than can be told
+
+
+@dataclass(frozen=True)
+class Need:
+    """If effect and noise stay as they are, with 80 % power.
+
+    words: without a capital or a full stop.
+    replicates: in all; None where no number of them would do, where it is above 1,000, or unknown.
+    """
+
+    words: str
+    replicates: int | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Saving(Interval):
+    """The share of the labels that pre-training saves.
+
+    mean: NaN where it lies outside of the label counts measured.
+    half_width: of the interval, on the side of what is asked for; infinite where these do not bound it.
+    overlap: of test folds, where these are the replicates.
+    """
+
+    half_width: float
+    overlap: float = 0.0
+
+
+def need_of(effect: Comparison | Saving | None, gap: float, correction: float = 1.0) -> Need:
+    """Of an `effect` that is `gap` from what would settle it, in its unit.
+
+    `correction` is by how much p values are multiplied, for all that is tested beside.
+    """
+    if effect is None:
+        return Need("no number of seeds decides what was not tested")
+    if effect.n == 1:
+        return Need("how many seeds would decide is not known from one; run two or more")
+    if isinstance(effect, Saving):
+        return _by_scaling(effect, gap)
+    if math.isnan(gap):
+        return Need("how many seeds would decide is not known, for these agree to the last digit")
+    confidence = 1 - (1 - CONFIDENCE) / correction
+    return _by_folds(effect, gap, confidence) if effect.overlap else _by_seeds(effect, gap, confidence)
+
+
+def _by_seeds(found: Comparison, gap: float, confidence: float) -> Need:
+    by_clips = standard_errors_to_find(confidence) * found.clip_error
+    if by_clips < gap:
+        left = math.sqrt(gap**2 - by_clips**2)
+        needed = pairs_to_decide(left, found.deviation, confidence=confidence)
+        if needed is not None:
+            return _more_seeds(needed, found.n)
+    share = 2 * (by_clips / gap) ** 2 if gap else math.inf  # so that clips leave half of the variance
+    if not 0 < share <= MOST_CLIPS:
+        return Need("more than 1,000 seeds, so near to its margin is the effect")
+    clips = int(float(f"{found.clips * share:.2g}"))
+    beside = pairs_to_decide(gap / math.sqrt(2), found.deviation, confidence=confidence)
+    with_seeds = f"{beside:,} seeds" if beside else "more than 1,000 seeds"
+    return Need(
+        f"no number of seeds, for {found.clips:,} test clips are too few: about {clips:,} of them and "
+        f"{with_seeds} in all would do"
+    )
+
+
+def _by_folds(found: Comparison, gap: float, confidence: float) -> Need:
+    for folds in range(found.n + 1, NUM_FOLDS + 1):
+        detectable = detectable_difference(
+            folds, found.deviation, overlap=found.overlap, confidence=confidence
+        )
+        if detectable <= gap:
+            return Need(f"about {folds - found.n} more test folds", folds)
+    return _no_more_folds()
+
+
+def _by_scaling(found: Saving, gap: float) -> Need:
+    """Of an interval that narrows with the seeds as one of a mean does."""
+    if found.overlap:
+        return _no_more_folds()
+    if not math.isfinite(found.half_width):
+        return Need("how many seeds would decide is not known, for the label counts do not bound the share")
+    deviation = found.half_width * math.sqrt(found.n) / float(stats.t.ppf((1 + CONFIDENCE) / 2, found.n - 1))
+    needed = pairs_to_decide(gap, deviation)
+    if needed is None:
+        return Need("more than 1,000 seeds, so near to its margin is the effect")
+    return _more_seeds(needed, found.n)
+
+
+def _more_seeds(needed: int, have: int) -> Need:
+    needed = max(needed, have + 1)  # what is open with those that there are takes one more at least
+    return Need(f"about {needed - have:,} more seed{'s' if needed - have > 1 else ''}", needed)
+
+
+def _no_more_folds() -> Need:
+    return Need("no number of seeds, for test folds are the replicates, and there are not enough of them")
