@@ -26,7 +26,7 @@ from analysis.estimators import (
     per_clip_difference,
 )
 from analysis.label_reduction import Reach, bootstrap_labels, label_reduction
-from analysis.replicates import FOLD_OVERLAP
+from workbench.study.power import FOLD_OVERLAP
 
 COVERED, WRONG = (0.93, 0.97), (0.0, 0.065)
 REPLICATES = (3, 5, 10)

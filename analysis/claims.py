@@ -128,9 +128,10 @@ def main(arguments: list[str] | None = None) -> int:
 
 def _judge(options: argparse.Namespace, records: list[StudyRecord]) -> int:
     stages = StoredStages(Places.read(options.root).store())
-    verdicts = [
-        verdict for record in records for verdict in Findings.read(record, options.root, stages).verdicts
-    ]
+    found = [Findings.read(record, options.root, stages) for record in records]
+    for line in (line for study in found for line in study.unread):
+        print(line, file=sys.stderr)
+    verdicts = [verdict for study in found for verdict in study.verdicts]
     if not verdicts:
         print(
             f"no finished study below {options.root} tests a claim; run one first: make study",

@@ -8,10 +8,11 @@ from pathlib import Path
 
 import pandas as pd
 
+from analysis.detectable import Detectable, study_detectable
 from analysis.label_efficiency import Curves, NoCurves, study_curves
 from analysis.predictions import Predictions
 from analysis.stored import StoredStages
-from analysis.verdicts import Verdict, study_verdicts
+from analysis.verdicts import Verdict, claims_of, study_verdicts
 from workbench.study.results import StudyRecord, trial_table
 
 
@@ -22,17 +23,25 @@ class Findings:
     record: StudyRecord
     table: pd.DataFrame
     verdicts: list[Verdict]
+    detectable: Detectable | None = None
 
     @classmethod
     def read(cls, record: StudyRecord, root: Path, stages: StoredStages) -> Findings:
         """From the results below `root`."""
         table = trial_table(record, root)
-        return cls(record, table, study_verdicts(record, table, Predictions(stages, record.metric)))
+        predictions = Predictions(stages, record.metric)
+        verdicts = study_verdicts(record, table, predictions)
+        return cls(record, table, verdicts, study_detectable(record, table, predictions))
 
     @cached_property
     def done(self) -> pd.DataFrame:
         """The finished trials."""
         return self.table[self.table.state == "complete"] if len(self.table) else self.table
+
+    @property
+    def unread(self) -> list[str]:
+        """Why claims were left out, a line each."""
+        return claims_of(self.record)[1]
 
     @cached_property
     def curves(self) -> Curves | None:

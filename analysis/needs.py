@@ -8,8 +8,12 @@ from dataclasses import dataclass
 from scipy import stats
 
 from analysis.estimators import Comparison, Interval, pairs_to_decide
-from analysis.replicates import NUM_FOLDS
-from workbench.study.power import CONFIDENCE, detectable_difference, standard_errors_to_find
+from workbench.study.power import (
+    CONFIDENCE,
+    NUM_FOLDS,
+    detectable_difference,
+    standard_errors_to_find,
+)
 
 MOST_CLIPS = 1000  # times those that there are; what takes more is nearer its margin than can be told
 

@@ -6,10 +6,7 @@ from typing import TypeVar
 
 import pandas as pd
 
-from workbench.data.esc50 import NUM_FOLDS
-
-# A test fold to the three of five that train (one more is for validation), however few of their labels do.
-FOLD_OVERLAP = 1 / (NUM_FOLDS - 2)
+from workbench.study.power import FOLD_OVERLAP
 
 Scores = TypeVar("Scores", pd.Series, pd.DataFrame)
 

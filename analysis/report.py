@@ -65,7 +65,6 @@ from analysis.verdicts import Verdict, scale_of
 from workbench.places import Places
 from workbench.settings import digest
 from workbench.study.cost import duration
-from workbench.study.power import detectable_difference, paired_deviation
 from workbench.study.results import StudyRecord, arms, best_tuned, runs_link
 from workbench.study.tracking import attach
 from workbench.study.trial_storage import importances
@@ -255,7 +254,7 @@ def _study_part(study: Findings, places: Places, stages: StoredStages) -> dict[s
         "caption": "No trial has finished.",
         "arms": [],
         "late": False,
-        "detectable": _detectable(study),
+        "detectable": str(study.detectable or ""),
         "budget": "",
         "same_budget": True,
         "importance": "",
@@ -305,23 +304,6 @@ def _arm_rows(record: StudyRecord, done: pd.DataFrame, late: dict[Any, Any]) -> 
     return rows
 
 
-def _detectable(study: Findings) -> str:
-    """What difference the choice of seeds can show, by this study's own noise."""
-    if study.record.search or not len(study.done):
-        return ""
-    metric = f"test/{study.record.metric}"
-    shown = best_tuned(study.record, study.done)
-    deviation, freedom = paired_deviation(shown, metric, arms(study.record))
-    pairs = shown.groupby(["seed", "fold"], dropna=False).ngroups
-    if not freedom or pairs < 2:
-        return "One arm, or one replicate, shows no difference."
-    return (
-        f"By the noise of this study (standard deviation of a pair's difference {deviation:.3f}), {pairs} "
-        f"pairs can be expected to show a difference of {detectable_difference(pairs, deviation):.3f} in one "
-        "comparison (80 % power); claims, which are corrected for each other, need more."
-    )
-
-
 # What it cost
 
 
@@ -369,6 +351,8 @@ def _write(options: argparse.Namespace, records: list[StudyRecord]) -> int:
     if not any(len(study.done) for study in found):
         print(f"nothing to report below {options.root}: run a study first (make study)", file=sys.stderr)
         return 2
+    for line in (line for study in found for line in study.unread):
+        print(line, file=sys.stderr)
     words = ["python analysis/report.py", *options.studies, "--root", str(options.root)]
     options.output.mkdir(parents=True, exist_ok=True)
     page = options.output / PAGE

@@ -14,17 +14,19 @@ import numpy as np
 import pandas as pd
 
 from analysis.estimators import Comparison, crossed_comparison, paired_comparison
-from analysis.label_efficiency import NoCurves, study_curves
+from analysis.label_efficiency import PRETRAINED, SCRATCH, NoCurves, study_curves
 from analysis.label_reduction import LabelReduction, label_reduction
 from analysis.needs import Saving
 from analysis.plot_ablation import is_number
 from analysis.predictions import Predictions
 from analysis.replicates import by_replicate, with_fold_numbers
 from analysis.rulings import Evidence, Ruling, judge_equivalent, judge_greater, judge_rising, rule
+from workbench.settings import ConfigError
 from workbench.study.claims import Claim, Equivalent, FewerLabels, Greater, Part, Rising, read_entered
 from workbench.study.results import StudyRecord, best_tuned
 
 OF_FOLDS = "test folds, whose training sets overlap, are the replicates"
+Contrast = tuple[list[tuple[str, Any]], list[tuple[str, Any]]]  # (regime, level) of either side
 ORDINALS = ("first", "second", "third", "fourth")
 
 
@@ -241,6 +243,19 @@ def compare(
     return crossed_comparison(differences, redrawn, clips), "; ".join(notes)
 
 
+def contrasts(trials: Trials, part: Part) -> list[Contrast]:
+    """The arms of each difference that a part is about. Raises NotTested."""
+    match part:
+        case Greater() | Equivalent():
+            return [_sides(part, way) for way in trials.resolve([*part.of, *part.than])]
+        case Rising():
+            steps = itertools.pairwise(trials.levels(part.regime))
+            return [([(part.regime, after)], [(part.regime, before)]) for before, after in steps]
+        case FewerLabels():
+            levels = trials.levels(PRETRAINED)
+            return [([(PRETRAINED, level)], [(SCRATCH, level)]) for level in levels]
+
+
 def examine(trials: Trials, part: Part, table: pd.DataFrame) -> Evidence:
     """One part, before it is ruled on; a part that cannot be tested says why."""
     try:
@@ -248,17 +263,13 @@ def examine(trials: Trials, part: Part, table: pd.DataFrame) -> Evidence:
             case Greater():
                 return _examine_greater(trials, part)
             case Equivalent():
-                of, than = _sides(part, trials.resolve([*part.of, *part.than])[0])
-                found, note = compare(trials, of, than)
+                found, note = compare(trials, *contrasts(trials, part)[0])
                 return _with_note(judge_equivalent(part, found), note)
             case Rising():
                 levels = trials.levels(part.regime)
                 if len(levels) < 3:
                     raise NotTested(f"to rise with every level takes three, here are {len(levels)}")
-                found_at = [
-                    compare(trials, [(part.regime, after)], [(part.regime, before)])
-                    for before, after in itertools.pairwise(levels)
-                ]
+                found_at = [compare(trials, of, than) for of, than in contrasts(trials, part)]
                 notes = "; ".join(dict.fromkeys(note for _, note in found_at if note))
                 return _with_note(judge_rising(part, [found for found, _ in found_at]), notes)
             case FewerLabels():
@@ -287,7 +298,7 @@ def _examine_greater(trials: Trials, part: Greater) -> Evidence:
     )
 
 
-def _sides(part: Greater | Equivalent, way: Sequence[tuple[str, Any]]) -> tuple[list[Any], list[Any]]:
+def _sides(part: Greater | Equivalent, way: Sequence[tuple[str, Any]]) -> Contrast:
     return list(way[: len(part.of)]), list(way[len(part.of) :])
 
 
@@ -350,14 +361,12 @@ def _saving(found: LabelReduction, at_least: float, overlap: float) -> Saving:
 
 
 def study_verdicts(record: StudyRecord, table: pd.DataFrame, predictions: Predictions) -> list[Verdict]:
-    """On every claim that a study tests, and that was defined when it ran. Raises ConfigError."""
+    """On every claim that a study tests, and that was defined when it ran."""
     done = table[table.state == "complete"] if len(table) else table
     if not len(done) or record.search:  # what a search chose is no even sample
         return []
     best = best_tuned(record, done)
-    claims = {
-        name: read_entered(name, record.entered[name]) for name in record.claims if name in record.entered
-    }
+    claims, _ = claims_of(record)
     found: list[list[Evidence]] = []
     used: list[tuple[str, ...]] = []
     for claim in claims.values():
@@ -381,6 +390,18 @@ def study_verdicts(record: StudyRecord, table: pd.DataFrame, predictions: Predic
         )
         for (name, claim), evidence, runs in zip(claims.items(), rule(found), used, strict=True)
     ]
+
+
+def claims_of(record: StudyRecord) -> tuple[dict[str, Claim], list[str]]:
+    """Those that a study tests, as they were when it was last run; and of others why they cannot be read."""
+    claims, unread = {}, []
+    for name in record.claims:
+        if name in record.entered:
+            try:
+                claims[name] = read_entered(name, record.entered[name])
+            except ConfigError as error:
+                unread.append(f"{record.id}: left out: {error}")
+    return claims, unread
 
 
 def _set_before(since: str, computed: Sequence[datetime.datetime | None]) -> bool | None:

@@ -157,14 +157,17 @@ def test_nothing_to_judge_is_said(tmp_path, capsys):
     assert "no study heads" in capsys.readouterr().err
 
 
-def test_claims_that_another_version_kept_are_refused(tmp_path, monkeypatch, capsys):
-    record, table = simulated(FOLDER / "update_all.yaml", "quick", lambda trial: 0.5)
-    entry = record.entered["update-all"]
-    entered = {"update-all": entry | {"claim": entry["claim"] | {"mood": "sure"}}}
+def test_a_claim_that_another_version_kept_is_left_out_with_a_line(tmp_path, monkeypatch, capsys):
+    record, table = simulated(FOLDER / "pretrain_data.yaml", "quick", lambda trial: 0.5 + 0.01 * trial.seed)
+    entry = record.entered["hours-full"]
+    entered = record.entered | {"hours-full": entry | {"claim": entry["claim"] | {"mood": "sure"}}}
     monkeypatch.setattr(command, "studies", lambda root: [dataclasses.replace(record, entered=entered)])
     monkeypatch.setattr(findings, "trial_table", lambda record, root: table)
-    assert claims_command.main(["--root", str(tmp_path)]) == 2
-    assert "claim update-all: is kept as another version" in capsys.readouterr().err
+    monkeypatch.setattr(findings, "Predictions", lambda stages, metric: NoPredictions())
+    assert claims_command.main(["--root", str(tmp_path), "--output", str(tmp_path)]) == 0
+    printed = capsys.readouterr()
+    assert "pretrain_data-quick: left out: claim hours-full: is kept as another version" in printed.err
+    assert set(pd.read_csv(tmp_path / "claims.csv")["claim"]) == {"hours-balanced", "low-labels"}
 
 
 def test_a_table_of_verdicts_has_a_row_a_part():

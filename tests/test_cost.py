@@ -1,6 +1,7 @@
 """A plan's cost: stages shared count once, workers are kept busy, what cannot fit is refused."""
 
 import dataclasses
+import itertools
 import json
 import math
 import types
@@ -12,6 +13,7 @@ import pytest
 import torch
 from scipy import stats
 
+from analysis.estimators import crossed_comparison
 from workbench.data import fingerprint
 from workbench.data.clips import Extent
 from workbench.places import Places
@@ -19,11 +21,15 @@ from workbench.settings import ConfigError
 from workbench.study import calibration, cost
 from workbench.study.__main__ import main
 from workbench.study.calibration import Calibration, Device, Job, Rates, _bytes_in_use, _extrapolated
+from workbench.study.claims import read_claims
 from workbench.study.cost import Cost, CostModel, cost_of, makespan, refuse_what_cannot_fit
 from workbench.study.definition import Resources
+from workbench.study.noise import compared_regimes, earlier_deviation, paired_deviation
 from workbench.study.plan import Planner
-from workbench.study.power import detectable_difference, earlier_deviation
+from workbench.study.power import detectable_difference
 from workbench.study.study_file import load_study
+
+from .simulated_studies import FOLDER, a_record
 
 STUDY = """
 question: What does it cost?
@@ -467,11 +473,51 @@ def test_the_noise_of_pairs_is_taken_from_earlier_results(study, tmp_path):
     for name, preset in (("other-study-smoke", "smoke"), ("smoke-quick", "quick")):
         folder = tmp_path / name
         folder.mkdir()
-        (folder / "study.json").write_text(json.dumps({"preset": preset}))
+        record = a_record(id=name, preset=preset, regimes=["full"])
+        definition = {key: value for key, value in vars(record).items() if key != "folder"}
+        (folder / "study.json").write_text(json.dumps(definition))
         pd.DataFrame(rows).to_csv(folder / "trials.csv", index=False)
     deviation, name = earlier_deviation(study, tmp_path)
     assert name == "other-study-smoke"
     assert deviation == pytest.approx(0.5 * math.sqrt(2), rel=0.1)
+
+
+def test_the_noise_is_that_of_the_regimes_that_the_claims_compare():
+    """Not of label counts, whose scores have nothing in common; at each arm's best rate, by fold."""
+    generator = np.random.default_rng(0)
+    rows = []
+    for seed, fold in itertools.product(range(2), range(200)):
+        for level in (1, 2):
+            shared = generator.normal(0, 10)
+            for regime, rate in itertools.product(("scratch", "pretrained"), (1e-3, 2e-3)):
+                score = shared + generator.normal(0, 0.5)
+                rows.append(
+                    {
+                        "state": "complete", "level": level, "rate": rate, "regime": regime, "seed": seed,
+                        "fold": fold, "test/mAP": score, "validation/mAP": rate,
+                    }
+                )  # fmt: skip
+    record = a_record(regimes=["scratch", "pretrained"], tuned=["rate"])
+    regimes = compared_regimes([read_claims(FOLDER / "claims.yaml")["two-thirds"]])
+    assert regimes == {frozenset({"scratch", "pretrained"})}
+    deviation, freedom = paired_deviation(record, pd.DataFrame(rows), regimes)
+    assert deviation == pytest.approx(0.5, rel=0.1)  # root two for the pair, and for two seeds a fold
+    assert freedom == 2 * 199
+
+
+def test_folds_and_clips_make_the_detectable_difference_larger():
+    """As the intervals of verdicts have it: a true difference of that size is found four times in five."""
+    plain = detectable_difference(5, 0.01)
+    assert detectable_difference(5, 0.01, overlap=1 / 3) == pytest.approx(plain * math.sqrt(1 + 5 / 3))
+    generator = np.random.default_rng(0)
+    effect = detectable_difference(4, 0.01, clip_error=0.005)
+    found = 0
+    for _ in range(1000):
+        clips = generator.normal(0, 0.005, (100, 1)) * np.ones((1, 4))
+        differences = effect + generator.normal(0, 0.005) + generator.normal(0, 0.01, 4)
+        found += crossed_comparison(differences, clips, 1000).low > 0
+    assert found / 1000 == pytest.approx(0.8, abs=0.05)
+    assert detectable_difference(1000, 0.01, clip_error=0.005) > 2.8 * 0.005
 
 
 def test_the_estimate_is_judged(tmp_path, capsys):

@@ -7,10 +7,12 @@ import pandas as pd
 import pytest
 
 from analysis.claims import describe
+from analysis.detectable import Detectable, study_detectable
 from analysis.predictions import resampled_metric
 from analysis.rulings import Ruling
 from analysis.verdicts import Trials, compare, examine, level_words, study_verdicts
 from workbench.study.claims import Claim, Equivalent, Greater, enter, read_claims
+from workbench.study.power import detectable_difference
 from workbench.study.study_file import load_study
 from workbench.training.metrics import summarise
 
@@ -157,6 +159,28 @@ def test_an_arm_that_is_not_there_leaves_a_part_untested(name, words):
     assert verdict.ruling is Ruling.INCONCLUSIVE
     assert words in verdict.evidence[0].note
     assert words in describe(verdict)
+
+
+@pytest.mark.parametrize(
+    ("name", "pairs"),
+    [
+        ("label_fraction", 5),  # both arms at every label count, not one arm at two of them
+        ("scratch", 2),  # each with its own labels
+        ("heads", 6),
+    ],
+)
+def test_the_detectable_difference_is_of_what_the_claims_compare(name, pairs, monkeypatch):
+    generator = np.random.default_rng(0)
+    record, table = simulated(FOLDER / f"{name}.yaml", "quick", score_with(True, 0.01, generator))
+    compared = []
+    monkeypatch.setattr(Detectable, "by", compared.extend)
+    study_detectable(record, table, NoPredictions())
+    assert len(compared) == pairs
+    monkeypatch.undo()
+    found = study_detectable(record, table, NoPredictions())
+    deviation = np.sqrt(np.mean([one.deviation**2 for one in compared]))
+    assert found.difference == detectable_difference(len({*table.seed}), deviation)
+    assert f"{found.difference:.3f}" in str(found)
 
 
 # --- the paper's claims -------------------------------------------------------------------------------------

@@ -178,7 +178,7 @@ def _make_plan(
     """
     # Measuring needs torch, and takes a while; a wrong file should not wait for it.
     from workbench.study.cost import CostModel, Plan, cost_of, print_cost
-    from workbench.study.power import print_power
+    from workbench.study.noise import print_power
 
     def write(line: str) -> None:
         console.print(line, markup=False)
