@@ -78,6 +78,7 @@ def describe(verdict: Verdict) -> str:
         *([f"  tested as: {verdict.claim.tested_as}"] if verdict.claim.tested_as else []),
         f"  at this scale: {verdict.scale}; {describe_setting(verdict)}",
         *([f"  levels of {levels}"] if levels else []),
+        *([f"  unfinished: {verdict.note}"] if verdict.note else []),
     ]
     for evidence in verdict.evidence:
         line = f"  - {evidence.ruling}: {describe_part(evidence.part)}: {describe_effect(evidence)}"
@@ -108,6 +109,7 @@ def verdict_table(verdicts: Sequence[Verdict]) -> pd.DataFrame:
                     "replicates_to_decide": evidence.replicates_to_decide,
                     "need": evidence.need,
                     "note": evidence.note,
+                    "study_note": verdict.note,
                     "scale": verdict.scale,
                     "set_on": verdict.since,
                     "set_before_runs": verdict.before_runs,

@@ -142,7 +142,7 @@ def _verdict_row(verdict: Verdict, root: Path) -> dict[str, Any]:
         "study": verdict.record.id,
         "ruling": str(verdict.ruling),
         "symbol": SYMBOLS[verdict.ruling],
-        "need": verdict.need,
+        "need": ". ".join(filter(None, (verdict.note, verdict.need))),
         "tested_as": verdict.claim.tested_as,
         "setting": describe_setting(verdict),
         "levels": describe_levels(verdict),

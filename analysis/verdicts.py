@@ -17,13 +17,13 @@ from analysis.estimators import Comparison, crossed_comparison, paired_compariso
 from analysis.label_efficiency import PRETRAINED, SCRATCH, NoCurves, study_curves
 from analysis.label_reduction import LabelReduction, label_reduction
 from analysis.needs import Saving
-from analysis.plot_ablation import is_number
+from analysis.plot_ablation import arm_name, is_number
 from analysis.predictions import Predictions
 from analysis.replicates import by_replicate, with_fold_numbers
 from analysis.rulings import Evidence, Ruling, judge_equivalent, judge_greater, judge_rising, rule
 from workbench.settings import ConfigError
 from workbench.study.claims import Claim, Equivalent, FewerLabels, Greater, Part, Rising, read_entered
-from workbench.study.results import StudyRecord, best_tuned
+from workbench.study.results import StudyRecord, arms, best_tuned, settings_tried
 
 OF_FOLDS = "test folds, whose training sets overlap, are the replicates"
 Contrast = tuple[list[tuple[str, Any]], list[tuple[str, Any]]]  # (regime, level) of either side
@@ -47,6 +47,7 @@ class Verdict:
     since: str  # when the study was first run with the claim as it stands, ISO 8601
     changed: bool  # whether it stood otherwise before
     before_runs: bool | None  # whether that was before the first of its runs was judged; None: not known
+    note: str = ""  # what is lacking in the study that it rests on
 
     @property
     def ruling(self) -> Ruling:
@@ -369,10 +370,12 @@ def study_verdicts(record: StudyRecord, table: pd.DataFrame, predictions: Predic
     claims, _ = claims_of(record)
     found: list[list[Evidence]] = []
     used: list[tuple[str, ...]] = []
+    budgets: list[str] = []
     for claim in claims.values():
         trials = Trials(record, best, predictions)
         found.append([examine(trials, part, table) for part in claim.parts])
         used.append(tuple(sorted(trials.used)))
+        budgets.append(_uneven_budgets(record, done, best[best["run_id"].isin(trials.used)]))
     return [
         Verdict(
             claim_id=name,
@@ -383,13 +386,34 @@ def study_verdicts(record: StudyRecord, table: pd.DataFrame, predictions: Predic
             scale=scale_of(record, done),
             since=record.entered[name]["since"],
             changed=bool(record.entered[name]["earlier"]),
+            note="; ".join(filter(None, (unfinished(record, table), uneven))),
             before_runs=_set_before(
                 record.entered[name]["since"],
                 [predictions.computed(key) for key in best["key"][best["run_id"].isin(runs)]],
             ),
         )
-        for (name, claim), evidence, runs in zip(claims.items(), rule(found), used, strict=True)
+        for (name, claim), evidence, runs, uneven in zip(
+            claims.items(), rule(found), used, budgets, strict=True
+        )
     ]
+
+
+def unfinished(record: StudyRecord, table: pd.DataFrame) -> str:
+    """How many trials of a grid have finished and failed; empty where all have finished."""
+    finished = int((table["state"] == "complete").sum()) if len(table) else 0
+    if finished >= record.num_trials:
+        return ""
+    failed = int((table["state"] == "failed").sum()) if len(table) else 0
+    return f"{finished} of {record.num_trials} trials finished, {failed} failed"
+
+
+def _uneven_budgets(record: StudyRecord, done: pd.DataFrame, used: pd.DataFrame) -> str:
+    """Which of the arms in use have tried fewer settings than others; empty where all have tried as many."""
+    tried = settings_tried(record, done.merge(used[arms(record)].drop_duplicates()))
+    if len({*tried.values()}) < 2:
+        return ""
+    counts = ", ".join(f"{arm_name(record, arm)} {count}" for arm, count in tried.items())
+    return f"arms differ in how many settings they have tried: {counts}"
 
 
 def claims_of(record: StudyRecord) -> tuple[dict[str, Claim], list[str]]:

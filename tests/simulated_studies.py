@@ -89,6 +89,7 @@ def simulated(path, preset, score):
         base=study.base,
         claims=list(study.claims),
         levels=levels_of(study),
+        num_trials=len(trials),
         entered=enter({name: claim for name, claim in study.claims.items() if claim}, [], {}),
     )
     return record, pd.DataFrame(rows)

@@ -183,6 +183,26 @@ def test_the_detectable_difference_is_of_what_the_claims_compare(name, pairs, mo
     assert f"{found.difference:.3f}" in str(found)
 
 
+def test_a_verdict_of_a_half_run_study_says_so():
+    generator = np.random.default_rng(0)
+    record, table = simulated(FOLDER / "scratch.yaml", "quick", score_with(True, 1e-3, generator))
+    assert study_verdicts(record, table, NoPredictions())[0].note == ""
+    rate = record.tuned[0]
+    is_lacking = (table["regime"] == "scratch_full") & (table[rate] == table[rate].max())
+    table.loc[is_lacking, "state"] = "failed"
+    verdict = study_verdicts(record, table, NoPredictions())[0]
+    failed, tried = is_lacking.sum(), table[rate].nunique()
+    assert f"{len(table) - failed} of {len(table)} trials finished, {failed} failed" in verdict.note
+    assert f"scratch_full {tried - 1}" in verdict.note
+    assert f"pretrained_full {tried}" in verdict.note
+    assert verdict.note in describe(verdict)
+    left = table[~is_lacking]  # not failed, but never run
+    assert (
+        f"{len(left)} of {len(table)} trials finished, 0 failed"
+        in study_verdicts(record, left, NoPredictions())[0].note
+    )
+
+
 # --- the paper's claims -------------------------------------------------------------------------------------
 
 

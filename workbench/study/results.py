@@ -49,13 +49,14 @@ class StudyRecord:
     entered: dict[str, Any] = field(default_factory=dict)  # each claim as it was last run, and since when
     confirms: str | None = None  # the id of a search, whose winner this study runs again
     confirm_seeds: list[int] = field(default_factory=list)  # of a search: on which its winner is run again
+    num_trials: int = 0  # that a grid has; 0 of a search
 
     @classmethod
     def read(cls, path: Path) -> StudyRecord:
         """From its `study.json`."""
         content = json.loads(path.read_text())
         wanted = {f.name: content[f.name] for f in fields(cls) if f.name in content}
-        return cls(folder=path.parent, **wanted)
+        return cls(folder=path.parent, num_trials=len(content.get("trials", ())), **wanted)
 
 
 def levels_of(study: Study) -> list[Any]:
@@ -204,6 +205,12 @@ def best_tuned(record: StudyRecord, done: pd.DataFrame) -> pd.DataFrame:
     found = found.sort_values(["size", "mean"], ascending=False, kind="stable")
     best = found.drop_duplicates(arms(record))[[*arms(record), *record.tuned]]
     return done.merge(best, on=[*arms(record), *record.tuned], how="inner")
+
+
+def settings_tried(record: StudyRecord, done: pd.DataFrame) -> dict[tuple[Any, ...], int]:
+    """By arm, how many of the settings that the study tunes have a finished trial."""
+    points = done[[*arms(record), *record.tuned]].drop_duplicates()
+    return {tuple(arm): len(of_arm) for arm, of_arm in points.groupby(arms(record), dropna=False, sort=False)}
 
 
 def _row(run: Any, record: StudyRecord, place: dict[str, Any] | None) -> dict[str, Any]:
