@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
@@ -24,6 +24,7 @@ class Findings:
     table: pd.DataFrame
     verdicts: list[Verdict]
     detectable: Detectable | None = None
+    commits: list[str] = field(default_factory=list)  # that computed the stages behind it, in order of time
 
     @classmethod
     def read(cls, record: StudyRecord, root: Path, stages: StoredStages) -> Findings:
@@ -31,7 +32,9 @@ class Findings:
         table = trial_table(record, root)
         predictions = Predictions(stages, record.metric)
         verdicts = study_verdicts(record, table, predictions)
-        return cls(record, table, verdicts, study_detectable(record, table, predictions))
+        detectable = study_detectable(record, table, predictions)
+        keys = table["key"] if len(table) else ()
+        return cls(record, table, verdicts, detectable, stages.commits(keys))
 
     @cached_property
     def done(self) -> pd.DataFrame:
@@ -52,11 +55,18 @@ class Findings:
             return None
 
     def stage_seconds(self, stages: StoredStages) -> tuple[dict[str, float], float]:
-        """Of each stage once, by its key; and of all trials, had each run its stages by itself."""
+        """Of each stage once, by its key; and of all trials, had each run its stages by itself.
+
+        A trial that was pruned or has failed left no evaluation: it counts with the time that it ran.
+        """
         once: dict[str, float] = {}
         alone = 0.0
         for key in self.done["key"] if len(self.done) else ():
             for facts in stages.lineage(key):
                 once[facts["key"]] = facts["seconds"]
                 alone += facts["seconds"]
+        early = self.table[self.table.state != "complete"] if len(self.table) else self.table
+        for row in early.to_dict("records"):
+            once[row["run_id"]] = row["seconds"]
+            alone += row["seconds"]
         return once, alone

@@ -104,7 +104,7 @@ def draw_study(record: StudyRecord, table: pd.DataFrame, output: Path) -> list[P
     figure.savefig(paths[0], dpi=200)
     figure.savefig(paths[1])
     plt.close(figure)
-    table.drop(columns=["run_id", "began"]).to_csv(paths[2], index=False)
+    table.drop(columns=["run_id", "began", "seconds"]).to_csv(paths[2], index=False)
     paths.append(output / f"{record.id}-levels.csv")
     summary.to_csv(paths[3], index=False)
     return paths

@@ -61,7 +61,7 @@ from analysis.report_figures import (
 from analysis.report_tables import TABLE_1, write_tables
 from analysis.rulings import Evidence, Ruling
 from analysis.stored import StoredStages
-from analysis.verdicts import Verdict, scale_of
+from analysis.verdicts import Verdict, data_name, scale_of
 from workbench.places import Places
 from workbench.settings import digest
 from workbench.study.cost import duration
@@ -124,10 +124,10 @@ def svg_of(figure: Figure) -> str:
 
 
 def _scales(found: Sequence[Findings]) -> list[str]:
-    largest: dict[str, list[Findings]] = {}
+    largest: dict[tuple[str, str], list[Findings]] = {}
     for study in found:
         if len(study.done):
-            largest.setdefault(study.record.preset, []).append(study)
+            largest.setdefault((study.record.preset, data_name(study.record)), []).append(study)
     return [
         scale_of(of_preset[0].record, pd.concat([study.done for study in of_preset]))
         for of_preset in largest.values()
@@ -248,7 +248,7 @@ def _study_part(study: Findings, places: Places, stages: StoredStages) -> dict[s
         "metric": METRIC_NAMES[record.metric],
         "tuned": bool(record.tuned),
         "command": record.command,
-        "commit": record.commit or "-",
+        "commit": ", ".join(study.commits) or "-",
         "data": ", ".join(sorted({data[:12] for data in done["data"]})) if len(done) else "-",
         "svg": "",
         "caption": "No trial has finished.",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from functools import cached_property
 from typing import Any
 
@@ -38,6 +39,12 @@ class StoredStages:
         if facts is None:
             return []
         return [item for parent in facts["parents"] for item in self.lineage(parent)] + [facts]
+
+    def commits(self, keys: Iterable[str]) -> list[str]:
+        """That computed these stages and those before them, in order of time; "unknown" of older stages."""
+        found = {facts["key"]: facts for key in keys for facts in self.lineage(key)}
+        in_time = sorted(found.values(), key=lambda facts: str(facts["finished"]))
+        return list(dict.fromkeys(facts.get("commit") or "unknown" for facts in in_time))
 
     def predictions(self, key: str) -> tuple[FloatArray, FloatArray] | None:
         """Test scores and targets (N, C) of an evaluation."""

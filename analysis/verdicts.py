@@ -437,8 +437,8 @@ def _set_before(since: str, computed: Sequence[datetime.datetime | None]) -> boo
 
 
 def scale_of(record: StudyRecord, done: pd.DataFrame) -> str:
-    """In words, for a verdict holds at no other."""
-    parts = [f"preset {record.preset}"]
+    """In words, for a verdict holds at no other. `done` is of studies with the same preset and data."""
+    parts = [f"preset {record.preset}", f"data {data_name(record)}"]
     if "parameters" in done:
         parts.append(f"{done['parameters'].max() / 1e6:.2f} M parameters")
     if "labelled_clips" in done:
@@ -446,3 +446,12 @@ def scale_of(record: StudyRecord, done: pd.DataFrame) -> str:
     if "pool_hours" in done:
         parts.append(f"{done['pool_hours'].max():.1f} h of pre-training audio")
     return ", ".join(parts)
+
+
+def data_name(record: StudyRecord) -> str:
+    """Of the labelled data before regimes and levels: kind and subset, such as "esc50 esc10", or folder."""
+    data = record.base.get("data", {})
+    parts = [data.get("kind", "unknown"), data.get("subset")]
+    if data.get("kind") == "folder":
+        parts.append(data.get("root"))
+    return " ".join(str(part) for part in parts if part)

@@ -32,7 +32,7 @@ def trials_of(root):
 def figures(root):
     """What each trial is and scored, without what depends on when it ran."""
     table = trials_of(root)
-    columns = [c for c in table.columns if c not in ("number", "run_id", "began")]
+    columns = [c for c in table.columns if c not in ("number", "run_id", "began", "seconds")]
     order = ["model.num_heads", "regime", "seed"]
     return table[columns].sort_values(order, ignore_index=True)
 

@@ -1,5 +1,6 @@
 """The page: complete, self-contained, and true to the tables behind it."""
 
+import dataclasses
 import re
 from html.parser import HTMLParser
 
@@ -14,6 +15,7 @@ from analysis.report_figures import budget_table, late_gain
 from analysis.report_tables import TABLE_1, write_tables
 from analysis.stored import StoredStages
 from analysis.verdicts import study_verdicts
+from workbench.code_version import code_commit
 from workbench.places import Places
 from workbench.store import Store
 from workbench.study.results import best_tuned, studies, trial_table
@@ -90,7 +92,7 @@ def test_a_page_says_what_was_found_at_which_scale_and_how_to_run_it_again(page_
     text, study = page_of("label_fraction", _better_with_labels(np.random.default_rng(0)))
     verdict = study.verdicts[0]
     assert f"✓ {verdict.ruling}" in text
-    assert "preset quick, 0.40 M parameters, 480 labelled clips" in text
+    assert "preset quick, data corpus, 0.40 M parameters, 480 labelled clips" in text
     assert "do\nnot stand for them" in text
     # The paper's numbers, marked as such.
     assert "paper's Table 1" in text
@@ -100,7 +102,7 @@ def test_a_page_says_what_was_found_at_which_scale_and_how_to_run_it_again(page_
     shown = best_tuned(study.record, study.done)
     for _, trials in shown.groupby(["regime", "data.label_fraction"]):
         assert f'<td class="number">{trials["test/mAP"].mean():.3f}</td>' in text
-    assert set(shown["finetuning.optimiser.peak_lr"]) == {2e-3}
+    assert set(shown["finetuning.optimiser.peak_lr"]) == {4e-3}
 
 
 def test_text_from_files_is_escaped(page_of, tmp_path):
@@ -130,6 +132,14 @@ def test_the_page_of_a_real_study_is_kept_with_it(finished, tmp_path, capsys):
     text = (tmp_path / "report.html").read_text()
     _Page(text)
     record = studies(root)[0]
+    stages = StoredStages(Places.read(root).store())
+    study = Findings.read(record, root, stages)
+    assert study.commits == [code_commit() or "unknown"]
+    once, alone = study.stage_seconds(stages)
+    assert 0 < sum(once.values()) < alone  # they share their pre-training
+    one = study.table.index == 0
+    failed = dataclasses.replace(study, table=study.table.assign(state=np.where(one, "failed", "complete")))
+    assert failed.stage_seconds(stages)[0][study.table.run_id[0]] == study.table.seconds[0] > 0
     assert f"<code>{record.command}</code>" in text
     done = trial_table(record, root)
     assert done["data"].iloc[0][:12] in text

@@ -203,6 +203,17 @@ def test_a_verdict_of_a_half_run_study_says_so():
     )
 
 
+def test_a_scale_names_its_data():
+    """The same preset on recordings is another scale."""
+
+    def scale(name):
+        record, table = simulated(FOLDER / f"{name}.yaml", "quick", lambda trial: trial.seed / 10)
+        return study_verdicts(record, table, NoPredictions())[0].scale
+
+    assert scale("heads").startswith("preset quick, data corpus, 480 labelled clips")
+    assert scale("esc10_heads").startswith("preset quick, data esc50 esc10, ")
+
+
 # --- the paper's claims -------------------------------------------------------------------------------------
 
 

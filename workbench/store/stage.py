@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from workbench.code_version import code_commit
 from workbench.settings import StageKind, digest
 
 FACTS = "stage.json"
@@ -58,6 +59,7 @@ def write_facts(folder: Path, stage: Stage, facts: dict[str, Any], seconds: floa
         "parents": list(stage.parents),
         "finished": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "seconds": round(seconds, 3),
+        "commit": code_commit(),
         "software": {"python": platform.python_version(), "torch": torch.__version__},
         "machine": platform.machine(),
         **facts,

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
-import subprocess
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -14,6 +12,7 @@ from urllib.parse import urlencode
 import pandas as pd
 from mlflow import MlflowClient
 
+from workbench.code_version import code_commit
 from workbench.places import Places
 from workbench.settings import to_dict
 from workbench.study.claims import enter
@@ -87,7 +86,7 @@ def write_definition(study: Study, planned: list[PlannedTrial], command: str, fo
         "confirm_seeds": list(study.search.confirm_seeds) if study.search else [],
         "winner": to_dict(study.confirms) if study.confirms else None,
         "command": command,
-        "commit": _commit(),
+        "commit": code_commit(),
         "overrides": study.overrides,
         "base": study.base,
         "space": to_dict(study.search) if study.search else None,
@@ -117,15 +116,6 @@ def _write(path: Path, content: dict[str, Any]) -> None:
     aside.replace(path)
 
 
-def _commit() -> str | None:
-    """Of this code, and whether it was changed since; None where it is no git checkout."""
-    describe = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=12"]
-    with contextlib.suppress(OSError):
-        found = subprocess.run(describe, capture_output=True, text=True, check=False)
-        return found.stdout.strip() or None
-    return None
-
-
 def studies(root: Path) -> list[StudyRecord]:
     """Every study that was run below `root`, by id."""
     return [StudyRecord.read(path) for path in sorted((root / "studies").glob(f"*/{DEFINITION}"))]
@@ -147,9 +137,9 @@ def select_studies(records: list[StudyRecord], names: Sequence[str], root: Path)
 def trial_table(record: StudyRecord, root: Path) -> pd.DataFrame:
     """One row a trial of the study as last defined, from MLflow.
 
-    Columns: number, state, key, began (ms since 1970), reason, one for each axis and tuned setting (its
-    dotted path), regime, seed, fold, `parameters`, `labelled_clips`, and every final metric
-    (`validation/mAP`, `test/mAP`, ...).
+    Columns: number, state, key, began (ms since 1970), seconds (that it ran), reason, one for each axis and
+    tuned setting (its dotted path), regime, seed, fold, `parameters`, `labelled_clips`, and every final
+    metric (`validation/mAP`, `test/mAP`, ...).
     """
     client = MlflowClient(Places.read(root).mlflow_uri)
     experiment = client.get_experiment_by_name(record.name)
@@ -225,6 +215,7 @@ def _row(run: Any, record: StudyRecord, place: dict[str, Any] | None) -> dict[st
         "state": tags["workbench.state"],
         "key": tags["workbench.key"],
         "began": run.info.start_time,
+        "seconds": ((run.info.end_time or run.info.start_time) - run.info.start_time) / 1000,
         "reason": tags.get("workbench.reason", ""),
         **{axis: place["level"].get(axis) for axis in (*record.axes, *record.tuned)},
         "regime": place["regime"],
