@@ -55,11 +55,18 @@ def describe_effect(evidence: Evidence) -> str:
     return f"{text} ({low} to {high})"
 
 
+WHEN = {True: ", before its runs", False: ", after the first of its runs", None: ""}
+
+
 def describe_setting(verdict: Verdict) -> str:
-    """Since when the claim has stood as it does, and whether that was before the runs."""
-    day = verdict.since[:10]
-    when = {True: ", before its runs", False: ", after the first of its runs", None: ""}[verdict.before_runs]
-    return f"set on {day}{when}{'; changed since it was first set' if verdict.changed else ''}"
+    """Since when the claim, and its trials, have been as they are; and whether that was before the runs."""
+    text = f"set on {verdict.since[:10]}{WHEN[verdict.before_runs]}"
+    if verdict.changed:
+        text += "; changed since it was first set"
+    if verdict.trials_changed and verdict.trials_since:
+        when = WHEN[verdict.trials_before_runs]
+        text += f"; its trials (settings or seeds) were changed on {verdict.trials_since[:10]}{when}"
+    return text
 
 
 def describe_levels(verdict: Verdict) -> str:
@@ -113,6 +120,9 @@ def verdict_table(verdicts: Sequence[Verdict]) -> pd.DataFrame:
                     "scale": verdict.scale,
                     "set_on": verdict.since,
                     "set_before_runs": verdict.before_runs,
+                    "trials_set_on": verdict.trials_since,
+                    "trials_changed": verdict.trials_changed,
+                    "trials_set_before_runs": verdict.trials_before_runs,
                     "digest": verdict.record.entered[verdict.claim_id]["digest"],
                     "runs": " ".join(verdict.runs),
                 }

@@ -47,6 +47,9 @@ class Verdict:
     since: str  # when the study was first run with the claim as it stands, ISO 8601
     changed: bool  # whether it stood otherwise before
     before_runs: bool | None  # whether that was before the first of its runs was judged; None: not known
+    trials_since: str | None = None  # since when its trials are those that were planned; None: not known
+    trials_changed: bool = False  # whether others were planned before
+    trials_before_runs: bool | None = None  # as before_runs
     note: str = ""  # what is lacking in the study that it rests on
 
     @property
@@ -369,33 +372,45 @@ def study_verdicts(record: StudyRecord, table: pd.DataFrame, predictions: Predic
     best = best_tuned(record, done)
     claims, _ = claims_of(record)
     found: list[list[Evidence]] = []
-    used: list[tuple[str, ...]] = []
-    budgets: list[str] = []
+    used: list[set[str]] = []
     for claim in claims.values():
         trials = Trials(record, best, predictions)
         found.append([examine(trials, part, table) for part in claim.parts])
-        used.append(tuple(sorted(trials.used)))
-        budgets.append(_uneven_budgets(record, done, best[best["run_id"].isin(trials.used)]))
+        used.append(trials.used)
     return [
-        Verdict(
-            claim_id=name,
-            claim=claim,
-            record=record,
-            evidence=evidence,
-            runs=runs,
-            scale=scale_of(record, done),
-            since=record.entered[name]["since"],
-            changed=bool(record.entered[name]["earlier"]),
-            note="; ".join(filter(None, (unfinished(record, table), uneven))),
-            before_runs=_set_before(
-                record.entered[name]["since"],
-                [predictions.computed(key) for key in best["key"][best["run_id"].isin(runs)]],
-            ),
-        )
-        for (name, claim), evidence, runs, uneven in zip(
-            claims.items(), rule(found), used, budgets, strict=True
-        )
+        _verdict(record, table, predictions, name, claim, evidence, best[best["run_id"].isin(runs)])
+        for (name, claim), evidence, runs in zip(claims.items(), rule(found), used, strict=True)
     ]
+
+
+def _verdict(
+    record: StudyRecord,
+    table: pd.DataFrame,
+    predictions: Predictions,
+    claim_id: str,
+    claim: Claim,
+    evidence: tuple[Evidence, ...],
+    rests_on: pd.DataFrame,
+) -> Verdict:
+    done = table[table.state == "complete"]
+    entry = record.entered[claim_id]
+    trials = entry.get("trials", {"since": None, "earlier": []})  # which older studies did not keep
+    computed = [predictions.computed(key) for key in rests_on["key"]]
+    return Verdict(
+        claim_id=claim_id,
+        claim=claim,
+        record=record,
+        evidence=evidence,
+        runs=tuple(sorted(rests_on["run_id"])),
+        scale=scale_of(record, done),
+        since=entry["since"],
+        changed=bool(entry["earlier"]),
+        before_runs=_set_before(entry["since"], computed),
+        trials_since=trials["since"],
+        trials_changed=bool(trials["earlier"]),
+        trials_before_runs=_set_before(trials["since"], computed),
+        note="; ".join(filter(None, (unfinished(record, table), _uneven_budgets(record, done, rests_on)))),
+    )
 
 
 def unfinished(record: StudyRecord, table: pd.DataFrame) -> str:
@@ -428,10 +443,10 @@ def claims_of(record: StudyRecord) -> tuple[dict[str, Claim], list[str]]:
     return claims, unread
 
 
-def _set_before(since: str, computed: Sequence[datetime.datetime | None]) -> bool | None:
-    """Whether a claim stood before the first of its runs was judged, then or by an earlier study."""
+def _set_before(since: str | None, computed: Sequence[datetime.datetime | None]) -> bool | None:
+    """Whether what stands since then did before the first of its runs was judged, by whatever study."""
     known = [moment for moment in computed if moment is not None]
-    if not known or len(known) < len(computed):
+    if since is None or not known or len(known) < len(computed):
         return None
     return datetime.datetime.fromisoformat(since) <= min(known)
 

@@ -70,6 +70,58 @@ def test_a_claim_set_after_its_runs_is_told(tmp_path):
         assert (verdict.before_runs is None) == (year is None)
 
 
+def test_seeds_that_were_added_after_a_first_look_are_told(tmp_path):
+    """And settings that were changed; the claim itself stays as it was set."""
+    (tmp_path / "claims.yaml").write_text((FOLDER / "claims.yaml").read_text())
+    text = (FOLDER / "update_all.yaml").read_text()
+
+    def entered_with(old, new):
+        path = tmp_path / "update_all.yaml"
+        path.write_text(text.replace(old, new))
+        assert (old == new) == (path.read_text() == text)
+        return enter_claims(load_study(path), tmp_path / "mlruns")["update-all"]
+
+    first = entered_with("", "")
+    assert (
+        entered_with("seeds: [0, 1, 2]", "seeds: [2, 1, 0]")["trials"] == first["trials"]
+    )  # the same trials
+    more = entered_with("seeds: [0, 1, 2]", "seeds: [0, 1, 2, 3]")
+    assert (more["digest"], more["since"]) == (first["digest"], first["since"])
+    assert [was["digest"] for was in more["trials"]["earlier"]] == [first["trials"]["digest"]]
+
+    record, table = simulated(FOLDER / "update_all.yaml", "quick", lambda trial: 0.5 + 0.01 * trial.seed)
+
+    class Computed(NoPredictions):
+        def computed(self, key):
+            return datetime.datetime(2020, 6, 1, tzinfo=datetime.UTC)
+
+    since = {"since": "2020-01-01T00:00:00+00:00"}
+    for trials, words in (
+        (more["trials"], "; its trials (settings or seeds) were changed on 20"),
+        (first["trials"], ""),
+        (None, ""),  # of a study that was run before they were kept
+    ):
+        entry = record.entered["update-all"] | since | {"trials": trials}
+        if trials is None:
+            del entry["trials"]
+        known = dataclasses.replace(record, entered={"update-all": entry})
+        said = describe(study_verdicts(known, table, Computed())[0])
+        assert "set on 2020-01-01, before its runs" in said
+        assert ("its trials" in said) == bool(words)
+        assert words in said
+
+
+def test_trials_that_an_older_study_did_not_keep_have_no_date():
+    claim = {"hours-full": CLAIMS["hours-full"]}
+    old = enter(claim, [], {}, [1])
+    del old["hours-full"]["trials"]
+    again = enter(claim, [], old, [1])
+    assert again["hours-full"]["trials"]["since"] is None
+    changed = enter(claim, [], again, [1, 2])["hours-full"]["trials"]
+    assert changed["since"] is not None
+    assert changed["earlier"]
+
+
 def test_another_metric_or_regime_is_another_test(tmp_path):
     """Though the claim's words are the same."""
 

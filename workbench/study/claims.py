@@ -5,7 +5,8 @@ varies nothing else; a level by `first`, `second`, `third`, `fourth` or `last` o
 preset's), `any` (of those that the part does not name otherwise), or its value.
 
 Margins are in the unit of the study's metric, and set before the runs: a study keeps the digest of each of
-its claims, and of the levels that they are about, with the time when it was first run with them.
+its claims, of the levels that they are about, and of its trials, with the time when it was first run with
+them.
 """
 
 from __future__ import annotations
@@ -128,27 +129,40 @@ def claims_beside(study_file: Path) -> dict[str, Claim] | None:
     return dict(itertools.chain.from_iterable(claims.items() for claims in found)) if found else None
 
 
-def enter(claims: dict[str, Claim], design: Any, before: dict[str, Any]) -> dict[str, Any]:
+def enter(
+    claims: dict[str, Claim], design: Any, before: dict[str, Any], trials: Any = None
+) -> dict[str, Any]:
     """What a study keeps of its claims: each as it stands, and since when; `before` is what it kept.
 
     `design` is what the names of arms stand for, and what is compared: levels, regimes and metric, as JSON.
+    `trials` is by what it is judged: all their settings, seeds and folds. These are dated by themselves: with
+    seeds added after a first look the claim is the same, and its evidence is not what was planned.
     """
     kept = dict(before)  # a claim that is named no longer leaves its trace, should it come back
     now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
     for name, claim in claims.items():
         known = before.get(name, {})
-        current = digest([to_dict(claim.parts), design])
-        same = known.get("digest") == current
-        earlier = known.get("earlier", [])
-        if known and not same:
-            earlier = [*earlier, {"digest": known["digest"], "since": known["since"]}]
         kept[name] = {
-            "digest": current,
-            "since": known["since"] if same else now,
-            "earlier": earlier,
+            **_dated(digest([to_dict(claim.parts), design]), known, now),
+            # Of a study that was run before these were kept, nobody knows since when.
+            "trials": _dated(digest(trials), known.get("trials", {}), None if _lacks_trials(known) else now),
             "claim": to_dict(claim),
         }
     return kept
+
+
+def _lacks_trials(known: dict[str, Any]) -> bool:
+    return bool(known) and "trials" not in known
+
+
+def _dated(current: str, known: dict[str, Any], now: str | None) -> dict[str, Any]:
+    """A digest, since when it has been that, and what it was before."""
+    earlier = known.get("earlier", [])
+    if known.get("digest") == current:
+        return {"digest": current, "since": known["since"], "earlier": earlier}
+    if known:
+        earlier = [*earlier, {"digest": known["digest"], "since": known["since"]}]
+    return {"digest": current, "since": now, "earlier": earlier}
 
 
 def read_entered(name: str, entry: dict[str, Any]) -> Claim:

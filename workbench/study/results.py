@@ -14,7 +14,7 @@ from mlflow import MlflowClient
 
 from workbench.code_version import code_commit
 from workbench.places import Places
-from workbench.settings import to_dict
+from workbench.settings import digest, identity, to_dict
 from workbench.study.claims import enter
 from workbench.study.definition import Study
 from workbench.study.plan import PlannedTrial, place
@@ -104,10 +104,17 @@ def enter_claims(study: Study, folder: Path) -> dict[str, Any]:
     path = folder / CLAIMS
     before = json.loads(path.read_text()) if path.exists() else {}
     claims = {name: claim for name, claim in study.claims.items() if claim}
-    entered = enter(claims, [levels_of(study), study.regimes, study.metric], before)
+    entered = enter(claims, [levels_of(study), study.regimes, study.metric], before, _trials_of(study))
     folder.mkdir(parents=True, exist_ok=True)
     _write(path, entered)
     return entered
+
+
+def _trials_of(study: Study) -> list[Any]:
+    """All that its results depend on, in no order; of a search, what it draws from."""
+    if study.search is not None:
+        return [study.base, study.regimes, to_dict(study.search)]
+    return sorted(digest(identity(trial.config)) for trial in study.trials())
 
 
 def _write(path: Path, content: dict[str, Any]) -> None:
