@@ -12,7 +12,7 @@ from __future__ import annotations
 import argparse
 import math
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import matplotlib
@@ -27,9 +27,10 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import FixedLocator, NullLocator
 
 from analysis.command import run
+from analysis.completeness import Completeness
 from analysis.estimators import FloatArray, holm, mean_interval, paired_comparison
 from analysis.label_reduction import LabelReduction, Reach, label_reduction, monotone
-from analysis.plot_ablation import COLOURS, MARKERS, METRIC_NAMES
+from analysis.plot_ablation import COLOURS, MARKERS, METRIC_NAMES, study_title
 from analysis.replicates import by_replicate, replicate_names, with_fold_numbers
 from workbench.study.results import (
     StudyRecord,
@@ -57,6 +58,7 @@ class Curves:
     scratch (n, S), pretrained (n, P): test scores; row i is replicate i of both.
     left_out: (seed, fold) that lack a trial.
     overlap: of test folds, where these are the replicates, as in `mean_interval`.
+    missing: label counts of the study at which an arm has no finished trial at all.
     """
 
     scratch_labels: FloatArray
@@ -66,6 +68,7 @@ class Curves:
     replicates: list[str]
     left_out: list[str]
     overlap: float = 0.0
+    missing: list[str] = field(default_factory=list)
 
 
 def is_suitable(record: StudyRecord) -> bool:
@@ -77,7 +80,8 @@ def study_curves(record: StudyRecord, table: pd.DataFrame) -> Curves:
     """The finished trials of `table` whose seed and fold have every label count in both arms, by replicates.
 
     Raises:
-        NoCurves: not such a study, no such replicate, fewer than two label counts, or several trials to one.
+        NoCurves: not such a study, no such replicate, fewer than two label counts, several trials to one, or
+            none of scratch with the most labels, which the reduction is relative to.
     """
     if not is_suitable(record):
         raise NoCurves(f"{record.id}: does not vary {AXIS} in the regimes {SCRATCH} and {PRETRAINED}")
@@ -102,8 +106,15 @@ def study_curves(record: StudyRecord, table: pd.DataFrame) -> Curves:
             f"{record.id}: no seed has finished every label count in both regimes, of two or more; "
             "run the study to its end"
         )
+    _refuse_without_reference(record, arms[SCRATCH])
     counts = done.groupby(AXIS)["labelled_clips"].mean()
     fractions = {regime: counts[complete[regime].columns].sort_values() for regime in arms}
+    for found in fractions.values():
+        if found.duplicated().any():
+            raise NoCurves(
+                f"{record.id}: of so few clips several fractions come to the same "
+                f"{found[found.duplicated()].iloc[0]:,.0f}; name fractions that differ by a clip at least"
+            )
     scores, overlap = by_replicate(complete)
     return Curves(
         fractions[SCRATCH].to_numpy(float),
@@ -116,7 +127,23 @@ def study_curves(record: StudyRecord, table: pd.DataFrame) -> Curves:
             for seed, fold in both.index.difference(complete.index)
         ],
         overlap,
+        [
+            f"{regime} with {fraction:.3g} of the labels"
+            for regime, found in arms.items()
+            for fraction in record.levels
+            if fraction not in found
+        ],
     )
+
+
+def _refuse_without_reference(record: StudyRecord, scratch: pd.DataFrame) -> None:
+    """Else fewer labels would become the reference, and the reduction be of those."""
+    most = max(record.levels, default=0)
+    if record.levels and most not in scratch:
+        raise NoCurves(
+            f"{record.id}: {SCRATCH} has no finished trial with {most:.3g} of the labels, the reference of "
+            "the reduction; run the study to its end"
+        )
 
 
 def level_table(curves: Curves) -> pd.DataFrame:
@@ -199,6 +226,8 @@ def describe(record: StudyRecord, curves: Curves, levels: pd.DataFrame, found: l
     lines = [f"{record.id}: {METRIC_NAMES[record.metric]}, n = {n} ({', '.join(curves.replicates)})"]
     if curves.left_out:
         lines.append(f"left out, for lack of a trial: {', '.join(curves.left_out)}")
+    if curves.missing:
+        lines.append(f"not finished at all, so that curves are coarser there: {', '.join(curves.missing)}")
     if n == 1:
         lines.append("one replicate gives no interval")
     if curves.overlap:
@@ -220,14 +249,19 @@ def describe(record: StudyRecord, curves: Curves, levels: pd.DataFrame, found: l
     for item in found:
         name = "exact match" if item.share == 1 else f"{item.share:.0%} of it"
         lines.append(f"  {name} ({item.score:.3f}): {reading(item)}")
-        checks = [
-            f"smooth curve {_labels(item.smooth_labels)}",
-            f"power law {_labels(item.power_law_labels)}",
-        ]
-        if item.own_labels is not None and item.own_labels < 0.995 * item.scratch_labels:
-            checks.append(f"scratch itself {_labels(item.own_labels)}")
-        lines.append(f"    for comparison: {', '.join(checks)}")
+        lines.append(f"    for comparison: {checks(item)}")
     return "\n".join(lines)
+
+
+def checks(found: LabelReduction) -> str:
+    """Labels by other curves; and those of scratch itself, where these are fewer than its most."""
+    words = [
+        f"smooth curve {_labels(found.smooth_labels)}",
+        f"power law {_labels(found.power_law_labels)}",
+    ]
+    if found.own_labels is not None and found.own_labels < 0.995 * found.scratch_labels:
+        words.append(f"scratch itself {_labels(found.own_labels)}")
+    return ", ".join(words)
 
 
 def reading(found: LabelReduction) -> str:
@@ -340,14 +374,19 @@ def _draw_reading(ax: Axes, item: LabelReduction, style: str) -> None:
 
 
 def write_study(
-    record: StudyRecord, curves: Curves, levels: pd.DataFrame, found: list[LabelReduction], output: Path
+    record: StudyRecord,
+    table: pd.DataFrame,
+    curves: Curves,
+    levels: pd.DataFrame,
+    found: list[LabelReduction],
+    output: Path,
 ) -> list[Path]:
     """Write `<id>-label-efficiency.png` and `.pdf`, `-labels.csv` (a row a count) and `-reduction.csv`."""
     output.mkdir(parents=True, exist_ok=True)
     sns.set_theme(style="whitegrid", context="paper", font_scale=1.1)
     figure, ax = plt.subplots(figsize=(5.4, 4.4), layout="constrained")
     draw_efficiency(ax, record, levels, curves, found)
-    ax.set_title(record.id, loc="left", fontsize="medium")
+    ax.set_title(study_title(record, table), loc="left", fontsize="medium")
     n = len(curves.replicates)
     bars = "bars: 95 % intervals, of the mean and of the labels needed (◆)" if n > 1 else "no interval"
     figure.legend(
@@ -381,14 +420,17 @@ def _estimate(options: argparse.Namespace, records: list[StudyRecord]) -> int:
         records = [r for r in records if is_suitable(r)]
     estimated = 0
     for record in records:
+        table = trial_table(record, options.root)
         try:
-            curves = study_curves(record, trial_table(record, options.root))
+            curves = study_curves(record, table)
         except NoCurves as error:
             print(error, file=sys.stderr)
             continue
         levels, found = level_table(curves), study_reductions(record, curves)
-        print(describe(record, curves, levels, found), end="\n\n")
-        for path in write_study(record, curves, levels, found, options.output):
+        print(describe(record, curves, levels, found))
+        completeness = Completeness.of(record, table)
+        print("" if completeness.is_whole else f"half-run: {completeness}\n")
+        for path in write_study(record, table, curves, levels, found, options.output):
             print(path)
         estimated += 1
     if not records:

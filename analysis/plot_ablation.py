@@ -24,6 +24,7 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import FixedLocator, MaxNLocator, NullLocator
 
 from analysis.command import run
+from analysis.completeness import Completeness
 from analysis.estimators import mean_interval
 from analysis.replicates import by_replicate, with_fold_numbers
 from workbench.study.results import (
@@ -97,9 +98,7 @@ def draw_study(record: StudyRecord, table: pd.DataFrame, output: Path) -> list[P
         title_fontsize="small",
         frameon=False,
     )
-    failed = int((table.state == "failed").sum())
-    note = f", {failed} trials failed" if failed else ""
-    ax.set_title(f"{record.id}{note}", loc="left", fontsize="medium")
+    ax.set_title(study_title(record, table), loc="left", fontsize="medium")
     paths = [output / f"{record.id}.{ending}" for ending in ("png", "pdf", "csv")]
     figure.savefig(paths[0], dpi=200)
     figure.savefig(paths[1])
@@ -108,6 +107,12 @@ def draw_study(record: StudyRecord, table: pd.DataFrame, output: Path) -> list[P
     paths.append(output / f"{record.id}-levels.csv")
     summary.to_csv(paths[3], index=False)
     return paths
+
+
+def study_title(record: StudyRecord, table: pd.DataFrame) -> str:
+    """Its id, and on a second line what of it is missing."""
+    completeness = Completeness.of(record, table)
+    return record.id if completeness.is_whole else f"{record.id}\n{completeness}"
 
 
 def level_summary(record: StudyRecord, done: pd.DataFrame) -> pd.DataFrame:

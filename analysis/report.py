@@ -8,10 +8,8 @@ from __future__ import annotations
 
 import argparse
 import datetime
-import io
 import json
 import math
-import re
 import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -22,25 +20,14 @@ import matplotlib as mpl
 mpl.use("Agg")
 
 import jinja2
-import matplotlib.pyplot as plt
 import pandas as pd
 from markupsafe import Markup
-from matplotlib.figure import Figure
 
 from analysis.claims import describe_effect, describe_levels, describe_part, describe_setting
 from analysis.command import run
+from analysis.completeness import Completeness
 from analysis.findings import Findings
-from analysis.label_efficiency import (
-    PRETRAINED,
-    SCRATCH,
-    Curves,
-    draw_efficiency,
-    level_table,
-    reading,
-    study_reductions,
-)
 from analysis.plot_ablation import (
-    AXIS_NAMES,
     METRIC_NAMES,
     arm_name,
     draw_levels,
@@ -56,14 +43,15 @@ from analysis.report_figures import (
     draw_panels,
     late_gain,
     new_figure,
+    svg_of,
     training_curves,
 )
-from analysis.report_tables import TABLE_1, write_tables
+from analysis.report_labels import label_parts, paper_table
+from analysis.report_tables import write_tables
 from analysis.rulings import Evidence, Ruling
 from analysis.stored import StoredStages
 from analysis.verdicts import Verdict, data_name, scale_of
 from workbench.places import Places
-from workbench.settings import digest
 from workbench.study.cost import duration
 from workbench.study.results import StudyRecord, arms, best_tuned, runs_link
 from workbench.study.tracking import attach
@@ -95,10 +83,11 @@ def render(found: Sequence[Findings], root: Path, stages: StoredStages, command:
         made=f"{datetime.datetime.now(datetime.UTC):%Y-%m-%d}",
         command=command,
         scales=_scales(found),
+        half_run=_half_run(found),
         verdicts=[_verdict_row(verdict, root) for study in found for verdict in study.verdicts],
         panels=_panels(found),
-        efficiencies=[_efficiency(study.record, study.curves) for study in found if study.curves],
-        table1=_table_1(),
+        label_parts=label_parts(found),
+        table1=paper_table(),
         studies=[_study_part(study, places, stages) for study in found],
         costs=[_cost_row(study, places, stages) for study in found],
         total=_total_cost(found, stages),
@@ -107,20 +96,6 @@ def render(found: Sequence[Findings], root: Path, stages: StoredStages, command:
 
 def _figure_html(svg: str, caption: str) -> Markup:
     return Markup("<figure>{}<figcaption>{}</figcaption></figure>").format(Markup(svg), caption)
-
-
-def svg_of(figure: Figure) -> str:
-    """Inline SVG without names that two figures on a page would share; the same for the same figure."""
-    text = io.StringIO()
-    with mpl.rc_context({"svg.hashsalt": "workbench"}):  # else names are drawn by chance
-        figure.savefig(text, format="svg", metadata={"Date": None, "Creator": None})
-    plt.close(figure)
-    svg = text.getvalue()
-    svg = svg[svg.index("<svg") :]
-    own = f"f{digest(svg)[:8]}"
-    svg = re.sub(r'\bid="([^"]+)"', rf'id="{own}-\1"', svg)
-    svg = re.sub(r'href="#([^"]+)"', rf'href="#{own}-\1"', svg)
-    return re.sub(r"url\(#([^)]+)\)", rf"url(#{own}-\1)", svg)
 
 
 def _scales(found: Sequence[Findings]) -> list[str]:
@@ -163,6 +138,12 @@ def _part_row(evidence: Evidence) -> dict[str, Any]:
     }
 
 
+def _half_run(found: Iterable[Findings]) -> list[str]:
+    """What lacks trials, in words; figures and verdicts of it are of what there is."""
+    each = ((study.record.id, Completeness.of(study.record, study.table)) for study in found)
+    return [f"{name}: {completeness}" for name, completeness in each if not completeness.is_whole]
+
+
 def _panels(found: Sequence[Findings]) -> dict[str, str] | None:
     """Figure 2 of the preset that has most of its studies."""
     by_preset: dict[str, dict[str, Findings]] = {}
@@ -174,11 +155,12 @@ def _panels(found: Sequence[Findings]) -> dict[str, str] | None:
     if not by_preset:
         return None
     preset, of_preset = max(by_preset.items(), key=lambda item: (len(item[1]), _num_trials(item[1].values())))
-    panels = [(letter, of_preset[letter].record, of_preset[letter].done) for letter in sorted(of_preset)]
+    panels = [(letter, of_preset[letter].record, of_preset[letter].table) for letter in sorted(of_preset)]
     return {
         "svg": svg_of(draw_panels(panels)),
         "caption": f"Preset {preset}: {', '.join(f'{PANELS[key]} ({key})' for key in sorted(of_preset))}. "
-        "The paper draws these panels and prints no numbers for them.",
+        "The paper draws these panels and prints no numbers for them."
+        + "".join(f" Half-run: {line}." for line in _half_run(of_preset.values())),
     }
 
 
@@ -186,63 +168,14 @@ def _num_trials(of_preset: Iterable[Findings]) -> int:
     return sum(len(study.done) for study in of_preset)
 
 
-def _efficiency(record: StudyRecord, curves: Curves) -> dict[str, Any]:
-    levels, found = level_table(curves), study_reductions(record, curves)
-    figure, (ax,) = new_figure(height=4.6)
-    draw_efficiency(ax, record, levels, curves, found)
-    figure.legend(loc="outside lower center", ncols=2, fontsize="small", frameon=False)
-    return {
-        "study": record.id,
-        "metric": METRIC_NAMES[record.metric],
-        "n": len(curves.replicates),
-        "tuned": _tuning_note(record),
-        "levels": list(
-            zip(
-                [f"{count:,.0f}" for count in levels["labels"]],
-                _with_intervals(levels, SCRATCH),
-                _with_intervals(levels, PRETRAINED),
-                _with_intervals(levels, "difference", "+.3f"),
-                strict=True,
-            )
-        ),
-        "readings": [f"{_share(item.share)} ({item.score:.3f}): {reading(item)}" for item in found],
-        "svg": svg_of(figure),
-    }
-
-
-def _share(share: float) -> str:
-    return "the score of scratch with most labels" if share == 1 else f"{share:.0%} of it"
-
-
-def _with_intervals(levels: pd.DataFrame, name: str, form: str = ".3f") -> list[str]:
-    cells = []
-    for _, row in levels.iterrows():
-        if math.isnan(row[name]):
-            cells.append("-")
-        elif math.isnan(row[f"{name}_low"]):
-            cells.append(format(row[name], form))
-        else:
-            cells.append(f"{row[name]:{form}} ({row[f'{name}_low']:{form}} to {row[f'{name}_high']:{form}})")
-    return cells
-
-
-def _tuning_note(record: StudyRecord) -> str:
-    names = ", ".join(AXIS_NAMES.get(path, path) for path in record.tuned)
-    return f"Each arm at its best {names}, by validation." if names else ""
-
-
-def _table_1() -> dict[str, list[str]]:
-    return {
-        name: [value if isinstance(value, str) else "-" if value is None else f"{value:.3f}" for value in row]
-        for name, row in TABLE_1.items()
-    }
-
-
 def _study_part(study: Findings, places: Places, stages: StoredStages) -> dict[str, Any]:
     record, done = study.record, study.done
+    completeness = Completeness.of(record, study.table)
     part: dict[str, Any] = {
         "id": record.id,
         "question": record.question,
+        "completeness": str(completeness),
+        "is_whole": completeness.is_whole,
         "confirms": record.confirms,
         "confirm_seeds": ", ".join(map(str, record.confirm_seeds)),
         "metric": METRIC_NAMES[record.metric],
@@ -253,6 +186,7 @@ def _study_part(study: Findings, places: Places, stages: StoredStages) -> dict[s
         "svg": "",
         "caption": "No trial has finished.",
         "arms": [],
+        "at_end": False,
         "late": False,
         "detectable": str(study.detectable or ""),
         "budget": "",
@@ -279,6 +213,7 @@ def _study_part(study: Findings, places: Places, stages: StoredStages) -> dict[s
     if record.tuned and done.groupby(record.tuned).ngroups > 1:
         tried = sorted({row["tried"] for row in part["arms"]})
         part["same_budget"] = len(tried) == 1
+        part["at_end"] = any("est tried)" in row["chosen"] for row in part["arms"])
         part["budget"] = svg_of(draw_budget(record, done))
     return part
 
@@ -313,7 +248,7 @@ def _cost_row(study: Findings, places: Places, stages: StoredStages) -> dict[str
     last = json.loads(path.read_text().splitlines()[-1]) if path.exists() else None
     return {
         "study": study.record.id,
-        "trials": len(study.done),
+        "trials": str(Completeness.of(study.record, study.table)),
         "once": duration(sum(once.values())),
         "alone": duration(alone),
         "estimate": f"{duration(last['expected_seconds'])} / {duration(last['seconds'])}" if last else "-",

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import io
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import matplotlib as mpl
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
@@ -19,10 +22,13 @@ from analysis.plot_ablation import (
     METRIC_NAMES,
     arm_name,
     draw_levels,
+    is_number,
     legend_title,
     short,
+    study_title,
 )
 from analysis.stored import StoredStages
+from workbench.settings import digest
 from workbench.study.results import StudyRecord, arms, best_tuned
 
 
@@ -34,12 +40,26 @@ def new_figure(columns: int = 1, height: float = 3.4) -> tuple[Figure, np.ndarra
     return figure, axes[0]
 
 
+def svg_of(figure: Figure) -> str:
+    """Inline SVG without names that two figures on a page would share; the same for the same figure."""
+    text = io.StringIO()
+    with mpl.rc_context({"svg.hashsalt": "workbench"}):  # else names are drawn by chance
+        figure.savefig(text, format="svg", metadata={"Date": None, "Creator": None})
+    plt.close(figure)
+    svg = text.getvalue()
+    svg = svg[svg.index("<svg") :]
+    own = f"f{digest(svg)[:8]}"
+    svg = re.sub(r'\bid="([^"]+)"', rf'id="{own}-\1"', svg)
+    svg = re.sub(r'href="#([^"]+)"', rf'href="#{own}-\1"', svg)
+    return re.sub(r"url\(#([^)]+)\)", rf"url(#{own}-\1)", svg)
+
+
 def draw_panels(panels: Sequence[tuple[str, StudyRecord, pd.DataFrame]]) -> Figure:
-    """Studies side by side, as the panels of one figure; each with the letter that it has in the paper."""
+    """Studies, with their trials, as the panels of one figure; each with its letter in the paper."""
     figure, axes = new_figure(len(panels), height=4.2)
-    for ax, (letter, record, done) in zip(axes, panels, strict=True):
-        summary = draw_levels(ax, record, done)
-        ax.set_title(f"({letter}) {record.id}", loc="left", fontsize="medium")
+    for ax, (letter, record, table) in zip(axes, panels, strict=True):
+        summary = draw_levels(ax, record, table[table.state == "complete"])
+        ax.set_title(f"({letter}) {study_title(record, table)}", loc="left", fontsize="medium")
         title = legend_title(record, summary).replace("; ", "\n")
         ax.legend(
             title=title,
@@ -67,11 +87,19 @@ def budget_table(record: StudyRecord, done: pd.DataFrame) -> pd.DataFrame:
             {
                 "arm": arm_name(record, arm),
                 "tried": len(points),
-                "chosen": ", ".join(short(same[path].iloc[0]) for path in record.tuned),
+                "chosen": ", ".join(_chosen(same[path].iloc[0], trials[path]) for path in record.tuned),
                 "expected": expected_best(points.to_numpy()),
             }
         )
     return pd.DataFrame(rows)
+
+
+def _chosen(value: object, tried: pd.Series) -> str:
+    """A tuned value; marked at an end of what was tried, beyond which a better one may lie."""
+    if not all(map(is_number, tried)) or tried.nunique() == 1:
+        return short(value)
+    ends = {tried.min(): " (smallest tried)", tried.max(): " (largest tried)"}
+    return short(value) + ends.get(value, "")
 
 
 def draw_budget(record: StudyRecord, done: pd.DataFrame) -> Figure:

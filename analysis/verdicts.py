@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from analysis.completeness import Completeness
 from analysis.estimators import Comparison, crossed_comparison, paired_comparison
 from analysis.label_efficiency import PRETRAINED, SCRATCH, NoCurves, study_curves
 from analysis.label_reduction import LabelReduction, label_reduction
@@ -409,17 +410,15 @@ def _verdict(
         trials_since=trials["since"],
         trials_changed=bool(trials["earlier"]),
         trials_before_runs=_set_before(trials["since"], computed),
-        note="; ".join(filter(None, (unfinished(record, table), _uneven_budgets(record, done, rests_on)))),
+        note="; ".join(
+            filter(None, (_missing_trials(record, table), _uneven_budgets(record, done, rests_on)))
+        ),
     )
 
 
-def unfinished(record: StudyRecord, table: pd.DataFrame) -> str:
-    """How many trials of a grid have finished and failed; empty where all have finished."""
-    finished = int((table["state"] == "complete").sum()) if len(table) else 0
-    if finished >= record.num_trials:
-        return ""
-    failed = int((table["state"] == "failed").sum()) if len(table) else 0
-    return f"{finished} of {record.num_trials} trials finished, {failed} failed"
+def _missing_trials(record: StudyRecord, table: pd.DataFrame) -> str:
+    completeness = Completeness.of(record, table)
+    return "" if completeness.is_whole else str(completeness)
 
 
 def _uneven_budgets(record: StudyRecord, done: pd.DataFrame, used: pd.DataFrame) -> str:

@@ -326,6 +326,26 @@ def test_a_seed_without_all_trials_is_left_out_and_named() -> None:
     assert "left out, for lack of a trial: seed 1" in text
 
 
+def test_levels_that_lack_all_trials_are_named_and_no_other_becomes_the_reference() -> None:
+    table, record = _table(), _record(levels=[labels / 1920 for labels in LABELS])
+    assert study_curves(record, table).missing == []
+    of_scratch = table["regime"] == "scratch"
+    curves = study_curves(record, table[of_scratch | (table["labelled_clips"] != 480)])
+    assert curves.missing == ["pretrained with 0.25 of the labels"]
+    text = describe(record, curves, level_table(curves), study_reductions(record, curves))
+    assert "not finished at all, so that curves are coarser there: pretrained with 0.25 of" in text
+    table.loc[of_scratch & (table["labelled_clips"] == 1920), "state"] = "failed"
+    with pytest.raises(NoCurves, match="scratch has no finished trial with 1 of the labels"):
+        study_curves(record, table)
+
+
+def test_fractions_of_few_clips_that_come_to_the_same_count_are_refused() -> None:
+    table = _table()
+    table.loc[table["labelled_clips"] == 240, "labelled_clips"] = 120.0
+    with pytest.raises(NoCurves, match="come to the same 120"):
+        study_curves(_record(), table)
+
+
 def test_folds_are_replicates_that_are_not_independent() -> None:
     """Whatever seeds they are run with: their training clips stay the same."""
     of_seeds = study_curves(_record(), _table())

@@ -20,7 +20,7 @@ from workbench.places import Places
 from workbench.store import Store
 from workbench.study.results import best_tuned, studies, trial_table
 
-from .simulated_studies import FOLDER, NoPredictions, simulated
+from .simulated_studies import FOLDER, NoPredictions, score_with, simulated
 
 
 class _Page(HTMLParser):
@@ -55,10 +55,11 @@ class _Page(HTMLParser):
 
 @pytest.fixture
 def page_of(tmp_path):
-    """`page_of(name, score)`: the page of a simulated study, and that study."""
+    """`page_of(name, score)`: the page of a simulated study, and that study; `change` is of its table."""
 
-    def page_of(name, score):
+    def page_of(name, score, change=lambda table: table):
         record, table = simulated(FOLDER / f"{name}.yaml", "quick", score)
+        table = change(table)
         table["data"], table["parameters"] = "0123456789abcdef", 4e5
         study = Findings(record, table, study_verdicts(record, table, NoPredictions()))
         stages = StoredStages(Store(tmp_path / "store"))
@@ -102,7 +103,32 @@ def test_a_page_says_what_was_found_at_which_scale_and_how_to_run_it_again(page_
     shown = best_tuned(study.record, study.done)
     for _, trials in shown.groupby(["regime", "data.label_fraction"]):
         assert f'<td class="number">{trials["test/mAP"].mean():.3f}</td>' in text
-    assert set(shown["finetuning.optimiser.peak_lr"]) == {4e-3}
+    assert set(shown["finetuning.optimiser.peak_lr"]) == {study.table["finetuning.optimiser.peak_lr"].min()}
+
+
+def test_a_half_run_study_is_named_as_such(page_of):
+    def cut(table):
+        table.loc[table.index[:2], "state"] = "failed"
+        return table[table["model.num_blocks"] < 5]
+
+    score = score_with(False, 0.01, np.random.default_rng(0))
+    whole, _ = page_of("depth", score)
+    assert "24 of 24 trials finished." in whole
+    assert "Half-run" not in whole
+    text, study = page_of("depth", score, cut)
+    words = f"{len(study.done)} of 24 trials finished, {len(study.table) - len(study.done)} failed"
+    assert len(study.done) < len(study.table) < 24
+    assert f"<b>Half-run: {words}.</b>" in text  # by the study
+    assert f"Half-run: depth-quick: {words}." in text  # in the caption of Figure 2
+
+
+def test_a_label_study_without_its_reference_gives_no_reduction(page_of):
+    def lacking(table):
+        return table[(table["regime"] != "scratch") | (table["data.label_fraction"] < 1)]
+
+    text, _ = page_of("label_fraction", _better_with_labels(np.random.default_rng(0)), lacking)
+    assert "scratch has no finished trial with 1 of the labels, the reference of the reduction" in text
+    assert "% fewer (95 % interval" not in text
 
 
 def test_text_from_files_is_escaped(page_of, tmp_path):
@@ -175,9 +201,9 @@ def test_budgets_are_equal_and_shown(page_of):
     )
     table = budget_table(study.record, study.done)
     assert table["tried"].tolist() == [2] * 4
-    assert table["chosen"].tolist() == ["0.004"] * 4
+    assert table["chosen"].tolist() == ["0.008 (largest tried)"] * 4
     first = table["expected"].iloc[0]
-    assert first == pytest.approx([0.01 + 0.5 + 50 * 3e-3, 0.01 + 0.5 + 50 * 4e-3])
+    assert first == pytest.approx([0.01 + 0.5 + 50 * 6e-3, 0.01 + 0.5 + 50 * 8e-3])
     assert "as it tries more settings" in text
 
 

@@ -48,14 +48,16 @@ class StudyRecord:
     entered: dict[str, Any] = field(default_factory=dict)  # each claim as it was last run, and since when
     confirms: str | None = None  # the id of a search, whose winner this study runs again
     confirm_seeds: list[int] = field(default_factory=list)  # of a search: on which its winner is run again
-    num_trials: int = 0  # that a grid has; 0 of a search
+    winner: dict[str, Any] | None = None  # that this study runs again: a `Winner`
+    space: dict[str, Any] | None = None  # of a search: a `Search`
+    trials: dict[str, Any] = field(default_factory=dict)  # of a grid: where each is in the study, by its key
 
     @classmethod
     def read(cls, path: Path) -> StudyRecord:
         """From its `study.json`."""
         content = json.loads(path.read_text())
         wanted = {f.name: content[f.name] for f in fields(cls) if f.name in content}
-        return cls(folder=path.parent, num_trials=len(content.get("trials", ())), **wanted)
+        return cls(folder=path.parent, **wanted)
 
 
 def levels_of(study: Study) -> list[Any]:
