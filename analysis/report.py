@@ -35,6 +35,7 @@ from analysis.plot_ablation import (
     legend_title,
     level_summary,
 )
+from analysis.predictions import Predictions
 from analysis.report_figures import (
     budget_table,
     draw_budget,
@@ -47,6 +48,8 @@ from analysis.report_figures import (
     training_curves,
 )
 from analysis.report_labels import label_parts, paper_table
+from analysis.report_pairs import pairs_of
+from analysis.report_search import describe_best, describe_winner, importance_caption, staleness
 from analysis.report_tables import write_tables
 from analysis.rulings import Evidence, Ruling
 from analysis.stored import StoredStages
@@ -61,7 +64,15 @@ PAGE = "report.html"
 TITLE = "What the data say"
 SYMBOLS = {Ruling.SUPPORTED: "✓", Ruling.CONTRADICTED: "✗", Ruling.INCONCLUSIVE: "?"}
 PANELS = {"a": "amount of pre-training audio", "b": "conformer blocks", "c": "attention heads"}
-FIGURE_2 = {"pretrain_data": "a", "depth": "b", "heads": "c"}  # study -> panel
+FIGURE_2 = {  # study -> panel
+    "pretrain_data": "a",
+    "depth": "b",
+    "heads": "c",
+    "figure2a": "a",
+    "figure2b": "b",
+    "figure2c": "c",
+}
+SMOKE = "smoke"  # the preset that shows whether everything runs, and nothing else
 
 
 # The page
@@ -82,13 +93,12 @@ def render(found: Sequence[Findings], root: Path, stages: StoredStages, command:
         title=TITLE,
         made=f"{datetime.datetime.now(datetime.UTC):%Y-%m-%d}",
         command=command,
-        scales=_scales(found),
+        groups=_scale_groups(found, root),
         half_run=_half_run(found),
-        verdicts=[_verdict_row(verdict, root) for study in found for verdict in study.verdicts],
         panels=_panels(found),
-        label_parts=label_parts(found),
+        label_parts=label_parts(found, stages),
         table1=paper_table(),
-        studies=[_study_part(study, places, stages) for study in found],
+        studies=[_study_part(study, found, places, stages) for study in found],
         costs=[_cost_row(study, places, stages) for study in found],
         total=_total_cost(found, stages),
     )
@@ -98,18 +108,35 @@ def _figure_html(svg: str, caption: str) -> Markup:
     return Markup("<figure>{}<figcaption>{}</figcaption></figure>").format(Markup(svg), caption)
 
 
-def _scales(found: Sequence[Findings]) -> list[str]:
-    largest: dict[tuple[str, str], list[Findings]] = {}
+def _by_scale(found: Iterable[Findings]) -> dict[tuple[str, str], list[Findings]]:
+    """Studies by preset and data set, smoke tests last."""
+    groups: dict[tuple[str, str], list[Findings]] = {}
     for study in found:
-        if len(study.done):
-            largest.setdefault((study.record.preset, data_name(study.record)), []).append(study)
-    return [
-        scale_of(of_preset[0].record, pd.concat([study.done for study in of_preset]))
-        for of_preset in largest.values()
-    ]
+        groups.setdefault((study.record.preset, data_name(study.record)), []).append(study)
+    return dict(sorted(groups.items(), key=lambda item: item[0][0] == SMOKE))
 
 
-def _verdict_row(verdict: Verdict, root: Path) -> dict[str, Any]:
+def _scale_groups(found: Sequence[Findings], root: Path) -> list[dict[str, Any]]:
+    """Of each preset and data set with a finished trial: at which scale, and the verdicts there."""
+    groups = []
+    for (preset, _), studies_there in _by_scale(found).items():
+        ran = [study for study in studies_there if len(study.done)]
+        if ran:
+            largest = scale_of(ran[0].record, pd.concat([study.done for study in ran]))
+            groups.append(
+                {
+                    "scale": largest,
+                    "means_nothing": preset == SMOKE,
+                    "verdicts": [
+                        _verdict_row(verdict, study, root) for study in ran for verdict in study.verdicts
+                    ],
+                }
+            )
+    return groups
+
+
+def _verdict_row(verdict: Verdict, study: Findings, root: Path) -> dict[str, Any]:
+    completeness = Completeness.of(study.record, study.table)
     return {
         "id": verdict.claim_id,
         "says": verdict.claim.says,
@@ -121,6 +148,8 @@ def _verdict_row(verdict: Verdict, root: Path) -> dict[str, Any]:
         "tested_as": verdict.claim.tested_as,
         "setting": describe_setting(verdict),
         "levels": describe_levels(verdict),
+        "scale": verdict.scale,
+        "half_run": "" if completeness.is_whole else str(completeness),
         "runs": len(verdict.runs),
         "link": runs_link(verdict.record, verdict.runs, root),
         "parts": [_part_row(evidence) for evidence in verdict.evidence],
@@ -134,8 +163,19 @@ def _part_row(evidence: Evidence) -> dict[str, Any]:
         "text": describe_part(evidence.part),
         "effect": describe_effect(evidence),
         "n": evidence.effect.n if evidence.effect else "-",
+        "p": _p_values(evidence),
         "note": evidence.note,
     }
+
+
+def _p_values(evidence: Evidence) -> str:
+    """Corrected, of what supports a part and of what contradicts it; a part may go by its interval alone."""
+    p_values = (evidence.p_support, evidence.p_contradict)
+    return "-" if all(map(math.isnan, p_values)) else " / ".join(map(_p_value, p_values))
+
+
+def _p_value(p: float) -> str:
+    return "-" if math.isnan(p) else "< 0.001" if p < 0.001 else f"{p:.2g}"
 
 
 def _half_run(found: Iterable[Findings]) -> list[str]:
@@ -145,22 +185,26 @@ def _half_run(found: Iterable[Findings]) -> list[str]:
 
 
 def _panels(found: Sequence[Findings]) -> dict[str, str] | None:
-    """Figure 2 of the preset that has most of its studies."""
-    by_preset: dict[str, dict[str, Findings]] = {}
-    for study in found:
-        letter = FIGURE_2.get(study.record.name)
-        is_own = study.record.id == f"{study.record.name}-{study.record.preset}"  # without --set
-        if letter and is_own and len(study.done):
-            by_preset.setdefault(study.record.preset, {})[letter] = study
-    if not by_preset:
+    """Figure 2 of the preset and data set that have most of its studies."""
+    by_scale: dict[tuple[str, str], dict[str, Findings]] = {}
+    for scale, studies_there in _by_scale(found).items():
+        for study in studies_there:
+            letter = FIGURE_2.get(study.record.name)
+            is_own = study.record.id == f"{study.record.name}-{study.record.preset}"  # without --set
+            if letter and is_own and len(study.done):
+                by_scale.setdefault(scale, {})[letter] = study
+    if not by_scale:
         return None
-    preset, of_preset = max(by_preset.items(), key=lambda item: (len(item[1]), _num_trials(item[1].values())))
-    panels = [(letter, of_preset[letter].record, of_preset[letter].table) for letter in sorted(of_preset)]
+    (preset, data), panels = max(
+        by_scale.items(), key=lambda item: (len(item[1]), _num_trials(item[1].values()))
+    )
+    drawn = [(letter, panels[letter].record, panels[letter].table) for letter in sorted(panels)]
+    names = ", ".join(f"{PANELS[letter]} ({letter})" for letter in sorted(panels))
     return {
-        "svg": svg_of(draw_panels(panels)),
-        "caption": f"Preset {preset}: {', '.join(f'{PANELS[key]} ({key})' for key in sorted(of_preset))}. "
+        "svg": svg_of(draw_panels(drawn)),
+        "caption": f"Preset {preset}, {data}: {names}. "
         "The paper draws these panels and prints no numbers for them."
-        + "".join(f" Half-run: {line}." for line in _half_run(of_preset.values())),
+        + "".join(f" Half-run: {line}." for line in _half_run(panels.values())),
     }
 
 
@@ -168,7 +212,9 @@ def _num_trials(of_preset: Iterable[Findings]) -> int:
     return sum(len(study.done) for study in of_preset)
 
 
-def _study_part(study: Findings, places: Places, stages: StoredStages) -> dict[str, Any]:
+def _study_part(
+    study: Findings, found: Sequence[Findings], places: Places, stages: StoredStages
+) -> dict[str, Any]:
     record, done = study.record, study.done
     completeness = Completeness.of(record, study.table)
     part: dict[str, Any] = {
@@ -177,6 +223,8 @@ def _study_part(study: Findings, places: Places, stages: StoredStages) -> dict[s
         "completeness": str(completeness),
         "is_whole": completeness.is_whole,
         "confirms": record.confirms,
+        "winner": describe_winner(record),
+        "stale": staleness(record, found, places.root),
         "confirm_seeds": ", ".join(map(str, record.confirm_seeds)),
         "metric": METRIC_NAMES[record.metric],
         "tuned": bool(record.tuned),
@@ -191,7 +239,10 @@ def _study_part(study: Findings, places: Places, stages: StoredStages) -> dict[s
         "detectable": str(study.detectable or ""),
         "budget": "",
         "same_budget": True,
+        "pairs": [],
+        "best": None,
         "importance": "",
+        "importance_caption": importance_caption(completeness),
         "curves": "",
     }
     if not len(done):
@@ -202,11 +253,13 @@ def _study_part(study: Findings, places: Places, stages: StoredStages) -> dict[s
     part |= {"svg": svg_of(figure), "caption": legend_title(record, summary).replace("\n", "; ")}
     if record.search:
         shares = importances(record.id, places.optuna_url)
-        return part | {"importance": svg_of(draw_importance(shares)) if shares else ""}
+        importance = svg_of(draw_importance(shares)) if shares else ""
+        return part | {"importance": importance, "best": describe_best(record, done)}
     curves = training_curves(record, done, stages)
-    late = {row["arm"]: row["gain"] for row in late_gain(curves).to_dict("records")} if len(curves) else {}
+    late = {row["arm"]: row for row in late_gain(curves).to_dict("records")} if len(curves) else {}
     part |= {
         "arms": _arm_rows(record, done, late),
+        "pairs": [str(pair) for pair in pairs_of(study, Predictions(stages, record.metric))],
         "late": bool(late),
         "curves": svg_of(draw_curves(record, curves)) if len(curves) else "",
     }
@@ -233,10 +286,16 @@ def _arm_rows(record: StudyRecord, done: pd.DataFrame, late: dict[Any, Any]) -> 
                 "n": int(row["n"]),
                 "chosen": budgets[name]["chosen"] if budgets else "",
                 "tried": budgets[name]["tried"] if budgets else 1,
-                "late": f"{late[name]:+.3f}" if name in late else "-",
+                "late": "{gain:+.3f} ({since:,} to {updates:,})".format(**late[name])
+                if name in late
+                else "-",
             }
         )
     return rows
+
+
+def _late_gain(row: dict[str, Any]) -> str:
+    return f"{row['gain']:+.3f} ({row['since']:,} to {row['updates']:,})"
 
 
 # What it cost

@@ -197,21 +197,24 @@ def draw_curves(record: StudyRecord, curves: pd.DataFrame) -> Figure:
 
 
 def late_gain(curves: pd.DataFrame, share: float = 0.25) -> pd.DataFrame:
-    """How much the best validation score still rose in the last `share` of the updates, by arm.
+    """How much the best validation score still rose at the end, by arm: `gain`, from `since` to `updates`.
 
-    Far above 0: the arm was still learning when it stopped. The learning rate falls towards the end, so that
-    a small gain is no proof that longer training would give none.
+    Since the last evaluation that was made before the last `share` of the updates. Never below 0, and far
+    above it where the arm was still learning when it stopped. The learning rate falls towards the end, so
+    that a small gain is no proof that longer training would give none.
     """
     shown = curves[curves["stage"] == "finetune"]
     rows = []
     for arm, of_arm in shown.groupby("arm", sort=False):
-        gains = []
+        gains, since = [], 0
+        updates = int(of_arm["step"].max())
         for _, one in of_arm.groupby(["seed", "fold"], dropna=False):
-            early = one.loc[one["step"] <= (1 - share) * one["step"].max(), "value"]
+            early = one[one["step"] <= (1 - share) * updates]
             if len(early):
-                gains.append(one["value"].max() - early.max())
+                gains.append(one["value"].max() - early["value"].max())
+                since = int(early["step"].max())
         if gains:
-            rows.append({"arm": arm, "gain": float(np.mean(gains))})
+            rows.append({"arm": arm, "gain": float(np.mean(gains)), "since": since, "updates": updates})
     return pd.DataFrame(rows)
 
 

@@ -23,16 +23,41 @@ from analysis.label_efficiency import (
     study_reductions,
 )
 from analysis.plot_ablation import AXIS_NAMES, METRIC_NAMES
+from analysis.predictions import Predictions
 from analysis.report_figures import new_figure, svg_of
+from analysis.report_pairs import pairs_of
 from analysis.report_tables import TABLE_1
+from analysis.stored import StoredStages
 from workbench.study.results import StudyRecord
 
 Cell = tuple[str, str]  # a value, and its interval or nothing
 
 
-def label_parts(found: Sequence[Findings]) -> list[dict[str, Any]]:
+def label_parts(found: Sequence[Findings], stages: StoredStages) -> list[dict[str, Any]]:
     """For the page, of each study that compares scratch with pre-trained over label counts."""
-    return [_label_part(study) for study in found if is_suitable(study.record)]
+    return [
+        _label_part(study) | {"longer": _longer(study.record, found, stages)}
+        for study in found
+        if is_suitable(study.record)
+    ]
+
+
+def _longer(record: StudyRecord, found: Sequence[Findings], stages: StoredStages) -> list[str]:
+    """What more updates give training from scratch, by studies of the same task that vary nothing else."""
+    return [
+        f"{pair.of:,} updates in place of {pair.than:,} for training from scratch "
+        f"({study.done['labelled_clips'].max():,.0f} labels, {study.record.id}): {pair.difference}"
+        for study in found
+        if study.record.axes == ["finetuning.steps"] and _is_scratch_of_the_task(study.record, record)
+        for pair in pairs_of(study, Predictions(stages, study.record.metric))
+    ]
+
+
+def _is_scratch_of_the_task(record: StudyRecord, other: StudyRecord) -> bool:
+    same = (record.preset, record.metric) == (other.preset, other.metric) and all(
+        record.base.get(part) == other.base.get(part) for part in ("data", "model")
+    )
+    return same and record.base.get("pretraining") is None
 
 
 def paper_table() -> dict[str, list[str]]:

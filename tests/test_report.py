@@ -5,10 +5,13 @@ import re
 from html.parser import HTMLParser
 
 import numpy as np
+import optuna
+import pandas as pd
 import pytest
 from mlflow import MlflowClient
+from scipy import stats
 
-from analysis import report
+from analysis import report, report_labels
 from analysis.findings import Findings
 from analysis.report import render
 from analysis.report_figures import budget_table, late_gain
@@ -17,10 +20,13 @@ from analysis.stored import StoredStages
 from analysis.verdicts import study_verdicts
 from workbench.code_version import code_commit
 from workbench.places import Places
+from workbench.settings import to_dict
 from workbench.store import Store
 from workbench.study.results import best_tuned, studies, trial_table
+from workbench.study.study_file import load_study
+from workbench.study.trial_storage import importances, open_storage
 
-from .simulated_studies import FOLDER, NoPredictions, score_with, simulated
+from .simulated_studies import FOLDER, NoPredictions, a_record, score_with, simulated
 
 
 class _Page(HTMLParser):
@@ -53,15 +59,19 @@ class _Page(HTMLParser):
         assert self.open.pop() == tag
 
 
+def _findings(name, preset, score, change=lambda table: table):
+    record, table = simulated(FOLDER / f"{name}.yaml", preset, score)
+    table = change(table)
+    table["data"], table["parameters"] = "0123456789abcdef", 4e5
+    return Findings(record, table, study_verdicts(record, table, NoPredictions()))
+
+
 @pytest.fixture
 def page_of(tmp_path):
     """`page_of(name, score)`: the page of a simulated study, and that study; `change` is of its table."""
 
     def page_of(name, score, change=lambda table: table):
-        record, table = simulated(FOLDER / f"{name}.yaml", "quick", score)
-        table = change(table)
-        table["data"], table["parameters"] = "0123456789abcdef", 4e5
-        study = Findings(record, table, study_verdicts(record, table, NoPredictions()))
+        study = _findings(name, "quick", score, change)
         stages = StoredStages(Store(tmp_path / "store"))
         return render([study], tmp_path, stages, "python analysis/report.py"), study
 
@@ -120,6 +130,25 @@ def test_a_half_run_study_is_named_as_such(page_of):
     assert len(study.done) < len(study.table) < 24
     assert f"<b>Half-run: {words}.</b>" in text  # by the study
     assert f"Half-run: depth-quick: {words}." in text  # in the caption of Figure 2
+
+
+def test_verdicts_are_kept_apart_by_preset_and_data_and_smoke_tests_come_last(tmp_path):
+    score = score_with(False, 0.01, np.random.default_rng(0))
+    places = [("heads", "smoke"), ("heads", "quick"), ("esc10_heads", "quick")]
+    found = [_findings(name, preset, score) for name, preset in places]
+    text = render(found, tmp_path, StoredStages(Store(tmp_path / "store")), "")
+    heading, row = r"<h3>([^<]*), 0.40 M[^<]*</h3>", r'<a href="#([^"]*)">\1</a>'
+    order = [match[1] or match[2] for match in re.finditer(f"{heading}|{row.replace('1', '2')}", text)]
+    assert list(dict.fromkeys(order)) == [
+        "embedded corpus, preset quick",
+        "heads-quick",
+        "esc10, preset quick",
+        "esc10_heads-quick",
+        "embedded corpus, preset smoke",
+        "heads-smoke",
+    ]
+    assert "so small that figures mean nothing" in text
+    assert text.count("At preset quick, 0.40 M parameters") == sum(len(s.verdicts) for s in found[1:])
 
 
 def test_a_label_study_without_its_reference_gives_no_reduction(page_of):
@@ -208,8 +237,6 @@ def test_budgets_are_equal_and_shown(page_of):
 
 
 def test_an_arm_that_still_learns_is_seen():
-    import pandas as pd
-
     steps = np.arange(10, 101, 10)
     rows = [
         {
@@ -224,6 +251,130 @@ def test_an_arm_that_still_learns_is_seen():
         for arm, curve in (("still", steps / 100), ("done", np.minimum(steps / 50, 1.0)))
         for step, value in zip(steps, curve, strict=True)
     ]
-    gains = late_gain(pd.DataFrame(rows)).set_index("arm")["gain"]
+    found = late_gain(pd.DataFrame(rows))
+    gains = found.set_index("arm")["gain"]
     assert gains["still"] == pytest.approx(0.3)
     assert gains["done"] == 0.0
+    assert found[["since", "updates"]].to_numpy().tolist() == [[70, 100]] * 2
+
+
+def test_twice_the_updates_stand_beside_the_label_reduction(tmp_path, monkeypatch):
+    monkeypatch.setattr(report_labels, "Predictions", lambda stages, metric: NoPredictions())
+    labels = _findings("label_fraction", "quick", _better_with_labels(np.random.default_rng(0)))
+    longer = _findings(
+        "convergence",
+        "quick",
+        lambda t: (
+            0.5
+            + 0.02 * np.log2(t.config.finetuning.steps / 1400)
+            + 0.001 * t.seed * t.config.finetuning.steps / 1400
+        ),
+    )
+    stages = StoredStages(Store(tmp_path / "store"))
+    text = render([labels, longer], tmp_path, stages, "")
+    line = "2,800 updates in place of 1,400 for training from scratch (480 labels, convergence-quick)"
+    half = stats.t.ppf(0.975, 2) * 0.001 / np.sqrt(3)
+    assert f"{line}: +0.021 (95 % interval {0.021 - half:+.3f} to {0.021 + half:+.3f}, n = 3" in text
+    assert "was not measured here" not in text
+    assert "was not measured here" in render([labels], tmp_path, stages, "")
+
+
+# A search
+
+
+@pytest.fixture
+def searched(tmp_path, monkeypatch):
+    """A search, in Optuna's storage too, of eight trials, of which two were given up; and their points."""
+    study = load_study(FOLDER / "search.yaml", preset="quick")
+    rows, points, storage = [], [], open_storage(Places.read(tmp_path).optuna_url)
+    known = optuna.create_study(storage=storage, study_name=study.id, direction="maximize")
+    generator = np.random.default_rng(0)
+    for number in range(8):
+        point = {path: space.draw(generator) for path, space in study.search.space.items()}
+        points.append(point)
+        rate, state = point["finetuning.optimiser.peak_lr"], "pruned" if number < 2 else "complete"
+        known.add_trial(_optuna_trial(point, state, value=20 * rate))
+        rows.append(
+            {"number": number, "state": state, "key": str(number), "run_id": str(number), "data": "0" * 16}
+            | {"regime": "balanced", "seed": 0, "fold": None, "validation/mAP": 20 * rate, "test/mAP": rate}
+            | point
+        )
+    record = a_record(
+        id=study.id,
+        name=study.name,
+        search=True,
+        axes=list(study.search.space),
+        regimes=["balanced"],
+        base=study.base,
+        space=to_dict(study.search),
+        confirm_seeds=[1, 2, 3],
+    )
+    search = Findings(record, pd.DataFrame(rows), [])
+    monkeypatch.setattr(report, "Predictions", lambda stages, metric: NoPredictions())
+    return study, search, points
+
+
+def _optuna_trial(point, state, value):
+    ranges = {path: optuna.distributions.FloatDistribution(0, 100) for path in point}
+    return optuna.trial.create_trial(
+        params={path: float(setting) for path, setting in point.items()},
+        distributions=ranges,
+        value=value if state == "complete" else None,
+        state=optuna.trial.TrialState[state.upper()],
+    )
+
+
+def _confirmed(study, point, number):
+    confirmation = study.confirmation(point, number)
+    rows = [
+        {"number": i, "state": "complete", "key": str(i), "run_id": str(i), "data": "0" * 16}
+        | trial.level
+        | {"regime": trial.regime, "seed": trial.seed, "fold": None, "labelled_clips": 60.0}
+        | {
+            f"{part}/mAP": 0.3 + 0.05 * (trial.level["settings"] == "found")
+            for part in ("validation", "test")
+        }
+        for i, trial in enumerate(confirmation.trials())
+    ]
+    record = a_record(
+        id=confirmation.id,
+        name=confirmation.name,
+        axes=["settings"],
+        levels=["default", "found"],
+        regimes=["balanced"],
+        confirms=study.id,
+        winner=to_dict(confirmation.confirms),
+        base=study.base,
+    )
+    return Findings(record, pd.DataFrame(rows), [])
+
+
+def test_what_a_search_found_is_shown_and_compared_on_fresh_seeds(searched, tmp_path):
+    study, search, points = searched
+    finished = search.done.sort_values("validation/mAP")
+    best, worst = finished.iloc[-1], finished.iloc[0]
+    assert best["number"] >= 2  # though one that was given up may have looked better
+    confirmations = [_confirmed(study, points[i], i) for i in (best["number"], worst["number"])]
+    text = render([search, *confirmations], tmp_path, StoredStages(Store(tmp_path / "store")), "")
+    _Page(text)
+    assert (
+        f"Trial {best['number']}, of 6 that finished, with validation mAP {best['validation/mAP']:.3f}"
+        in text
+    )
+    rate = f"{best['finetuning.optimiser.peak_lr']:g}"
+    assert (
+        f"<tr><td>peak learning rate</td><td>{rate}</td><td>0.0005 to 0.01, by its logarithm</td></tr>"
+        in text
+    )
+    assert f"Found, in trial {best['number']}: peak learning rate {rate}" in text
+    assert text.count("balanced, settings found less default: +0.050") == 2
+    # The one of what is no longer the best is marked.
+    of_best, of_worst = (
+        text[text.index(f'id="{one.record.id}"') :].partition("</p>")[0] for one in confirmations
+    )
+    assert "The search has gone on since" not in of_best
+    assert f"its best is now trial {best['number']}, which this study does not confirm" in of_worst
+    # What its importance is of.
+    assert "n = 6 finished trials (without those that were 2 given up early)" in text
+    shares = importances(study.id, Places.read(tmp_path).optuna_url)
+    assert max(shares, key=shares.get) == "finetuning.optimiser.peak_lr"

@@ -1,0 +1,76 @@
+"""Of studies with two levels the paired difference: what more updates give, or what a search has found."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+from analysis.estimators import Comparison, holm
+from analysis.findings import Findings
+from analysis.plot_ablation import short
+from analysis.predictions import Predictions
+from analysis.verdicts import NotTested, Trials, compare, ordered_levels
+from workbench.study.results import best_tuned
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pair:
+    """One level of a study's only axis less the other, in one regime.
+
+    found: None where it cannot be compared, and `note` says why.
+    p_holm: corrected for the study's regimes; NaN without a test.
+    """
+
+    regime: str
+    setting: str
+    of: Any
+    than: Any
+    found: Comparison | None
+    note: str
+    p_holm: float = math.nan
+
+    @property
+    def difference(self) -> str:
+        """With its interval and n, in words."""
+        if self.found is None:
+            return f"not compared: {self.note}"
+        low, high = self.found.low, self.found.high
+        interval = "no interval" if math.isnan(low) else f"95 % interval {low:+.3f} to {high:+.3f}"
+        p_value = "" if math.isnan(self.p_holm) else f", p = {self.p_holm:.2g}"
+        note = f"; {self.note}" if self.note else ""
+        return f"{self.found.mean:+.3f} ({interval}, n = {self.found.n}{p_value}{note})"
+
+    def __str__(self) -> str:
+        return f"{self.regime}, {self.setting} {short(self.of)} less {short(self.than)}: {self.difference}"
+
+
+def pairs_of(study: Findings, predictions: Predictions) -> list[Pair]:
+    """Of a study with two levels, the second less the first in each regime; of any other none."""
+    record = study.record
+    levels = ordered_levels(record)
+    if record.search or len(record.axes) != 1 or len(levels) != 2 or not len(study.done):
+        return []
+    trials = Trials(record, best_tuned(record, study.done), predictions)
+    compared = [_compared(trials, regime, levels) for regime in record.regimes]
+    tested = [found.p_value for found, _ in compared if found and not math.isnan(found.p_value)]
+    corrected = iter(holm(tested)) if tested else iter(())
+    return [
+        Pair(
+            regime=regime,
+            setting=record.axes[0].rsplit(".", 1)[-1],
+            of=levels[1],
+            than=levels[0],
+            found=found,
+            note=note,
+            p_holm=float(next(corrected)) if found and not math.isnan(found.p_value) else math.nan,
+        )
+        for regime, (found, note) in zip(record.regimes, compared, strict=True)
+    ]
+
+
+def _compared(trials: Trials, regime: str, levels: list[Any]) -> tuple[Comparison | None, str]:
+    try:
+        return compare(trials, [(regime, levels[1])], [(regime, levels[0])])
+    except NotTested as error:
+        return None, str(error)
