@@ -319,7 +319,7 @@ def draw_efficiency(
         colour, marker = COLOURS[i], MARKERS[i]
         ax.plot(counts, monotone(scores)[0], color=colour, linewidth=1.5, zorder=3)
         shown = levels[levels[name].notna()]
-        error = np.nan_to_num([shown[name] - shown[f"{name}_low"], shown[f"{name}_high"] - shown[name]])
+        error = [shown[name] - shown[f"{name}_low"], shown[f"{name}_high"] - shown[name]]
         ax.errorbar(
             shown["labels"],
             shown[name],

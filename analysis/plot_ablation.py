@@ -39,10 +39,15 @@ COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 MARKERS = ("o", "s", "^", "D", "v", "P")
 
 AXIS_NAMES = {
+    "regime": "regime",
+    "settings": "settings",
     "model.num_heads": "attention heads",
     "model.num_blocks": "conformer blocks",
     "data.label_fraction": "labelled clips",
     "data.pool_clips": "pre-training clips",
+    "pool.hours": "pre-training audio / hours",
+    "pretraining.steps": "pre-training updates",
+    "finetuning.steps": "fine-tuning updates",
     "finetuning.batch_size": "batch size / clips",
     "finetuning.optimiser.peak_lr": "peak learning rate",
     "finetuning.output_dropout": "dropout on the encoder's output",
@@ -164,18 +169,18 @@ def draw_levels(ax: Axes, record: StudyRecord, done: pd.DataFrame) -> pd.DataFra
     summary = level_summary(record, done)
     metric = f"test/{record.metric}"
     axis = _axis(record)
-    by_clips = axis == "data.label_fraction"
     numeric = all(is_number(value) for value in done[axis])
-    if by_clips:
-        positions = {row[axis]: row["labelled_clips"] for _, row in summary.iterrows()}
+    amount, name, form = _amount(record, done)
+    if amount:
+        positions = done.groupby(axis)[amount].mean().to_dict()
     elif numeric:
         positions = {value: value for value in done[axis]}
     else:
         positions = {value: place for place, value in enumerate(dict.fromkeys(summary[axis]))}
-    logarithmic = by_clips or (numeric and _spans_decades(positions.values()))
+    logarithmic = bool(amount) or (numeric and _spans_decades(positions.values()))
     columns = _lines(record)
     lines = list(summary.groupby(columns, dropna=False, sort=False)) if columns else [((), summary)]
-    for i, (name, rows) in enumerate(lines):
+    for i, (line, rows) in enumerate(lines):
         colour, marker = COLOURS[i % len(COLOURS)], MARKERS[i % len(MARKERS)]
         shift = _shift(i, len(lines), list(positions.values()), logarithmic)
         x = shift(np.array([positions[value] for value in rows[axis]]))
@@ -184,35 +189,39 @@ def draw_levels(ax: Axes, record: StudyRecord, done: pd.DataFrame) -> pd.DataFra
         ax.errorbar(
             x[order],
             mean,
-            yerr=np.nan_to_num([mean - low, high - mean]),
+            yerr=[mean - low, high - mean],  # of one replicate NaN, and no bar
             color=colour,
             marker=marker,
             markersize=6,
             capsize=3,
             linewidth=1.5,
             linestyle="-" if record.axes else "none",
-            label=_name(columns, name) or "mean",
+            label=_name(columns, line) or "mean",
             zorder=3,
         )
         chosen = done
-        for column, value in zip(columns, name, strict=True):
+        for column, value in zip(columns, line, strict=True):
             chosen = chosen[chosen[column] == value]
         beside = _shift(i, len(lines), list(positions.values()), logarithmic, aside=0.6)
-        points = beside(np.array([positions[value] for value in chosen[axis]]))
-        ax.scatter(points, chosen[metric], edgecolors=colour, facecolors="none", marker=marker, s=12)
-    _dress(ax, record, positions, summary, logarithmic, by_clips)
+        for level, trials in chosen.groupby(axis, sort=False):
+            scores, _ = by_replicate(_scores(trials, metric))
+            points = beside(np.full(len(scores), float(positions[level])))
+            ax.scatter(points, scores, edgecolors=colour, facecolors="none", marker=marker, s=12)
+    _dress(ax, record, positions, logarithmic, name, form)
     return summary
 
 
-def _dress(
-    ax: Axes,
-    record: StudyRecord,
-    positions: dict,
-    summary: pd.DataFrame,
-    logarithmic: bool,
-    by_clips: bool,
-) -> None:
+def _amount(record: StudyRecord, done: pd.DataFrame) -> tuple[str, str, str]:
+    """The column that says how much a level of the axis is, its name and format; or none, the axis's."""
     axis = _axis(record)
+    if axis == "data.label_fraction":
+        return "labelled_clips", AXIS_NAMES[axis], ",.0f"
+    if axis == "data.pool_clips" and "pool_hours" in done:
+        return "pool_hours", AXIS_NAMES["pool.hours"], ".2g"
+    return "", AXIS_NAMES.get(axis, axis), ""
+
+
+def _dress(ax: Axes, record: StudyRecord, positions: dict, logarithmic: bool, name: str, form: str) -> None:
     if logarithmic:
         ax.set_xscale("log")
     places = sorted(set(positions.values()))
@@ -220,10 +229,12 @@ def _dress(
     ax.xaxis.set_minor_locator(NullLocator())
     names = {place: value for value, place in positions.items()}
     numbered = all(map(is_number, names.values()))
-    ax.set_xticklabels([f"{p:,.0f}" if by_clips else f"{short(names[p])}" for p in places])
+    ax.set_xticklabels([format(p, form) if form else short(names[p]) for p in places])
     if not numbered and max(len(str(name)) for name in names.values()) * len(places) > LONG_NAMES:
         ax.tick_params("x", labelrotation=20)
-    ax.set_xlabel(AXIS_NAMES.get(axis, axis))
+    if len(places) == 1:
+        ax.set_xlim(0.5 * places[0] - 0.5, 1.5 * places[0] + 0.5)  # else lines that are moved aside fill it
+    ax.set_xlabel(name)
     ax.set_ylabel(METRIC_NAMES[record.metric])
 
 
@@ -234,6 +245,7 @@ def legend_title(record: StudyRecord, summary: pd.DataFrame) -> str:
     smallest, largest = int(summary["n"].min()), int(summary["n"].max())
     count = str(smallest) if smallest == largest else f"{smallest} to {largest}"
     interval = "bars: 95 % interval of the mean" if largest > 1 else "one replicate, no interval"
+    interval += ", none of one replicate" if smallest == 1 < largest else ""
     tuned = ", ".join(AXIS_NAMES.get(path, path) for path in record.tuned)
     choice = f"\neach arm at its best {tuned}, by validation" if tuned else ""
     return f"n = {count} replicates, each a small mark; {interval}{choice}"

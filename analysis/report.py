@@ -234,7 +234,6 @@ def _study_part(
         "svg": "",
         "caption": "No trial has finished.",
         "arms": [],
-        "at_end": False,
         "late": False,
         "detectable": str(study.detectable or ""),
         "budget": "",
@@ -266,7 +265,6 @@ def _study_part(
     if record.tuned and done.groupby(record.tuned).ngroups > 1:
         tried = sorted({row["tried"] for row in part["arms"]})
         part["same_budget"] = len(tried) == 1
-        part["at_end"] = any("est tried)" in row["chosen"] for row in part["arms"])
         part["budget"] = svg_of(draw_budget(record, done))
     return part
 

@@ -5,13 +5,13 @@ from __future__ import annotations
 import io
 import re
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import matplotlib as mpl
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import seaborn as sns
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from analysis.estimators import expected_best
@@ -86,6 +86,7 @@ def budget_table(record: StudyRecord, done: pd.DataFrame) -> pd.DataFrame:
         rows.append(
             {
                 "arm": arm_name(record, arm),
+                "regime": arm[0],
                 "tried": len(points),
                 "chosen": ", ".join(_chosen(same[path].iloc[0], trials[path]) for path in record.tuned),
                 "expected": expected_best(points.to_numpy()),
@@ -103,28 +104,45 @@ def _chosen(value: object, tried: pd.Series) -> str:
 
 
 def draw_budget(record: StudyRecord, done: pd.DataFrame) -> Figure:
-    """Expected best validation score of each arm as its tuning budget grows."""
-    figure, (ax,) = new_figure()
+    """Expected best validation score of each arm as its tuning budget grows.
+
+    A panel a regime where there are more arms than colours.
+    """
     table = budget_table(record, done)
-    for i, row in table.iterrows():
-        place = int(str(i))
-        ax.plot(
-            np.arange(1, row["tried"] + 1),
-            row["expected"],
-            color=COLOURS[place % len(COLOURS)],
-            marker=MARKERS[place % len(MARKERS)],
-            linestyle="-" if place < len(COLOURS) else "--",
-            label=row["arm"],
-        )
-    ax.set_xticks(range(1, int(table["tried"].max()) + 1))
-    ax.set_xlabel("settings tried")
-    ax.set_ylabel(f"expected best {METRIC_NAMES[record.metric].replace('test', 'validation')}")
-    figure.legend(loc="outside lower center", ncols=2, fontsize="small", frameon=False)
+    panels = [table]
+    if len(table) > len(COLOURS):
+        panels = [
+            rows.iloc[first : first + len(COLOURS)]
+            for _, rows in table.groupby("regime", sort=False)
+            for first in range(0, len(rows), len(COLOURS))
+        ]
+    figure, axes = new_figure(len(panels), height=4.0)
+    for ax, rows in zip(axes, panels, strict=True):
+        for (_, row), colour, marker in zip(rows.iterrows(), COLOURS, MARKERS, strict=False):
+            ax.plot(
+                np.arange(1, row["tried"] + 1),
+                row["expected"],
+                color=colour,
+                marker=marker,
+                label=row["arm"],
+            )
+        ax.set_xticks(range(1, int(table["tried"].max()) + 1))
+        ax.set_xlabel("settings tried")
+        ax.set_ylabel(f"expected best {METRIC_NAMES[record.metric].replace('test', 'validation')}")
+        _legend_below(ax, columns=2 if len(panels) == 1 else 1)
     return figure
 
 
+def _legend_below(ax: Axes, columns: int = 2) -> None:
+    """Where it hides no data, and belongs to its panel alone."""
+    ax.legend(fontsize="small", loc="upper center", bbox_to_anchor=(0.5, -0.18), ncols=columns, frameon=False)
+
+
 def training_curves(record: StudyRecord, done: pd.DataFrame, stages: StoredStages) -> pd.DataFrame:
-    """Histories of the shown trials: `arm`, `seed`, `fold`, `stage`, `step`, `metric`, `value`."""
+    """Histories of the shown trials: `arm`, `seed`, `fold`, `stage`, `key`, `step`, `metric`, `value`.
+
+    `key` is of the stage: arms may share their pre-training.
+    """
     wanted = {
         "pretrain": ["contrastive_accuracy"],
         "finetune": [f"validation/{record.metric}"],
@@ -132,6 +150,7 @@ def training_curves(record: StudyRecord, done: pd.DataFrame, stages: StoredStage
     rows = []
     for _, trial in best_tuned(record, done).iterrows():
         history = stages.history(trial["key"])
+        keys = {facts["kind"]: facts["key"] for facts in stages.lineage(trial["key"])}
         for stage, metrics in wanted.items():
             for metric in metrics:
                 if not len(history) or metric not in history:
@@ -144,6 +163,7 @@ def training_curves(record: StudyRecord, done: pd.DataFrame, stages: StoredStage
                             "seed": trial["seed"],
                             "fold": trial["fold"],
                             "stage": stage,
+                            "key": keys[stage],
                             "step": part["step"],
                             "metric": metric,
                             "value": part[metric],
@@ -154,7 +174,10 @@ def training_curves(record: StudyRecord, done: pd.DataFrame, stages: StoredStage
 
 
 def draw_curves(record: StudyRecord, curves: pd.DataFrame) -> Figure:
-    """Pre-training's accuracy and fine-tuning's validation score over updates: means over replicates."""
+    """Pre-training's accuracy and fine-tuning's validation score over updates: means over replicates.
+
+    A line a pre-training, which several arms may share.
+    """
     panels = [
         ("contrastive_accuracy", "contrastive accuracy", "pre-training updates"),
         (
@@ -164,36 +187,44 @@ def draw_curves(record: StudyRecord, curves: pd.DataFrame) -> Figure:
         ),
     ]
     panels = [panel for panel in panels if (curves["metric"] == panel[0]).any()]
-    figure, axes = new_figure(len(panels), height=3.8)
+    figure, axes = new_figure(len(panels), height=4.4)
     for ax, (metric, name, over) in zip(axes, panels, strict=True):
-        shown = curves[curves["metric"] == metric]
-        names = list(dict.fromkeys(shown["arm"]))
-        for i, arm in enumerate(names):
-            mean = shown[shown["arm"] == arm].groupby("step")["value"].mean()
+        lines = _lines_of(curves[curves["metric"] == metric])
+        for i, (line, rows) in enumerate(lines.items()):
+            mean = rows.groupby("step")["value"].mean()
             ax.plot(
                 mean.index,
                 mean,
                 color=COLOURS[i % len(COLOURS)],
                 linestyle=("-", "--", ":")[i // len(COLOURS) % 3],
-                label=arm,
+                label=line,
             )
         ax.set_xlabel(over)
         ax.set_ylabel(name)
-    handles: dict[str, Any] = {}
-    for ax in axes:
-        handles |= {label: handle for handle, label in zip(*ax.get_legend_handles_labels(), strict=True)}
+        _legend_below(ax)
     n = curves.groupby(["seed", "fold"], dropna=False).ngroups
-    figure.legend(
-        list(handles.values()),
-        list(handles),
-        loc="outside lower center",
-        ncols=3,
-        fontsize="small",
-        title=f"means over n = {n} replicates",
-        title_fontsize="small",
-        frameon=False,
-    )
+    figure.suptitle(f"means over n = {n} replicates", fontsize="small")
     return figure
+
+
+def _lines_of(shown: pd.DataFrame) -> dict[str, pd.DataFrame]:
+    """What is drawn as one line, by its name: an arm, or several whose stages are the same."""
+    sharing: dict[frozenset[str], list[str]] = {}
+    for arm, rows in shown.groupby("arm", sort=False):
+        sharing.setdefault(frozenset(rows["key"]), []).append(str(arm))
+    names = [_common_name(arms_of) for arms_of in sharing.values()]
+    if len(set(names)) < len(names):
+        names = [" = ".join(arms_of) for arms_of in sharing.values()]
+    return {
+        name: shown[shown["arm"] == arms_of[0]] for name, arms_of in zip(names, sharing.values(), strict=True)
+    }
+
+
+def _common_name(names: Sequence[str]) -> str:
+    """Of arms: what their names have in common, or all of them."""
+    first, *others = [name.split(", ") for name in names]
+    common = [part for part in first if all(part in other for other in others)]
+    return ", ".join(common) or " = ".join(names)
 
 
 def late_gain(curves: pd.DataFrame, share: float = 0.25) -> pd.DataFrame:
