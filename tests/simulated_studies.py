@@ -73,7 +73,13 @@ def simulated(path, preset, score):
     for number, trial in enumerate(trials):
         value = score(trial)
         rows.append(
-            {"number": number, "state": "complete", "key": str(number), "run_id": str(number)}
+            {
+                "number": number,
+                "state": "complete",
+                "key": str(number),
+                "run_id": str(number),
+                "seconds": 60.0,
+            }
             | trial.level
             | {"regime": trial.regime, "seed": trial.seed, "fold": trial.fold}
             | {"labelled_clips": 480.0 * trial.config.data.label_fraction}

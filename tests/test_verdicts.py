@@ -198,7 +198,7 @@ def test_a_verdict_of_a_half_run_study_says_so():
     assert verdict.note in describe(verdict)
     left = table[~is_lacking]  # not failed, but never run
     assert (
-        f"{len(left)} of {len(table)} trials finished, 0 failed"
+        f"{len(left)} of {len(table)} trials finished"
         in study_verdicts(record, left, NoPredictions())[0].note
     )
 
