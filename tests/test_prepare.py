@@ -8,6 +8,7 @@ import json
 import os
 import shutil
 from concurrent.futures.process import BrokenProcessPool
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -311,6 +312,34 @@ def test_a_file_that_its_decoder_cannot_bear_is_a_fault_like_others(esc50, tmp_p
     monkeypatch.setattr(prepare.os, "fsync", full)
     with pytest.raises(OSError, match="No space left"):
         _prepare(copy, tmp_path / "another", workers=1)
+
+
+def test_a_file_that_may_not_be_read_is_a_fault_like_others(esc50, tmp_path, monkeypatch):
+    """For the fingerprint of its copy, too: tests may be run by root, who may read all."""
+    copy, rows = esc50
+    locked = copy / "audio" / rows[7]["filename"]
+    path_open, path_stat = Path.open, Path.stat
+
+    def refusing(real):
+        def call(path, *arguments, **options):
+            if path == locked:
+                raise PermissionError(errno.EACCES, "Permission denied", str(path))
+            return real(path, *arguments, **options)
+
+        return call
+
+    said = [f"audio/{locked.name}: cannot be read (Permission denied)"]
+    config = Esc50Data(root=str(copy), skip_unreadable=True)
+    for number, (name, real) in enumerate((("open", path_open), ("stat", path_stat))):
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "sched_getaffinity", lambda process: {0})  # in this process alone
+            patch.setattr(Path, "open", refusing(path_open))
+            patch.setattr(Path, name, refusing(real))  # of a folder that may not be entered, not even that
+            header = _prepare(copy, tmp_path / f"set {number}", workers=1)
+            assert open_prepared(tmp_path / f"set {number}").lines(FAULTS) == said
+            assert fingerprint(config) == header.fingerprint
+            splits = load_splits(config, tmp_path / f"root {number}", 0, quiet)
+        assert splits.left_out == (f"audio/{locked.name}",)
 
 
 def test_a_file_that_turns_out_bad_late_leaves_nothing(esc50, tmp_path, monkeypatch):

@@ -10,6 +10,7 @@ import hashlib
 import itertools
 import json
 import os
+import stat
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures.process import BrokenProcessPool
@@ -104,13 +105,16 @@ def _require_decoder(rows: Sequence[Row], copy: Path) -> None:
     if can_read_soundtracks():
         return
     for row in rows:
-        if row.file.lower().endswith(SOUNDTRACKS) and (copy / row.file).is_file():
+        if row.file.lower().endswith(SOUNDTRACKS) and stat_of(copy / row.file):
             raise DataError(f"{copy / row.file}: {NEEDS_PYAV}")
 
 
 def content_hash(path: Path) -> str:
-    """SHA-256 of a file's bytes; of one that is not there, that."""
-    return sha256(path) if path.is_file() else ABSENT
+    """SHA-256 of a file's bytes; of one that is not there or cannot be read, that."""
+    try:
+        return sha256(path)
+    except OSError:
+        return ABSENT
 
 
 def fingerprint_of(layout: str, listing: Listing, rows: Sequence[Row], hashes: Iterable[str]) -> str:
@@ -144,8 +148,8 @@ class _Job:
         return digest([DECODING_VERSION, *(self._stamp(row) for row in self.rows)])
 
     def _stamp(self, row: Row) -> list[Any]:
-        stat = _stat_of(self.copy / row.file)
-        return [*row, stat and stat.st_size, stat and stat.st_mtime_ns]
+        found = stat_of(self.copy / row.file)
+        return [*row, found and found.st_size, found and found.st_mtime_ns]
 
 
 def _cut(rows: Sequence[Row], copy: Path, folder: Path) -> list[_Job]:
@@ -153,8 +157,8 @@ def _cut(rows: Sequence[Row], copy: Path, folder: Path) -> list[_Job]:
     shards: list[list[Row]] = []
     size = 0
     for row in rows:
-        stat = _stat_of(copy / row.file)
-        here = stat.st_size if stat else 0
+        found = stat_of(copy / row.file)
+        here = found.st_size if found else 0
         if not shards or len(shards[-1]) == CLIPS_PER_SHARD or size + here > BYTES_PER_SHARD:
             shards.append([])
             size = 0
@@ -163,9 +167,13 @@ def _cut(rows: Sequence[Row], copy: Path, folder: Path) -> list[_Job]:
     return [_Job(copy, folder, number, tuple(shard)) for number, shard in enumerate(shards)]
 
 
-def _stat_of(path: Path) -> os.stat_result | None:
-    """None where there is no file."""
-    return path.stat() if path.is_file() else None
+def stat_of(path: Path) -> os.stat_result | None:
+    """None where there is no file, or none that can be looked at."""
+    try:
+        found = path.stat()
+    except OSError:
+        return None
+    return found if stat.S_ISREG(found.st_mode) else None
 
 
 def _run(work: Callable[[_Job], int], jobs: Sequence[_Job], workers: int | None) -> Iterator[int]:
@@ -230,9 +238,17 @@ class _Decoded(NamedTuple):
     remarks: list[str]
 
 
+def _is_absent(path: Path) -> bool:
+    """Not so where nobody may look: that has another cause, which opening it tells."""
+    try:
+        return not path.is_file()
+    except PermissionError:
+        return False
+
+
 def _append(path: Path, row: Row, out: IO[bytes]) -> _Decoded:
     """Decode a row's file, and put its samples behind the others."""
-    if not is_inside(row.file) or not path.is_file():
+    if not is_inside(row.file) or _is_absent(path):
         return _Decoded(ABSENT, 0, 0, ABSENT, [])
     try:
         file = path.open("rb")

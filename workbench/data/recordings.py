@@ -22,7 +22,7 @@ from workbench.config import SAMPLE_RATE
 from workbench.data import corpus, synthesis
 from workbench.data.clips import DataError, Extent, Splits, labelled_subset
 from workbench.data.listing import Fault, Listing, strictly
-from workbench.data.prepare import content_hash, fingerprint_of, in_order, prepare
+from workbench.data.prepare import content_hash, fingerprint_of, in_order, prepare, stat_of
 from workbench.data.prepared import FAULTS, Header, Prepared, is_prepared, open_prepared
 from workbench.data.remote import is_url, open_remote, read_header
 from workbench.data_config import PoolData, RecordedData
@@ -289,11 +289,12 @@ def columns_listed(listing: Listing) -> Columns:
 
 def _hash_once(path: Path) -> str:
     """The studies of a command share their files; one that was changed meanwhile is another file."""
-    return _hash_of(path, path.stat().st_mtime_ns if path.is_file() else 0)
+    found = stat_of(path)
+    return _hash_of(path, found.st_ctime_ns if found else 0)  # a change of who may read it is one, too
 
 
 @functools.cache
-def _hash_of(path: Path, modified: int) -> str:
+def _hash_of(path: Path, changed: int) -> str:
     return content_hash(path)
 
 
