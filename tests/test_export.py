@@ -312,6 +312,34 @@ def test_a_stage_of_another_version_is_refused(results, tmp_path, capsys, monkey
     assert "this workbench has 99" in said
 
 
+@pytest.mark.parametrize(
+    ("raised", "status", "words"),
+    [
+        (KeyboardInterrupt(), 130, "Interrupted; nothing was exported"),
+        (
+            RuntimeError("no such operator\nin many lines"),
+            2,
+            "the exporter failed (RuntimeError: no such operator)",
+        ),
+    ],
+)
+def test_a_graph_that_does_not_come_about_is_said(
+    trained, tmp_path, monkeypatch, capsys, raised, status, words
+):
+    """By Ctrl-C, or by an error of the exporter's."""
+    root, stages = trained
+
+    def fail(*arguments, **options):
+        raise raised
+
+    monkeypatch.setattr("workbench.export.__main__.require_packages", lambda: None)
+    monkeypatch.setattr(torch.onnx, "export", fail)
+    arguments = [stages.pretrain.key, "--root", str(root), "--to", str(tmp_path / "saved"), "--onnx"]
+    assert main(arguments) == status
+    assert words in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_failure_while_writing_leaves_nothing(trained, tmp_path, monkeypatch, capsys):
     root, stages = trained
 

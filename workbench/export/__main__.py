@@ -10,6 +10,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+from workbench.commands import INTERRUPTED
 from workbench.export.card import model_card
 from workbench.export.onnx_graph import ONNX, TOLERANCE, require_packages, write_onnx
 from workbench.export.saved import CARD, CLASSIFIER, ENCODER, SETTINGS, save_weights
@@ -20,7 +21,7 @@ from workbench.store.stage import write_json
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """0; 2 when nothing could be exported."""
+    """0; 2 when nothing could be exported, 130 after Ctrl-C."""
     options = _parser().parse_args(arguments)
     try:
         if options.onnx:
@@ -34,6 +35,9 @@ def main(arguments: list[str] | None = None) -> int:
     except (ConfigError, OSError) as error:
         print(error, file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print("\nInterrupted; nothing was exported.", file=sys.stderr)
+        return INTERRUPTED
     return 0
 
 

@@ -21,6 +21,7 @@ from workbench.settings import ConfigError
 
 ONNX = "encoder.onnx"
 PACKAGES = ("onnx", "onnxscript", "onnxruntime")
+REMEDY = "nothing was exported; leave --onnx out, or try other versions of " + ", ".join(PACKAGES)
 TOLERANCE = 1e-4  # largest absolute difference from torch; the context is layer-normed, of order 1
 
 # What is compared: sounds, and their samples in latents.
@@ -69,8 +70,29 @@ def require_packages() -> None:
 def write_onnx(encoder: Encoder, path: Path, stage_id: str) -> float:
     """Write the graph, and compare onnxruntime's results with torch's; the largest absolute difference.
 
-    `waveform` (B, S) -> `context` (B, T, D). Raises ConfigError when the difference exceeds TOLERANCE.
+    `waveform` (B, S) -> `context` (B, T, D). Raises ConfigError when the difference exceeds TOLERANCE, or the
+    exporter or onnxruntime fails.
     """
+    try:
+        _write(encoder, path, stage_id)
+        difference = largest_difference(encoder, path)
+    except (ConfigError, OSError):
+        raise
+    except Exception as error:  # theirs have no common class
+        reason = str(error).strip().partition("\n")[0]
+        raise ConfigError(
+            "--onnx", f"the exporter failed ({type(error).__name__}: {reason}), so {REMEDY}"
+        ) from error
+    if not difference <= TOLERANCE:  # also where it is not a number
+        raise ConfigError(
+            "--onnx",
+            f"onnxruntime's results differ from torch's by {difference:.1e}, more than {TOLERANCE:.0e}, so "
+            f"{REMEDY}",
+        )
+    return difference
+
+
+def _write(encoder: Encoder, path: Path, stage_id: str) -> None:
     latent = _samples_per_latent(encoder)
     dimensions = {0: torch.export.Dim("batch"), 1: torch.export.Dim("samples")}
     with torch.no_grad(), _without_the_exporters_chatter():
@@ -86,14 +108,6 @@ def write_onnx(encoder: Encoder, path: Path, stage_id: str) -> float:
     assert program is not None
     program.model.metadata_props["stage"] = stage_id
     program.save(path)
-    difference = largest_difference(encoder, path)
-    if not difference <= TOLERANCE:  # also where it is not a number
-        raise ConfigError(
-            "--onnx",
-            f"onnxruntime's results differ from torch's by {difference:.1e}, more than {TOLERANCE:.0e}, so "
-            "nothing was exported; leave --onnx out, or try other versions of " + ", ".join(PACKAGES),
-        )
-    return difference
 
 
 @torch.no_grad()
