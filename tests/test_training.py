@@ -1,11 +1,14 @@
 """Training learns, repeats itself exactly, survives a stop at any step, and ends where it diverges."""
 
+import contextlib
 import dataclasses
 import math
 
 import numpy as np
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from workbench.config import (
     Constant,
@@ -19,10 +22,10 @@ from workbench.config import (
 from workbench.training import finetune as finetune_module
 from workbench.training import pretrain as pretrain_module
 from workbench.training.checkpoint import TrainingState
-from workbench.training.finetune import _loss, finetune, predict, score, symmetric_divergence
+from workbench.training.finetune import Finetuning, _loss, finetune, predict, score, symmetric_divergence
 from workbench.training.loop import Diverged, Run
 from workbench.training.metrics import average_precision
-from workbench.training.pretrain import new_encoder, pretrain
+from workbench.training.pretrain import Pretraining, new_encoder, pretrain
 from workbench.training.schedule import learning_rate_scale
 
 CPU = torch.device("cpu")
@@ -195,6 +198,52 @@ def test_the_best_weights_by_validation_are_kept(tiny_trial, tiny_splits, with_c
     assert mean == pytest.approx(max(scores.values()))
 
 
+class _Transfers(TorchDispatchMode):
+    """Notes each operation that would have a GPU waited for: one of mixed devices, or a blocking copy."""
+
+    def __init__(self):
+        super().__init__()
+        self.copies, self.waits = 0, []
+
+    def __torch_dispatch__(self, operation, types, arguments=(), settings=None):
+        settings = settings or {}
+        tensors = [leaf for leaf in tree_leaves((arguments, settings)) if isinstance(leaf, torch.Tensor)]
+        if operation is torch.ops.aten._to_copy.default:
+            moved = tensors[0].device != settings.get("device", tensors[0].device)
+            self.copies += moved
+            if moved and not settings.get("non_blocking"):
+                self.waits.append(operation)
+        elif len({tensor.device for tensor in tensors if tensor.dim()}) > 1:
+            self.waits.append(operation)
+        return operation(*arguments, **settings)
+
+
+def test_no_device_is_waited_for_while_a_batch_is_prepared(
+    tiny_trial, tiny_splits, with_changes, monkeypatch
+):
+    """By a device that holds no data, in the place of a GPU."""
+    monkeypatch.setattr(torch, "autocast", lambda kind, enabled: contextlib.nullcontext())
+    changes = {"pretraining.gain_db": 3.0, "pretraining.mel_shift": 1, "finetuning.consistency_weight": 1.0}
+    trial, place = with_changes(tiny_trial, changes), torch.device("meta")
+
+    def padded(clips):
+        every_second = np.arange(len(clips)) % 2
+        return dataclasses.replace(clips, length=clips.length // (1 + every_second))
+
+    pool, train = padded(tiny_splits.pool), padded(tiny_splits.train)
+    splits = dataclasses.replace(tiny_splits, pool=pool, train=train)
+    tasks = [
+        Pretraining(trial, splits.pool, place),
+        Finetuning(trial, splits, new_encoder(trial, tiny_splits.pool, CPU), place),
+    ]
+    for task in tasks:
+        with _Transfers() as transfers:
+            (heard,) = task.hear(0)
+        assert heard.log_mel.device == heard.padding.device == place
+        assert not transfers.waits
+        assert transfers.copies >= 8  # clips, draws, padding
+
+
 # --- its parts ----------------------------------------------------------------------------------------------
 
 
@@ -213,6 +262,9 @@ def test_accumulation_gives_the_gradients_of_the_whole_batch(tiny_trial, tiny_sp
     )
     accumulated = with_changes(plain, {"finetuning.accumulation": 4})
     first, second = _finetune(plain, tiny_splits), _finetune(accumulated, tiny_splits)
+    for one, other in zip(first.history, second.history, strict=True):  # Adam hides a constant factor
+        assert one == pytest.approx(other, rel=1e-4)
+    assert all("grad_norm" in row for row in first.history if "loss" in row)
     for name, tensor in first.model.state_dict().items():
         torch.testing.assert_close(tensor, second.model.state_dict()[name], atol=1e-5, rtol=1e-4)
 

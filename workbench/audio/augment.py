@@ -1,6 +1,7 @@
 """Augmentation of whole batches, on the device (paper 4.1).
 
-Every function takes a CPU generator: the draws are small, and the same on every device.
+Every function takes a CPU generator: the draws are small, and the same on every device, which copies them
+without being waited for.
 B clips, S samples, F frames, M mel bands.
 """
 
@@ -8,6 +9,8 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
+
+from workbench.devices import onto
 
 
 def jitter(waveform: Tensor, max_shift: int, generator: torch.Generator) -> Tensor:
@@ -17,7 +20,7 @@ def jitter(waveform: Tensor, max_shift: int, generator: torch.Generator) -> Tens
     batch, samples = waveform.shape
     start = torch.randint(0, 2 * max_shift + 1, (batch,), generator=generator)
     windows = nn.functional.pad(waveform, (max_shift, max_shift)).unfold(1, samples, 1)
-    return windows[torch.arange(batch), start]
+    return windows[torch.arange(batch, device=waveform.device), onto(waveform.device, start)]
 
 
 def time_mask(log_mel: Tensor, frames: Tensor, share: float, generator: torch.Generator) -> Tensor:
@@ -33,7 +36,7 @@ def time_mask(log_mel: Tensor, frames: Tensor, share: float, generator: torch.Ge
     start = (draws[1] * (frames - length + 1)).long()
     index = torch.arange(log_mel.shape[1])
     masked = (index >= start[:, None]) & (index < (start + length)[:, None])
-    return log_mel.masked_fill(masked.to(log_mel.device)[..., None], 0.0)
+    return log_mel.masked_fill(onto(log_mel.device, masked)[..., None], 0.0)
 
 
 def mixup(log_mel: Tensor, concentration: float | None, generator: torch.Generator) -> Tensor:
@@ -47,8 +50,8 @@ def mixup(log_mel: Tensor, concentration: float | None, generator: torch.Generat
     batch = len(log_mel)
     partner = torch.randperm(batch, generator=generator)
     alpha = _beta(concentration, batch, generator)
-    alpha = torch.maximum(alpha, 1 - alpha).to(log_mel)[:, None, None]
-    return alpha * log_mel + (1 - alpha) * log_mel[partner.to(log_mel.device)]
+    alpha = onto(log_mel.device, torch.maximum(alpha, 1 - alpha).to(log_mel.dtype))[:, None, None]
+    return alpha * log_mel + (1 - alpha) * log_mel[onto(log_mel.device, partner)]
 
 
 def _beta(concentration: float, count: int, generator: torch.Generator) -> Tensor:
@@ -69,9 +72,9 @@ def gain_and_shift(
     if gain_db > 0:
         gain = (torch.rand(batch, generator=generator) * 2 - 1) * gain_db
         nats = gain * (torch.log(torch.tensor(10.0)) / 10)  # the log-mel is of power
-        log_mel = log_mel + nats.to(log_mel)[:, None, None] / std
+        log_mel = log_mel + onto(log_mel.device, nats.to(log_mel.dtype))[:, None, None] / std
     if mel_shift > 0:
         shift = torch.randint(-mel_shift, mel_shift + 1, (batch, 1), generator=generator)
-        source = (torch.arange(bands) - shift).clamp(0, bands - 1).to(log_mel.device)
+        source = onto(log_mel.device, (torch.arange(bands) - shift).clamp(0, bands - 1))
         log_mel = log_mel.gather(2, source[:, None, :].expand_as(log_mel))
     return log_mel

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from workbench.audio.logmel import LogMel
 from workbench.config import FrontEndConfig, ModelConfig
+from workbench.devices import onto
 from workbench.model.conformer import Conformer
 
 
@@ -64,4 +65,4 @@ def padding_mask(lengths: Tensor, total: int, device: torch.device) -> Tensor | 
     """
     if bool((lengths >= total).all()):
         return None
-    return (torch.arange(total) >= lengths[:, None]).to(device)
+    return onto(device, torch.arange(total) >= lengths[:, None])

@@ -1,4 +1,4 @@
-"""Which clips make the batch of a step: pure functions of the seed and the step; and batches on a device.
+"""Which clips make the batch of a step: pure functions of the seed and the step.
 
 N clips, B clips of a batch, C classes.
 """
@@ -8,18 +8,9 @@ from __future__ import annotations
 from typing import Protocol
 
 import numpy as np
-import torch
-from torch import Tensor
 
 from workbench.data.labels import Labels
 from workbench.random_streams import numpy_stream
-
-
-def onto(device: torch.device, tensor: Tensor) -> Tensor:
-    """Moved; a GPU copies from pinned memory, and is not waited for."""
-    if device.type == "cuda":
-        tensor = tensor.pin_memory()
-    return tensor.to(device, non_blocking=True)
 
 
 class BatchOrder(Protocol):

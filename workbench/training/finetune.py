@@ -17,11 +17,12 @@ from workbench import processes
 from workbench.audio.augment import jitter, mixup, time_mask
 from workbench.config import TrialConfig
 from workbench.data.clips import ClipSet, Splits
+from workbench.devices import onto
 from workbench.model.encoder import Encoder, padding_mask
 from workbench.model.heads import Classifier
 from workbench.random_streams import derive, numpy_stream, torch_stream
 from workbench.training import metrics as clip_metrics
-from workbench.training.batches import BalancedClasses, BatchOrder, ShuffledEpochs, onto
+from workbench.training.batches import BalancedClasses, BatchOrder, ShuffledEpochs
 from workbench.training.loop import Course, Diverged, Run, Stopped, Validation
 from workbench.training.objectives import Metrics
 from workbench.training.pack import pack_key, train_together
@@ -218,7 +219,7 @@ def predict(config: TrialConfig, model: ClipModel, clips: ClipSet, device: torch
         end = min(begin + EVALUATION_BATCH, len(clips))
         waveform, samples = clips.read(np.arange(begin, end), min_samples=latent_samples(config))
         with autocast():
-            log_mel = model.encoder.front_end(waveform.to(device))
+            log_mel = model.encoder.front_end(onto(device, waveform))
             lengths = num_latents(config, samples)
             logits = model(log_mel, padding_mask(lengths, model.encoder.num_latents(log_mel), device))
         scores[begin:end] = logits.softmax(-1) if config.data.single_label else logits.sigmoid()

@@ -19,10 +19,11 @@ from workbench.audio.augment import gain_and_shift
 from workbench.audio.logmel import LogMel
 from workbench.config import SAMPLE_RATE, TrialConfig
 from workbench.data.clips import ClipSet
+from workbench.devices import onto
 from workbench.model.encoder import Encoder, padding_mask
 from workbench.random_streams import derive, numpy_stream, torch_stream
 from workbench.settings import StageKind
-from workbench.training.batches import ShuffledEpochs, onto
+from workbench.training.batches import ShuffledEpochs
 from workbench.training.loop import Course, Diverged, Run, Stopped
 from workbench.training.objectives import Hidden, Metrics, build_objective, collapse_metrics
 from workbench.training.pack import pack_key, train_together
