@@ -7,8 +7,9 @@ from workbench.config import Constant
 from workbench.model import conformer, dropout
 from workbench.training.checkpoint import TrainingState
 from workbench.training.finetune import finetune, finetune_together
-from workbench.training.loop import Diverged, Run, Stopped
-from workbench.training.pretrain import new_encoder, pretrain, pretrain_together
+from workbench.training.loop import Course, Diverged, Run, Stopped, build_optimiser, trainable
+from workbench.training.pack import Pack
+from workbench.training.pretrain import Pretraining, new_encoder, pretrain, pretrain_together
 
 from .trained_alike import assert_same_history, assert_same_weights
 
@@ -105,6 +106,46 @@ def test_a_pack_of_large_trials_draws_for_itself_on_a_gpu(
     assert set(drawn_by_torch) == drawn
 
 
+def test_each_trial_of_a_pack_is_clipped_and_updated_as_torch_does(trial, tiny_splits, with_changes):
+    """Of given gradients: a training hides clipping behind Adam, and weight decay behind its rate."""
+    optimisers = [
+        {},
+        {"weight_decay": 5.0},
+        {"max_grad_norm": 1e-3},
+        {"max_grad_norm": None, "betas": (0.5, 0.7)},
+    ]
+    changes = [
+        {f"pretraining.optimiser.{name}": value for name, value in own.items()}
+        | {"pretraining.schedule": Constant(), "pretraining.optimiser.peak_lr": 10.0**-number}
+        for number, own in enumerate(optimisers, start=1)
+    ]
+    tasks = [Pretraining(with_changes(trial, own), tiny_splits.pool, CPU) for own in changes]
+    courses = [Course(task, task.settings, seed=0, run=Run()) for task in tasks]
+    copies = [{n: torch.nn.Parameter(p.clone()) for n, p in trainable(t.model).items()} for t in tasks]
+    theirs = [
+        build_optimiser(list(c.values()), t.settings.optimiser) for c, t in zip(copies, tasks, strict=True)
+    ]
+    pack = Pack(courses, [{} for _ in courses])
+    generator = torch.Generator().manual_seed(0)
+    for step in range(3):
+        pack._gradients.zero_()
+        for row, (parameters, optimiser) in enumerate(zip(copies, theirs, strict=True)):
+            for name, parameter in parameters.items():
+                parameter.grad = torch.randn(parameter.shape, generator=generator)
+                pack._gradients[row, slice(*pack._spans[name])] = parameter.grad.flatten()
+            most = tasks[row].settings.optimiser.max_grad_norm or float("inf")
+            torch.nn.utils.clip_grad_norm_(parameters.values(), most)
+            optimiser.step()
+        pack._decayed.fill_(1.0)
+        pack._clip()
+        pack._adamw()
+        for course in courses:
+            course._state.step = step + 1
+    for task, parameters in zip(tasks, copies, strict=True):
+        for name, parameter in trainable(task.model).items():
+            torch.testing.assert_close(parameter, parameters[name], rtol=1e-5, atol=1e-6)
+
+
 def test_each_trial_of_a_pack_drops_its_own_share():
     shares = (0.1, 0.4, 0.7)
     layers = [dropout.Dropout(p) for p in shares]
@@ -128,7 +169,11 @@ def test_fine_tuning_together_is_fine_tuning_alone(trial, tiny_splits, with_chan
     variants = [
         {},
         {"seed": 3},
-        {"finetuning.optimiser.peak_lr": 5e-4, "finetuning.output_dropout": 0.4},
+        {
+            "finetuning.optimiser.peak_lr": 5e-4,
+            "finetuning.output_dropout": 0.4,
+            "finetuning.optimiser.weight_decay": 5.0,  # what the loss does not depend on stays as it is
+        },
         {"finetuning.class_balanced": True, "finetuning.augmentation.mixup": None},
     ]
     trials = [with_changes(trial, common | changes) for changes in variants]
