@@ -20,10 +20,11 @@ from workbench.config import (
     WarmupLinear,
 )
 from workbench.training import finetune as finetune_module
+from workbench.training import loop
 from workbench.training import pretrain as pretrain_module
 from workbench.training.checkpoint import TrainingState
 from workbench.training.finetune import Finetuning, _loss, finetune, predict, score, symmetric_divergence
-from workbench.training.loop import Diverged, Run
+from workbench.training.loop import Course, Diverged, Run, Stopped
 from workbench.training.metrics import average_precision
 from workbench.training.pretrain import Pretraining, new_encoder, pretrain
 from workbench.training.schedule import learning_rate_scale
@@ -242,6 +243,25 @@ def test_no_device_is_waited_for_while_a_batch_is_prepared(
         assert heard.log_mel.device == heard.padding.device == place
         assert not transfers.waits
         assert transfers.copies >= 8  # clips, draws, padding
+
+
+@pytest.mark.parametrize(("kind", "asked"), [("cpu", 20), ("cuda", 2)])
+def test_several_gpus_agree_on_stopping_now_and_then(tiny_trial, tiny_splits, monkeypatch, kind, asked):
+    """It makes each wait for its device; a processor is not ahead of itself."""
+    monkeypatch.setattr(loop.processes, "count", lambda: 2)
+    monkeypatch.setattr(loop.processes, "mean", lambda values: values)
+    wishes = []
+    monkeypatch.setattr(loop.processes, "agreed", lambda wish, device: wishes.append(wish) or wish)
+    task = Pretraining(tiny_trial, tiny_splits.pool, CPU)
+    run = Run(device=torch.device(kind), should_stop=lambda: len(wishes) == asked - 1)
+    course = Course(task, task.settings, seed=0, run=run)
+
+    def train():
+        while True:
+            course.updated([{"loss": torch.ones(())}], torch.ones(()), dict)
+
+    with pytest.raises(Stopped, match="after update 20"):
+        train()
 
 
 # --- its parts ----------------------------------------------------------------------------------------------

@@ -38,6 +38,8 @@ class ClipModel(nn.Module):
     def __init__(self, encoder: Encoder, classifier: Classifier, *, freeze_encoder: bool) -> None:
         super().__init__()
         self.encoder = encoder.requires_grad_(not freeze_encoder)
+        encoder.mask_vector.requires_grad_(False)  # no latent is masked, and none predicted
+        encoder.out_of_context.requires_grad_(False)
         self.classifier = classifier
         self.freeze_encoder = freeze_encoder
 

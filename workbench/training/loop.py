@@ -24,6 +24,7 @@ from workbench.training.schedule import learning_rate_scale
 from workbench.training.tracker import SilentTracker, Tracker
 
 LOG_POINTS = 50  # of a training run
+AGREE_EVERY = 10  # updates of a trial on several GPUs: to agree, all that was enqueued must be waited for
 SAVE_SECONDS = 30.0  # between checkpoints: what a kill can cost
 
 HeardT = TypeVar("HeardT")
@@ -100,7 +101,7 @@ class Run:
     tracker: Tracker = field(default_factory=SilentTracker)
     checkpoint: Path | None = None  # resumed from if it is there
     save_seconds: float = SAVE_SECONDS
-    should_stop: Callable[[], bool] = lambda: False  # asked after every update
+    should_stop: Callable[[], bool] = lambda: False  # asked after every update; on several GPUs, some
     train: Callable[[Course[Any]], list[dict[str, float]]] = field(default_factory=lambda: train)
     earlier_seconds: float = 0.0  # set: spent before the checkpoint that was resumed from
 
@@ -199,7 +200,7 @@ class Course(Generic[TaskT]):
             if state.best is not None:
                 task.model.load_state_dict(state.best)
             return
-        stopping = processes.agreed(run.should_stop(), run.device)
+        stopping = self._told_to_stop()
         due = stopping or time.monotonic() - self._saved_at >= run.save_seconds
         if due and run.checkpoint is not None and processes.rank() == 0:
             state.model = task.model.state_dict()
@@ -210,6 +211,11 @@ class Course(Generic[TaskT]):
             self._saved_at = time.monotonic()
         if stopping:
             raise Stopped(stage, state.step)
+
+    def _told_to_stop(self) -> bool:
+        if processes.count() > 1 and self.run.device.type == "cuda" and self.step % AGREE_EVERY:
+            return False
+        return processes.agreed(self.run.should_stop(), self.run.device)
 
     def _validate(self, validation: Validation) -> None:
         state, select = self._state, validation.select
@@ -249,8 +255,8 @@ def _train(course: Course[Any]) -> list[dict[str, float]]:
     restore_optimiser(optimiser, named, course.optimiser_state)
     max_norm = config.optimiser.max_grad_norm or float("inf")
     loss_of: nn.Module = compiled(LossOf(task)) if task.compile else LossOf(task)
-    if processes.count() > 1:  # a fine-tuning does not use all of an encoder
-        loss_of = DistributedDataParallel(loss_of, broadcast_buffers=False, find_unused_parameters=True)
+    if processes.count() > 1:
+        loss_of = DistributedDataParallel(loss_of, broadcast_buffers=False)
     with Ahead(task.hear, range(course.step, config.steps), course.run.device) as ahead:
         while not course.ended:
             for group in optimiser.param_groups:
