@@ -108,6 +108,13 @@ def study_curves(record: StudyRecord, table: pd.DataFrame) -> Curves:
         )
     _refuse_without_reference(record, arms[SCRATCH])
     counts = done.groupby(AXIS)["labelled_clips"].mean()
+    if counts.duplicated().any():
+        same = counts[counts.duplicated(keep=False)]
+        fractions_of = ", ".join(f"{fraction:g}" for fraction in same.index)
+        raise NoCurves(
+            f"{record.id}: {AXIS} {fractions_of} are {same.iloc[0]:,.0f} labelled clips each; "
+            "name fractions that differ in clips"
+        )
     fractions = {regime: counts[complete[regime].columns].sort_values() for regime in arms}
     for found in fractions.values():
         if found.duplicated().any():

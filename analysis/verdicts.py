@@ -104,6 +104,8 @@ class Trials:
         """That the study has, finished or not; numbers rising, others in the order of the file."""
         if regime not in self.record.regimes:
             raise NotTested(f"the study has no regime {regime!r}; it has {', '.join(self.record.regimes)}")
+        if self.record.axes and not self.record.levels:
+            raise NotTested("the study's levels were not kept; its command keeps them")
         if len(self.record.axes) > 1:
             raise NotTested(f"the study varies more than one setting: {', '.join(self.record.axes)}")
         return ordered_levels(self.record)
@@ -183,7 +185,7 @@ def ordered_levels(record: StudyRecord) -> list[Any]:
 
 def level_words(record: StudyRecord) -> str:
     """What a claim's words for levels stand for in a study, such as "2 (first), 3 (second, base)"."""
-    if len(record.axes) != 1:
+    if len(record.axes) != 1 or not record.levels:
         return ""
     levels = ordered_levels(record)
     words = dict(zip(map(repr, levels), ([word] for word in ORDINALS), strict=False))

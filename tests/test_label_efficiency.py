@@ -376,6 +376,7 @@ def test_tables_without_two_curves_are_refused() -> None:
         (table[table["regime"] == "scratch"], "no seed has finished"),
         (table[table["labelled_clips"] == 120], "two or more"),
         (pd.concat([table, table]), "several trials"),
+        (table.assign(labelled_clips=3.0), "are 3 labelled clips each"),
     ):
         with pytest.raises(NoCurves, match=message):
             study_curves(_record(), unfit)

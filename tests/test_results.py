@@ -6,7 +6,7 @@ import pandas as pd
 import pytest
 
 from analysis.plot_ablation import level_summary
-from workbench.study.results import StudyRecord, best_tuned
+from workbench.study.results import StudyRecord, _without_scores, best_tuned
 
 RATE = "finetuning.optimiser.peak_lr"
 
@@ -83,3 +83,16 @@ def test_a_setting_that_lacks_a_replicate_is_not_chosen_for_its_luck(record):
 def test_without_tuning_all_trials_stay(record):
     untuned = StudyRecord(**(vars(record) | {"axes": ["schedule", RATE], "tuned": []}))
     assert len(best_tuned(untuned, _table(SCORES))) == 8
+
+
+def test_a_trial_without_a_score_has_failed(record):
+    """Such as a macro AUC where every test clip has the class: no mean is to hold it."""
+    table = _table(SCORES).assign(state="complete", reason="")
+    table.loc[0, "test/mAP"] = float("nan")
+    table.loc[5, "validation/mAP"] = float("nan")
+    told = _without_scores(record, table)
+    assert told.index[told["state"] == "failed"].tolist() == [0, 5]
+    assert "mAP is not defined" in told["reason"][0]
+    assert set(told["reason"].drop([0, 5])) == {""}
+    without = table.drop(columns=["test/mAP"])
+    assert set(_without_scores(record, without)["state"]) == {"failed"}

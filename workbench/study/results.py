@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlencode
 
+import numpy as np
 import pandas as pd
 from mlflow import MlflowClient
 
@@ -148,7 +149,7 @@ def trial_table(record: StudyRecord, root: Path) -> pd.DataFrame:
 
     Columns: number, state, key, began (ms since 1970), seconds (that it ran), reason, one for each axis and
     tuned setting (its dotted path), regime, seed, fold, `parameters`, `labelled_clips`, and every final
-    metric (`validation/mAP`, `test/mAP`, ...).
+    metric (`validation/mAP`, `test/mAP`, ...). A trial whose score is not a number has failed.
     """
     client = MlflowClient(Places.read(root).mlflow_uri)
     experiment = client.get_experiment_by_name(record.name)
@@ -172,7 +173,18 @@ def trial_table(record: StudyRecord, root: Path) -> pd.DataFrame:
         if not token:
             break
     table = pd.DataFrame(list(rows.values()))
-    return table.sort_values("number", ignore_index=True) if len(table) else table
+    return _without_scores(record, table).sort_values("number", ignore_index=True) if len(table) else table
+
+
+def _without_scores(record: StudyRecord, table: pd.DataFrame) -> pd.DataFrame:
+    """`table` with trials that ended without a score as failed: nothing can be said of them."""
+    columns = [f"{part}/{record.metric}" for part in ("validation", "test")]
+    table = table.reindex(columns=list(dict.fromkeys([*table.columns, *columns])))
+    scored = np.isfinite(table[columns].to_numpy(float)).all(axis=1)
+    lacking = (table["state"] == "complete") & ~scored
+    table.loc[lacking, "state"] = "failed"
+    table.loc[lacking, "reason"] = f"its {record.metric} is not defined on so few clips"
+    return table
 
 
 def runs_link(record: StudyRecord, runs: Sequence[str], root: Path) -> str:
