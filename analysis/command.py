@@ -10,6 +10,8 @@ from pathlib import Path
 from workbench.places import DEFAULT_ROOT
 from workbench.settings import ConfigError
 from workbench.study.results import StudyRecord, UnknownStudy, select_studies, studies
+from workbench.study.tracking import TRACKING_ERRORS
+from workbench.study.trial_storage import LEDGER_ERRORS, first_line
 
 
 def run(
@@ -27,8 +29,15 @@ def run(
         "--output", type=Path, default=Path("figures"), help="what is written goes there (default: figures)"
     )
     options = parser.parse_args(arguments)
+    if options.output.exists() and not options.output.is_dir():
+        print(f"--output must be a folder, and {options.output} is a file; name another", file=sys.stderr)
+        return 2
     try:
         return work(options, select_studies(studies(options.root), options.studies, options.root))
     except (UnknownStudy, ConfigError) as error:
         print(error, file=sys.stderr)
-        return 2
+    except (*TRACKING_ERRORS, *LEDGER_ERRORS) as error:
+        print(f"what is kept of the studies could not be read: {first_line(error)}", file=sys.stderr)
+    except OSError as error:
+        print(f"{error.filename}: {error.strerror}" if error.filename else error, file=sys.stderr)
+    return 2

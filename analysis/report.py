@@ -352,7 +352,10 @@ def _write(options: argparse.Namespace, records: list[StudyRecord]) -> int:
     for path in (page, *write_tables(found, options.output)):
         print(path)
     for study in found:
-        attach(study.record.name, study.record.id, places, page)
+        try:
+            attach(study.record.name, study.record.id, places, page)
+        except OSError as error:
+            print(f"the page is not kept with {study.record.id}: {error}", file=sys.stderr)
     return 0
 
 

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
+from pandas.api.types import is_numeric_dtype
 
-from analysis.claims import verdict_table
+from analysis.claims import describe_effect, describe_part, verdict_table
 from analysis.findings import Findings
 from analysis.label_efficiency import PRETRAINED, SCRATCH, level_table
 from analysis.plot_ablation import arm_name, level_summary
+from analysis.verdicts import Verdict
 from workbench.study.results import arms, best_tuned
 
 # Test mAP of cf_L on AudioSet; None where the paper has no number.
@@ -36,12 +39,52 @@ def write_tables(found: Sequence[Findings], output: Path) -> list[Path]:
             continue
         paths += [output / f"report-{name}.csv", output / f"report-{name}.tex"]
         table.to_csv(paths[-2], index=False)
-        latex = table.map(_for_latex)
-        latex.columns = [_for_latex(column) for column in table.columns]
-        paths[-1].write_text(
-            latex.to_latex(index=False, na_rep="-", float_format="%.3f", longtable=len(table) > 30)
-        )
+        paths[-1].write_text(_latex(_narrow(verdicts) if name == "verdicts" else table))
     return paths
+
+
+def _narrow(verdicts: Sequence[Verdict]) -> pd.DataFrame:
+    """What of the verdicts a printed page has room for; the CSV has the rest."""
+    return pd.DataFrame(
+        {
+            "study": verdict.record.id,
+            "claim": verdict.claim_id,
+            "what must be so": describe_part(evidence.part),
+            "verdict": str(evidence.ruling),
+            "effect": describe_effect(evidence),
+            "n": evidence.effect.n if evidence.effect else 0,
+            "p for": _p_value(evidence.p_support),
+            "p against": _p_value(evidence.p_contradict),
+        }
+        for verdict in verdicts
+        for evidence in verdict.evidence
+    )
+
+
+def _p_value(p: float) -> str:
+    return "-" if math.isnan(p) else "<0.001" if p < 0.001 else f"{p:.3f}"
+
+
+WRAPPED = {"study": "2.2cm", "claim": "1.8cm", "what must be so": "4.4cm", "effect": "2.6cm"}  # columns
+
+
+def _latex(table: pd.DataFrame) -> str:
+    """With sentences wrapped, and LaTeX's own characters escaped."""
+    formats = [
+        rf"p{{{WRAPPED[name]}}}" if name in WRAPPED else "r" if is_numeric_dtype(table[name]) else "l"
+        for name in table
+    ]
+    escaped = table.map(_for_latex)
+    escaped.columns = [_for_latex(column) for column in table.columns]
+    return str(
+        escaped.to_latex(
+            index=False,
+            na_rep="-",
+            float_format="%.3f",
+            longtable=len(table) > 30,
+            column_format="".join(formats),
+        )
+    )
 
 
 LATEX = {character: f"\\{character}" for character in "&%$#_{}"} | {

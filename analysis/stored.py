@@ -10,12 +10,17 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
+from safetensors import SafetensorError
 
 from workbench.stages import HISTORY, PREDICTIONS
 from workbench.store import Stage, Store
 from workbench.training.checkpoint import load_tensors
 
 FloatArray = NDArray[np.float64]
+
+
+class DamagedStage(OSError):
+    """A finished stage of which a file is gone, or cannot be read; the message says what to do."""
 
 
 class StoredStages:
@@ -47,11 +52,18 @@ class StoredStages:
         return list(dict.fromkeys(facts.get("commit") or "unknown" for facts in in_time))
 
     def predictions(self, key: str) -> tuple[FloatArray, FloatArray] | None:
-        """Test scores and targets (N, C) of an evaluation."""
+        """Test scores and targets (N, C) of an evaluation. Raises DamagedStage."""
         facts = self.facts(key)
         if facts is None:
             return None
-        tensors = load_tensors(self._store.fetch(_stage(facts)) / PREDICTIONS)[0]
+        path = self._store.fetch(_stage(facts)) / PREDICTIONS
+        try:
+            tensors = load_tensors(path)[0]
+        except (OSError, SafetensorError) as error:
+            what = f"cannot be read ({error})" if path.exists() else "is missing"
+            raise DamagedStage(
+                f"{path} {what}; delete its folder, and the study's command computes it again"
+            ) from error
         return tensors["scores"].double().numpy(), tensors["targets"].double().numpy()
 
     def history(self, key: str) -> pd.DataFrame:

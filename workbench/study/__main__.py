@@ -262,8 +262,7 @@ def _is_exhausted(study: Study, places: Places) -> bool:
 
 
 def _read(look: Callable[[Study, str], T], study: Study, places: Places) -> T:
-    from workbench.study.run import first_line
-    from workbench.study.trial_storage import LEDGER_ERRORS
+    from workbench.study.trial_storage import LEDGER_ERRORS, first_line
     from workbench.study.tune import StudyStopped
 
     try:

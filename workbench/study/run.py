@@ -28,7 +28,7 @@ from workbench.study.plan import PlannedTrial, Planner, work_of
 from workbench.study.progress import Progress
 from workbench.study.summary import print_summary
 from workbench.study.tracking import TRACKING_ERRORS, Tracking
-from workbench.study.trial_storage import LEDGER_ERRORS, Ended
+from workbench.study.trial_storage import LEDGER_ERRORS, Ended, first_line
 from workbench.study.tune import StudyStopped, ray_started, run_trials
 
 NAMED_FILES = 20  # of those that are left out; of AudioSet that can be 100,000
@@ -163,13 +163,6 @@ def run_study(
 
 def stopped_message(reason: str, command: str) -> str:
     return f"{reason}. What is finished is kept; to go on:\n  {command}"
-
-
-def first_line(error: BaseException) -> str:
-    """What an error of a database says, without its statement; Optuna hides it behind one of its own."""
-    if isinstance(error, LEDGER_ERRORS) and error.__cause__ is not None:
-        return first_line(error.__cause__)
-    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
 
 
 def _run_trials(

@@ -100,8 +100,7 @@ class Tracking:
             return str(found.experiment_id)
         if not places.mlflow_uri.startswith("sqlite:"):  # a server knows where its artifacts go
             return str(self._client.create_experiment(name))
-        location = (places.root / "artifacts" / name).resolve().as_uri()
-        return str(self._client.create_experiment(name, artifact_location=location))
+        return str(self._client.create_experiment(name, artifact_location=_artifacts(name, places)))
 
     def _parent_run(self, study: Study) -> str:
         """The study's run, opened again if there is one."""
@@ -151,12 +150,26 @@ def _create_database(uri: str) -> None:
 
 
 def attach(name: str, study_id: str, places: Places, path: Path) -> None:
-    """Keep a file with the run of a study that is not running."""
+    """Keep a file with the run of a study that is not running.
+
+    Raises OSError where that is not possible: MLflow keeps the folder of a study's files whole, and results
+    that were moved or copied since do not lie there.
+    """
     client = MlflowClient(places.mlflow_uri)
     experiment = client.get_experiment_by_name(name)
+    if experiment is None:
+        return
+    location = experiment.artifact_location
+    if places.mlflow_uri.startswith("sqlite:") and location != _artifacts(name, places):
+        raise OSError(f"MLflow keeps files of {name} in {location}, and these results lie elsewhere now")
     query = f"tags.`workbench.kind` = '{PARENT}' and tags.`workbench.study` = '{study_id}'"
-    for run in client.search_runs([experiment.experiment_id], query) if experiment else ():
+    for run in client.search_runs([experiment.experiment_id], query):
         client.log_artifact(run.info.run_id, str(path))
+
+
+def _artifacts(name: str, places: Places) -> str:
+    """Where MLflow keeps files of a study, if not on a server."""
+    return (places.root / "artifacts" / name).resolve().as_uri()
 
 
 def _metrics(result: TrialResult, moment: int) -> list[Metric]:

@@ -96,6 +96,13 @@ def best_of(ended: Iterable[Ended]) -> Ended | None:
     return max(complete, key=lambda trial: (trial.value, -trial.number), default=None)
 
 
+def first_line(error: BaseException) -> str:
+    """What an error of a database says, without its statement; Optuna hides it behind one of its own."""
+    if isinstance(error, LEDGER_ERRORS) and error.__cause__ is not None:
+        return first_line(error.__cause__)
+    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+
+
 def open_storage(url: str) -> optuna.storages.RDBStorage:
     """Optuna's, in a file or on a server."""
     # Hours may lie between two trials: a server's connection that was cut meanwhile is replaced.
