@@ -116,12 +116,6 @@ def study_curves(record: StudyRecord, table: pd.DataFrame) -> Curves:
             "name fractions that differ in clips"
         )
     fractions = {regime: counts[complete[regime].columns].sort_values() for regime in arms}
-    for found in fractions.values():
-        if found.duplicated().any():
-            raise NoCurves(
-                f"{record.id}: of so few clips several fractions come to the same "
-                f"{found[found.duplicated()].iloc[0]:,.0f}; name fractions that differ by a clip at least"
-            )
     scores, overlap = by_replicate(complete)
     return Curves(
         fractions[SCRATCH].to_numpy(float),

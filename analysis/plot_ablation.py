@@ -25,7 +25,7 @@ from matplotlib.ticker import FixedLocator, MaxNLocator, NullLocator
 
 from analysis.command import run
 from analysis.completeness import Completeness
-from analysis.estimators import Interval, mean_interval
+from analysis.estimators import mean_interval
 from analysis.replicates import by_replicate, with_fold_numbers
 from workbench.study.results import (
     StudyRecord,
@@ -58,7 +58,6 @@ AXIS_NAMES = {
     "model.width": "width",
 }
 LONG_NAMES = 50  # characters along an axis, before they run into each other
-NO_SCORE = Interval(mean=math.nan, low=math.nan, high=math.nan, n=0)
 METRIC_NAMES = {
     "mAP": "test mAP",
     "macro_auc": "test macro AUC",
@@ -127,7 +126,7 @@ def level_summary(record: StudyRecord, done: pd.DataFrame) -> pd.DataFrame:
     rows = []
     for group, values in done.groupby(arms(record), dropna=False, sort=False):
         scores, overlap = by_replicate(_scores(values, metric))
-        interval = mean_interval(scores, overlap=overlap) if len(scores) else NO_SCORE
+        interval = mean_interval(scores, overlap=overlap)
         names = dict(zip(arms(record), group, strict=True))
         names |= {path: values[path].iloc[0] for path in record.tuned}
         clips = values["labelled_clips"].mean()
@@ -150,8 +149,8 @@ def level_summary(record: StudyRecord, done: pd.DataFrame) -> pd.DataFrame:
 
 
 def _scores(values: pd.DataFrame, metric: str) -> pd.Series:
-    """One value for each (seed, fold) that has a score: some are undefined where a class lacks examples."""
-    return with_fold_numbers(values).groupby(["seed", "fold"])[metric].mean().dropna()
+    """One value for each (seed, fold)."""
+    return with_fold_numbers(values).groupby(["seed", "fold"])[metric].mean()
 
 
 def _axis(record: StudyRecord) -> str:

@@ -65,7 +65,7 @@ def _p_value(p: float) -> str:
     return "-" if math.isnan(p) else "<0.001" if p < 0.001 else f"{p:.3f}"
 
 
-WRAPPED = {"study": "2.2cm", "claim": "1.8cm", "what must be so": "4.4cm", "effect": "2.6cm"}  # columns
+WRAPPED = {"study": "2cm", "claim": "1.6cm", "what must be so": "3.6cm", "effect": "2.4cm"}  # columns
 
 
 def _latex(table: pd.DataFrame) -> str:

@@ -35,13 +35,6 @@ def test_one_replicate_has_no_bar_and_several_have_their_interval():
     assert _bars(ax) == pytest.approx([whole["high"] - whole["low"]])
 
 
-def test_a_score_that_is_undefined_counts_as_none():
-    table = rows_of([(1, 0, 0.5), (1, 1, np.nan), (2, 0, np.nan)]).assign(labelled_clips=480.0)
-    summary = draw_levels(_axes(), a_record(), table).set_index("level")
-    assert summary["n"].to_dict() == {1: 1, 2: 0}
-    assert summary["mean"].fillna(-1).to_dict() == {1: 0.5, 2: -1}
-
-
 def test_folds_are_drawn_as_the_replicates_that_are_counted():
     rows = [(1, seed, 0.5 + 0.01 * seed + 0.1 * fold) for seed in (0, 1) for fold in (1, 2, 3)]
     table = rows_of(rows).assign(labelled_clips=480.0, fold=[fold for _ in (0, 1) for fold in (1, 2, 3)])
