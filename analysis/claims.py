@@ -90,7 +90,8 @@ def describe(verdict: Verdict) -> str:
     for evidence in verdict.evidence:
         line = f"  - {evidence.ruling}: {describe_part(evidence.part)}: {describe_effect(evidence)}"
         line += f", n = {evidence.effect.n}" if evidence.effect else ""
-        lines.append(line + (f" [{evidence.note}]" if evidence.note else ""))
+        beside = [evidence.note, f"to decide: {evidence.need}" if evidence.need else ""]
+        lines.append(line + "".join(f" [{text}]" for text in beside if text))
     return "\n".join([*lines, f"  {verdict.need}"] if verdict.need else lines)
 
 

@@ -70,9 +70,9 @@ def _by_seeds(found: Comparison, gap: float, confidence: float) -> Need:
     share = 2 * (by_clips / gap) ** 2 if gap else math.inf  # so that clips leave half of the variance
     if not 0 < share <= MOST_CLIPS:
         return Need("more than 1,000 seeds, so near to its margin is the effect")
-    clips = int(float(f"{found.clips * share:.2g}"))
+    clips = _rounded(found.clips * share)
     beside = pairs_to_decide(gap / math.sqrt(2), found.deviation, confidence=confidence)
-    with_seeds = f"{beside:,} seeds" if beside else "more than 1,000 seeds"
+    with_seeds = f"{_rounded(beside):,} seeds" if beside else "more than 1,000 seeds"
     return Need(
         f"no number of seeds, for {found.clips:,} test clips are too few: about {clips:,} of them and "
         f"{with_seeds} in all would do"
@@ -104,7 +104,13 @@ def _by_scaling(found: Saving, gap: float) -> Need:
 
 def _more_seeds(needed: int, have: int) -> Need:
     needed = max(needed, have + 1)  # what is open with those that there are takes one more at least
-    return Need(f"about {needed - have:,} more seed{'s' if needed - have > 1 else ''}", needed)
+    more = _rounded(needed - have)
+    return Need(f"about {more:,} more seed{'s' if more > 1 else ''}", needed)
+
+
+def _rounded(count: float) -> int:
+    """To what such an estimate is good for."""
+    return round(count) if count < 100 else int(float(f"{count:.2g}"))
 
 
 def _no_more_folds() -> Need:

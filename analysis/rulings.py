@@ -19,7 +19,7 @@ import numpy as np
 
 from analysis.estimators import Comparison, holm
 from analysis.needs import Need, Saving, need_of
-from workbench.study.claims import Equivalent, Greater, Part, Rising
+from workbench.study.claims import Equivalent, FewerLabels, Greater, Part, Rising
 
 ERROR_RATE = 0.05
 
@@ -57,6 +57,19 @@ class Evidence:
     def need(self) -> str:
         """How many more seeds would decide it, or why no number of them does; empty where it is decided."""
         return "" if self._need is None else self._need.words
+
+    @property
+    def leans_against(self) -> bool:
+        """Whether more of the same would contradict it."""
+        if self.effect is None:
+            return False
+        match self.part:
+            case FewerLabels():
+                return self.effect.mean < self.part.at_least
+            case Equivalent():
+                return abs(self.effect.mean) > self.part.margin
+            case Greater() | Rising():
+                return self.effect.mean < self.part.margin
 
     @property
     def replicates_to_decide(self) -> int | None:

@@ -62,30 +62,36 @@ class Verdict:
 
     @property
     def need(self) -> str:
-        """How many more seeds would decide what is open, or why none would; empty where nothing is.
-
-        Of several parts that take more seeds the most; they must all hold.
-        """
-        if self.ruling is not Ruling.INCONCLUSIVE:
+        """How many more seeds would decide it, or why no number would; empty where it is decided."""
+        deciding = self._deciding
+        if deciding is None:
             return ""
-        open_parts = sorted(
-            (e for e in self.evidence if e.ruling is Ruling.INCONCLUSIVE),
-            key=lambda e: e.replicates_to_decide or 0,
-            reverse=True,
-        )
-        most = [e.need for e in open_parts if e.replicates_to_decide is not None][:1]
-        others = dict.fromkeys(e.need for e in open_parts if e.replicates_to_decide is None)
-        words = [*most, *others]
-        where = " (of the parts that so many would decide)" if most and others else ""
-        text = f"{words[0]}{where}" + "".join(f"; {word}" for word in words[1:])
-        return f"To decide it, if effects and noise stay as they are: {text}"
+        why = ""
+        if deciding.leans_against:
+            why = ", by which one part would be contradicted"
+        elif len(self.evidence) > 1:
+            why = ", of the part that takes most, for all must hold"
+        return f"To decide it, if effects and noise stay as they are: {deciding.need}{why}"
 
     @property
     def replicates_to_decide(self) -> int | None:
-        """In all, for every part that is open; None where that cannot be said."""
-        needed = [e.replicates_to_decide for e in self.evidence if e.ruling is Ruling.INCONCLUSIVE]
-        known = [n for n in needed if n is not None]
-        return max(known) if known and len(known) == len(needed) else None
+        """In all; None where it is decided, or no number would."""
+        return None if self._deciding is None else self._deciding.replicates_to_decide
+
+    @property
+    def _deciding(self) -> Evidence | None:
+        """The easiest of the parts that fail, for one is enough; else the hardest, for all must hold."""
+        if self.ruling is not Ruling.INCONCLUSIVE:
+            return None
+        open_parts = [e for e in self.evidence if e.ruling is Ruling.INCONCLUSIVE]
+        against = [e for e in open_parts if e.leans_against and e.replicates_to_decide is not None]
+        if against:
+            return min(against, key=_replicates)
+        return max((e for e in open_parts if not e.leans_against), key=_replicates, default=open_parts[0])
+
+
+def _replicates(evidence: Evidence) -> float:
+    return math.inf if evidence.replicates_to_decide is None else evidence.replicates_to_decide
 
 
 @dataclass
@@ -425,6 +431,8 @@ def _missing_trials(record: StudyRecord, table: pd.DataFrame) -> str:
 
 def _uneven_budgets(record: StudyRecord, done: pd.DataFrame, used: pd.DataFrame) -> str:
     """Which of the arms in use have tried fewer settings than others; empty where all have tried as many."""
+    if not record.tuned:
+        return ""
     tried = settings_tried(record, done.merge(used[arms(record)].drop_duplicates()))
     if len({*tried.values()}) < 2:
         return ""

@@ -5,13 +5,16 @@ import dataclasses
 import numpy as np
 import pandas as pd
 import pytest
+from scipy import stats
 
+from analysis import bench_claims
+from analysis.bench_claims import Simulation, edges
 from analysis.claims import describe
 from analysis.detectable import Detectable, study_detectable
 from analysis.predictions import resampled_metric
 from analysis.rulings import Ruling
 from analysis.verdicts import Trials, compare, examine, level_words, study_verdicts
-from workbench.study.claims import Claim, Equivalent, Greater, enter, read_claims
+from workbench.study.claims import Claim, Greater, enter, read_claims
 from workbench.study.power import detectable_difference
 from workbench.study.study_file import load_study
 from workbench.training.metrics import summarise
@@ -214,6 +217,28 @@ def test_a_scale_names_its_data():
     assert scale("esc10_heads").startswith("preset quick, data esc50 esc10, ")
 
 
+def test_a_claim_is_decided_by_its_easiest_failure_or_its_hardest_part():
+    noise = np.random.default_rng(0).normal(0, 0.05, len(_trials().done))
+    table = _trials().done.assign(**{"test/mAP": lambda t: t["test/mAP"] + noise})
+    trials = Trials(_trials().record, table, NoPredictions())
+
+    def part(level, errors):
+        """That fails, or holds, by so many standard errors: fewer than decide it."""
+        found, _ = compare(trials, [("all", level)], [("all", 1)])
+        margin = found.mean - errors * found.standard_error
+        return Greater(of=(f"all/{level}",), than=("all/1",), margin=margin)
+
+    for errors in ((1.0, 0.8), (-1.0, 0.8), (-1.0, -0.8), (0.8, -1.0)):
+        claim = Claim(says="?", where="?", parts=tuple(map(part, (4, 16), errors)))
+        record = dataclasses.replace(trials.record, entered=enter({"mine": claim}, [], {}), claims=["mine"])
+        verdict = study_verdicts(record, table, NoPredictions())[0]
+        assert {evidence.ruling for evidence in verdict.evidence} == {Ruling.INCONCLUSIVE}
+        needs = [evidence.replicates_to_decide for evidence in verdict.evidence]
+        failing = [need for need, held_by in zip(needs, errors, strict=True) if held_by < 0]
+        assert verdict.replicates_to_decide == (min(failing) if failing else max(needs))
+        assert ("would be contradicted" in verdict.need) == bool(failing)
+
+
 # --- the paper's claims -------------------------------------------------------------------------------------
 
 
@@ -261,17 +286,46 @@ def test_data_made_as_the_paper_says_support_it(name):
     assert {v.claim_id for v in verdicts if v.ruling is Ruling.SUPPORTED} == SUPPORTED_BY[name]
 
 
-@pytest.mark.parametrize("name", [*SUPPORTED_BY, "heads", "depth"])
-def test_data_without_any_effect_support_nothing_but_equality(name):
-    """20 studies each; of 5 % at most, more than 4 come once in four hundred times."""
-    generator = np.random.default_rng(2)
-    wrong = dict.fromkeys(load_study(FOLDER / f"{name}.yaml").claims, 0)
-    for _ in range(20):
-        record, table = simulated(FOLDER / f"{name}.yaml", "quick", score_with(False, 0.01, generator))
-        for verdict in study_verdicts(record, table, NoPredictions()):
-            is_equality = all(isinstance(part, Equivalent) for part in verdict.claim.parts)
-            wrong[verdict.claim_id] += verdict.ruling is Ruling.SUPPORTED and not is_equality
-    assert max(wrong.values()) <= 4, wrong
+@pytest.mark.parametrize(
+    ("name", "means"),
+    [
+        # Three claims at once: little change on Full, a rise on Balanced, and more of it there than on Full.
+        (
+            "pretrain_data",
+            {("full", 512): 0.6, ("full", 2048): 0.6, ("full", 8192): 0.61}
+            | {("balanced", 512): 0.4, ("balanced", 2048): 0.4, ("balanced", 8192): 0.42},
+        ),
+        ("label_fraction", None),
+    ],
+)
+def test_claims_that_just_fail_to_hold_are_rarely_supported(name, means):
+    """250 studies: a true 5 % has more than 24 wrong once in 1,000 times, a true 12 % in 86 of 100.
+
+    `analysis.bench_claims` has all claims, and 1,000 studies of each.
+    """
+    simulation = Simulation.of(load_study(FOLDER / f"{name}.yaml", preset="quick"))
+    if means is None:
+        (_, means), *_ = edges(simulation, CLAIMS["two-thirds"])
+    wrong = simulation.supported(means, 250, np.random.default_rng(0))
+    assert max(wrong.values(), default=0) <= stats.binom.ppf(0.999, 250, 0.05), wrong
+
+
+@pytest.mark.parametrize(("name", "claim_id"), [("heads", "heads-paper"), ("label_fraction", "two-thirds")])
+def test_simulated_truths_lie_on_the_edge_of_one_part(name, claim_id, monkeypatch):
+    """With next to no noise every other part holds, and a little more would make it hold, too."""
+    monkeypatch.setattr(bench_claims, "SEED_NOISE", 1e-5)
+    monkeypatch.setattr(bench_claims, "TRIAL_NOISE", 1e-5)
+    simulation = Simulation.of(load_study(FOLDER / f"{name}.yaml", preset="quick"))
+    for place, (_, means) in enumerate(edges(simulation, CLAIMS[claim_id])):
+        table = simulation.draw(means, np.random.default_rng(0))
+        verdict = next(
+            v for v in study_verdicts(simulation.record, table, NoPredictions()) if v.claim_id == claim_id
+        )
+        for i, evidence in enumerate(verdict.evidence):
+            margin = evidence.part.at_least if claim_id == "two-thirds" else evidence.part.margin
+            is_close = evidence.effect.mean == pytest.approx(margin, abs=1e-3)
+            assert is_close == (i == place)
+            assert is_close or evidence.effect.mean > margin
 
 
 @pytest.mark.parametrize("peak", [0.0, 0.004, 0.0098, 0.0102, 0.016, 0.1])
