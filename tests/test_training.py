@@ -23,7 +23,15 @@ from workbench.training import finetune as finetune_module
 from workbench.training import loop
 from workbench.training import pretrain as pretrain_module
 from workbench.training.checkpoint import TrainingState
-from workbench.training.finetune import Finetuning, _loss, finetune, predict, score, symmetric_divergence
+from workbench.training.finetune import (
+    Finetuning,
+    _loss,
+    evaluation_batches,
+    finetune,
+    predict,
+    score,
+    symmetric_divergence,
+)
 from workbench.training.loop import Course, Diverged, Run, Stopped
 from workbench.training.metrics import average_precision
 from workbench.training.pretrain import Pretraining, new_encoder, pretrain
@@ -437,3 +445,24 @@ def test_bf16_learns_as_float32_does(tiny_trial, tiny_splits, with_changes, monk
     rounded = losses()
     assert rounded != exact
     assert rounded == pytest.approx(exact, rel=0.02)
+
+
+def test_a_batch_that_is_evaluated_is_bounded_though_one_recording_lasts_for_hours():
+    """What is no longer than usual is heard in the same batches as ever."""
+    lengths = np.random.default_rng(0).integers(1, 60 * 16_000, 200)
+    assert evaluation_batches(lengths) == [(0, 64), (64, 128), (128, 192), (192, 200)]
+    lengths[[70, 150]] = 2 * 3600 * 16_000
+    batches = evaluation_batches(lengths)
+    assert [clip for begin, end in batches for clip in range(begin, end)] == list(range(200))
+    padded = [(end - begin) * lengths[begin:end].max() for begin, end in batches]
+    assert max(padded) == lengths.max()  # those of two hours alone
+    assert len(batches) < 30
+
+
+def test_how_clips_are_batched_changes_no_score(tiny_trial, tiny_splits, monkeypatch):
+    model = finetune_module.new_clip_model(
+        tiny_trial, new_encoder(tiny_trial, tiny_splits.pool, CPU), len(tiny_splits.classes)
+    )
+    together = predict(tiny_trial, model, tiny_splits.test, CPU)
+    monkeypatch.setattr(finetune_module, "EVALUATION_SECONDS", 5.0)
+    np.testing.assert_allclose(predict(tiny_trial, model, tiny_splits.test, CPU), together, atol=1e-5)

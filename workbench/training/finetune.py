@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from workbench import processes
 from workbench.audio.augment import jitter, mixup, time_mask
-from workbench.config import TrialConfig
+from workbench.config import SAMPLE_RATE, TrialConfig
 from workbench.data.clips import ClipSet, Splits
 from workbench.devices import onto
 from workbench.model.encoder import Encoder, padding_mask
@@ -30,6 +30,7 @@ from workbench.training.pretrain import autocast_for, crop_samples, latent_sampl
 
 STAGE: Literal["finetune"] = "finetune"
 EVALUATION_BATCH = 64  # clips
+EVALUATION_SECONDS = 64 * 60.0  # of a batch with its padding: a recording of an hour is heard almost alone
 
 
 class ClipModel(nn.Module):
@@ -209,6 +210,24 @@ def symmetric_divergence(first: Tensor, second: Tensor, *, single_label: bool) -
     return ((torch.sigmoid(first) - torch.sigmoid(second)) * (first - second)).mean()
 
 
+def evaluation_batches(lengths: np.ndarray) -> list[tuple[int, int]]:
+    """Neighbouring clips of `lengths` samples (N,), from and to, which are padded to the longest of them."""
+    waiting = [
+        (begin, min(begin + EVALUATION_BATCH, len(lengths)))
+        for begin in range(0, len(lengths), EVALUATION_BATCH)
+    ][::-1]
+    batches = []
+    while waiting:
+        begin, end = waiting.pop()
+        samples = (end - begin) * int(lengths[begin:end].max())
+        if end - begin == 1 or samples <= EVALUATION_SECONDS * SAMPLE_RATE:
+            batches.append((begin, end))
+        else:
+            middle = (begin + end) // 2
+            waiting += [(middle, end), (begin, middle)]
+    return batches
+
+
 @torch.no_grad()
 def predict(config: TrialConfig, model: ClipModel, clips: ClipSet, device: torch.device) -> np.ndarray:
     """Probabilities (N, C) of whole clips, in their order, without augmentation."""
@@ -216,9 +235,8 @@ def predict(config: TrialConfig, model: ClipModel, clips: ClipSet, device: torch
     model.eval()
     autocast = autocast_for(config, device)
     scores = torch.zeros(len(clips), clips.labels.num_classes, device=device)
-    beginnings = range(0, len(clips), EVALUATION_BATCH)
-    for begin in beginnings[processes.rank() :: processes.count()]:
-        end = min(begin + EVALUATION_BATCH, len(clips))
+    batches = evaluation_batches(clips.length)
+    for begin, end in batches[processes.rank() :: processes.count()]:
         waveform, samples = clips.read(np.arange(begin, end), min_samples=latent_samples(config))
         with autocast():
             log_mel = model.encoder.front_end(onto(device, waveform))
