@@ -3,6 +3,8 @@
 import errno
 import io
 import math
+import os
+import signal
 import tracemalloc
 
 import numpy as np
@@ -372,3 +374,19 @@ def test_a_shift_moves_bands_and_repeats_the_edge():
     assert set(shifts.tolist()) == set(range(-3, 4))
     expected = (bands - shifts[:, None]).clamp(0, 15)[:, None] + log_mel[:, :1]
     assert torch.equal(out, expected)
+
+
+def test_an_interruption_while_a_decoder_reads_is_not_lost():
+    """libsndfile calls Python to read, and what is raised there is dropped: the file would seem cut off."""
+    content = io.BytesIO()
+    soundfile.write(content, np.zeros(100_000), 16_000, format="WAV")
+
+    class Interrupting(io.BytesIO):
+        def read(self, size=-1):
+            if self.tell() > 10_000:
+                os.kill(os.getpid(), signal.SIGINT)
+            return super().read(size)
+
+    with pytest.raises(KeyboardInterrupt):
+        list(decode_blocks(Interrupting(content.getvalue()), ".wav", []))
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
+import signal
+import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
+from types import FrameType
 from typing import IO, TYPE_CHECKING
 
 import numpy as np
@@ -58,14 +62,38 @@ def decode_blocks(file: IO[bytes], suffix: str, remarks: list[str]) -> Iterator[
 
     `remarks` gets what is remarkable about the file, though it can be used.
     """
+    blocks = _decoded(file, suffix, remarks)
     try:
-        yield from _decoded(file, suffix, remarks)
+        while True:
+            with _interrupts_deferred():
+                block = next(blocks, None)
+            if block is None:
+                return
+            yield block
     except (UnreadableAudio, ImportError, MemoryError):
         raise
     except (
         Exception
     ) as error:  # decoders meet files that nobody foresaw, and none may end the work on all others
         raise UnreadableAudio(f"cannot be decoded ({type(error).__name__}: {error})") from error
+
+
+@contextlib.contextmanager
+def _interrupts_deferred() -> Iterator[None]:
+    """Ctrl-C raises at the end: raised where a C library has Python read for it, it would be dropped, and the
+    file would count as cut off."""
+    before = signal.getsignal(signal.SIGINT)
+    if not callable(before) or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    came: list[tuple[int, FrameType | None]] = []
+    signal.signal(signal.SIGINT, lambda number, frame: came.append((number, frame)))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+    if came:
+        before(*came[0])
 
 
 def _decoded(file: IO[bytes], suffix: str, remarks: list[str]) -> Iterator[np.ndarray]:
