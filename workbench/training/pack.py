@@ -21,6 +21,7 @@ from torch.func import functional_call
 from torch.utils._pytree import tree_map
 
 from workbench.config import TrialConfig
+from workbench.devices import onto
 from workbench.model.dropout import drawn_by
 from workbench.settings import StageKind, digest, identity
 from workbench.training.ahead import Ahead
@@ -232,7 +233,7 @@ class Pack:
 
     def _per_trial(self, values: list[float]) -> Tensor:
         """(P, 1)."""
-        return torch.tensor(values, dtype=torch.float32).to(self._device, non_blocking=True)[:, None]
+        return onto(self._device, torch.tensor(values, dtype=torch.float32))[:, None]
 
 
 def _below_model(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
