@@ -177,6 +177,18 @@ def test_a_number_that_is_no_trials_is_refused(project, capsys):
     assert "number: must be one of 0 to 7, is 99" in capsys.readouterr().err
 
 
+def test_a_trial_that_lacks_gpu_memory_says_what_needs_less(project, monkeypatch, capsys):
+    def runs_out(options):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 4.77 GiB.\nand much else")
+
+    monkeypatch.setattr(trial_command, "_run", runs_out)
+    assert trial_command.main([str(project / "studies/smoke.yaml"), "0"]) == 1
+    said = capsys.readouterr().err
+    assert "accumulation" in said
+    assert "Tried to allocate 4.77 GiB" in said
+    assert "much else" not in said
+
+
 def test_a_batch_that_cannot_be_shared_is_refused(trial, data_root, tmp_path):
     odd = dataclasses.replace(trial, pretraining=dataclasses.replace(trial.pretraining, batch_size=6))
     with pytest.raises(Exception, match="micro-batch of 3 clips cannot be shared by 2 processes"):

@@ -12,6 +12,8 @@ import sys
 import time
 from pathlib import Path
 
+import torch
+
 from workbench import processes
 from workbench.commands import INTERRUPTED
 from workbench.data import make_ready
@@ -28,7 +30,9 @@ REPORT_SECONDS = 10.0
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """0 when the trial has ended well, 1 when it diverged, 2 when it could not be run, 130 after Ctrl-C."""
+    """0 when the trial has ended well, 1 when it diverged or lacked GPU memory, 2 when it could not be run,
+    130 after Ctrl-C.
+    """
     parser = argparse.ArgumentParser(
         prog="python -m workbench.trial", description="Run one trial of a study, without Ray."
     )
@@ -42,6 +46,11 @@ def main(arguments: list[str] | None = None) -> int:
         _run(options)
     except Diverged as error:
         print(error, file=sys.stderr)
+        return 1
+    except torch.OutOfMemoryError as error:
+        remedy = "accumulation, model.recompute=true or more processes need less"
+        first_line = str(error).partition("\n")[0]
+        print(f"out of GPU memory; {remedy}: {first_line}", file=sys.stderr)
         return 1
     except (ConfigError, DataError, OSError) as error:
         print(error, file=sys.stderr)
