@@ -86,6 +86,20 @@ def test_a_small_trial_draws_alike_alone_and_in_a_pack_on_a_gpu(
     assert not drawn_by_torch
 
 
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_trials_together_are_trials_alone_on_a_gpu(trial, tiny_splits, with_changes):
+    trials = [with_changes(trial, changes) for changes in VARIANTS]
+
+    def run():
+        return Run(device=torch.device("cuda"))
+
+    together = pretrain_together([(one, tiny_splits.pool, run()) for one in trials])
+    for ours, one in zip(together, trials, strict=True):
+        theirs = pretrain(one, tiny_splits.pool, run())
+        _assert_same(ours.encoder, theirs.encoder)
+        assert_same_history(ours.history, theirs.history)
+
+
 @pytest.mark.usefixtures("as_on_a_gpu")
 @pytest.mark.parametrize("frozen", [False, True])
 def test_a_pack_of_large_trials_draws_for_itself_on_a_gpu(
