@@ -73,9 +73,8 @@ class Dropout(nn.Module):
             numbers = _random_numbers(x.detach())
         else:
             numbers = _draw(x.numel(), x.device, None).view(x.shape)
-            if (
-                x.device.type == "cpu"
-            ):  # the same by fewer passes: a comparison writes floats sooner than bools
+            if x.device.type == "cpu":
+                # The same by fewer passes: a comparison writes floats sooner than truth values.
                 mask = torch.empty_like(x, requires_grad=False)
                 torch.ge(numbers, self.threshold, out=mask)
                 return x * mask.mul_(self.scale)

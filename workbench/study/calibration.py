@@ -52,9 +52,7 @@ class Rates:
     statistics_seconds: float  # before training: the log-mel statistics
     bytes: int  # peak memory of the process that trains one trial; on a GPU, of the GPU
     measured_batch: int  # less than the batch where that was extrapolated
-    pack: int | None = (
-        None  # trials that a GPU had best train together; None: not measured, as on a processor
-    )
+    pack: int | None = None  # trials that a GPU had best train together; None: not measured, as on a CPU
     packed_update_seconds: float = 0.0  # of one trial of such a pack
     pack_error: str = ""  # why no larger one could be measured
 
@@ -304,7 +302,10 @@ def _with_pack(alone: Rates, job: Job, device: torch.device, free: float) -> Rat
     while 2 * best * alone.bytes < MEMORY_SHARE * free:
         try:
             seconds = _time_updates(job, job.batch, device, TIMED_SECONDS / 2, 2 * best)
-        except RuntimeError as found:  # out of memory, or an operation that does not take stacked weights
+        except (
+            RuntimeError,
+            ValueError,
+        ) as found:  # out of memory, or what cannot be done with stacked weights
             error = f"a pack of {2 * best} ends in {type(found).__name__}: {_first_line(found)}"
             break
         seconds *= settings.accumulation
