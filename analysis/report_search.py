@@ -32,7 +32,7 @@ def describe_best(record: StudyRecord, done: pd.DataFrame) -> dict[str, Any] | N
         "title": f"Trial {best['number']}, of {len(done)} that finished, with {score} "
         f"{best[f'validation/{record.metric}']:.3f}",
         "settings": [
-            (AXIS_NAMES.get(path, path), short(best[path]), _range(record, path)) for path in record.axes
+            (AXIS_NAMES.get(path, path), _rounded(best[path]), _range(record, path)) for path in record.axes
         ],
     }
 
@@ -48,11 +48,18 @@ def _range(record: StudyRecord, path: str) -> str:
     )
 
 
+def _rounded(value: object) -> str:
+    """What a search drew has more digits than mean anything."""
+    return f"{value:.3g}" if isinstance(value, float) else short(value)
+
+
 def describe_winner(record: StudyRecord) -> str:
     """What a confirmation runs again."""
     if record.winner is None:
         return ""
-    point = [f"{AXIS_NAMES.get(path, path)} {short(value)}" for path, value in record.winner["point"].items()]
+    point = [
+        f"{AXIS_NAMES.get(path, path)} {_rounded(value)}" for path, value in record.winner["point"].items()
+    ]
     return f"Found, in trial {record.winner['number']}: {', '.join(point)}"
 
 

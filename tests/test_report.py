@@ -361,7 +361,7 @@ def test_what_a_search_found_is_shown_and_compared_on_fresh_seeds(searched, tmp_
         f"Trial {best['number']}, of 6 that finished, with validation mAP {best['validation/mAP']:.3f}"
         in text
     )
-    rate = f"{best['finetuning.optimiser.peak_lr']:g}"
+    rate = f"{best['finetuning.optimiser.peak_lr']:.3g}"
     assert (
         f"<tr><td>peak learning rate</td><td>{rate}</td><td>0.0005 to 0.01, by its logarithm</td></tr>"
         in text
