@@ -62,7 +62,7 @@ class _Page(HTMLParser):
 def _findings(name, preset, score, change=lambda table: table):
     record, table = simulated(FOLDER / f"{name}.yaml", preset, score)
     table = change(table)
-    table["data"], table["parameters"] = "0123456789abcdef", 4e5
+    table["data"], table["parameters"], table["seconds"] = "0123456789abcdef", 4e5, 60.0
     return Findings(record, table, study_verdicts(record, table, NoPredictions()))
 
 
@@ -295,7 +295,14 @@ def searched(tmp_path, monkeypatch):
         rate, state = point["finetuning.optimiser.peak_lr"], "pruned" if number < 2 else "complete"
         known.add_trial(_optuna_trial(point, state, value=20 * rate))
         rows.append(
-            {"number": number, "state": state, "key": str(number), "run_id": str(number), "data": "0" * 16}
+            {
+                "number": number,
+                "state": state,
+                "key": str(number),
+                "run_id": str(number),
+                "data": "0" * 16,
+                "seconds": 60.0,
+            }
             | {"regime": "balanced", "seed": 0, "fold": None, "validation/mAP": 20 * rate, "test/mAP": rate}
             | point
         )
