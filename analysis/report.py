@@ -127,16 +127,13 @@ def _scale_groups(found: Sequence[Findings], root: Path) -> list[dict[str, Any]]
                 {
                     "scale": largest,
                     "means_nothing": preset == SMOKE,
-                    "verdicts": [
-                        _verdict_row(verdict, study, root) for study in ran for verdict in study.verdicts
-                    ],
+                    "verdicts": [_verdict_row(verdict, root) for study in ran for verdict in study.verdicts],
                 }
             )
     return groups
 
 
-def _verdict_row(verdict: Verdict, study: Findings, root: Path) -> dict[str, Any]:
-    completeness = Completeness.of(study.record, study.table)
+def _verdict_row(verdict: Verdict, root: Path) -> dict[str, Any]:
     return {
         "id": verdict.claim_id,
         "says": verdict.claim.says,
@@ -149,7 +146,6 @@ def _verdict_row(verdict: Verdict, study: Findings, root: Path) -> dict[str, Any
         "setting": describe_setting(verdict),
         "levels": describe_levels(verdict),
         "scale": verdict.scale,
-        "half_run": "" if completeness.is_whole else str(completeness),
         "runs": len(verdict.runs),
         "link": runs_link(verdict.record, verdict.runs, root),
         "parts": [_part_row(evidence) for evidence in verdict.evidence],
