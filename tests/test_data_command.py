@@ -200,14 +200,17 @@ def test_a_preparation_that_was_ended_goes_on(end, pristine, tmp_path, monkeypat
     """By a kill of the command, whose workers then end by themselves; or by Ctrl-C, which ends them at once,
     busy as they are with a recording of a minute."""
     code = (
-        "import sys, time; from workbench.data import prepare, __main__\n"
+        "import signal, sys, time; from workbench.data import prepare, __main__\n"
         "prepare.CLIPS_PER_SHARD = 2\n"
         "decode_blocks = prepare.decode_blocks\n"
         "def slowly(file, suffix, remarks):\n"
         "    time.sleep(60 * ('/5-' in file.name))\n"
         "    yield from decode_blocks(file, suffix, remarks)\n"
         "prepare.decode_blocks = slowly\n"
-        "if __name__ == '__main__': sys.exit(__main__.main(sys.argv[1:]))"
+        "if __name__ == '__main__':\n"
+        # What runs in the background ignores it.
+        "    signal.signal(signal.SIGINT, signal.default_int_handler)\n"
+        "    sys.exit(__main__.main(sys.argv[1:]))"
     )
     script, folder = tmp_path / "run.py", tmp_path / "set"
     script.write_text(code)
