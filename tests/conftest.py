@@ -14,9 +14,11 @@ from workbench.data import load_splits
 from workbench.settings import from_dict
 from workbench.store import Store
 from workbench.store.remote import RemoteStore
-from workbench.study.study_file import read_preset
+from workbench.study.plan import Planner
+from workbench.study.study_file import load_study, read_preset
 
 from .small_datasets import write_esc50
+from .small_plan import STUDY
 
 SMOKE = "studies/smoke.yaml"
 
@@ -165,3 +167,17 @@ def store(request, tmp_path):
     if request.param == "folder":
         return Store(tmp_path / "store")
     return RemoteStore(f"local://{tmp_path}/store", cache=tmp_path / "cache")
+
+
+@pytest.fixture
+def study(tmp_path):
+    """Of `small_plan`."""
+    path = tmp_path / "mine.yaml"
+    path.write_text(STUDY)
+    return load_study(path)
+
+
+@pytest.fixture
+def planned(study):
+    """Its trials, with their stages."""
+    return Planner().plan_study(study)

@@ -36,13 +36,19 @@ VARIANTS = [
 ]
 
 
-def test_pre_training_together_is_pre_training_alone(trial, tiny_splits, with_changes):
-    trials = [with_changes(trial, changes) for changes in VARIANTS]
-    alone = [pretrain(one, tiny_splits.pool, Run()) for one in trials]
-    together = pretrain_together([(one, tiny_splits.pool, Run()) for one in trials])
+def _pretrained_as_alone(trials, pool):
+    """Pre-trained together, which each of them must be as if alone."""
+    alone = [pretrain(one, pool, Run()) for one in trials]
+    together = pretrain_together([(one, pool, Run()) for one in trials])
     for ours, theirs in zip(together, alone, strict=True):
         _assert_same(ours.encoder, theirs.encoder)
         assert_same_history(ours.history, theirs.history)
+    return together
+
+
+def test_pre_training_together_is_pre_training_alone(trial, tiny_splits, with_changes):
+    trials = [with_changes(trial, changes) for changes in VARIANTS]
+    together = _pretrained_as_alone(trials, tiny_splits.pool)
     first, second = (one.encoder.features.weight for one in together[:2])
     assert not torch.equal(first, second)
 
@@ -78,11 +84,7 @@ def test_a_small_trial_draws_alike_alone_and_in_a_pack_on_a_gpu(
     trial, tiny_splits, with_changes, drawn_by_torch
 ):
     trials = [with_changes(trial, changes) for changes in VARIANTS]
-    alone = [pretrain(one, tiny_splits.pool, Run()) for one in trials]
-    together = pretrain_together([(one, tiny_splits.pool, Run()) for one in trials])
-    for ours, theirs in zip(together, alone, strict=True):
-        _assert_same(ours.encoder, theirs.encoder)
-        assert_same_history(ours.history, theirs.history)
+    _pretrained_as_alone(trials, tiny_splits.pool)
     assert not drawn_by_torch
 
 
