@@ -8,9 +8,20 @@ fingerprint and its parents' keys. A finished stage is the folder `<kind>/<key>`
 from collections.abc import Callable
 
 from workbench.store.local import Build, Entry, Store
-from workbench.store.stage import CHECKPOINT, FACTS, Stage, StageBusy, write_text
+from workbench.store.stage import CHECKPOINT, FACTS, Stage, StageBusy, write_json, write_text
 
-__all__ = ["CHECKPOINT", "FACTS", "Build", "Entry", "Stage", "StageBusy", "Store", "open_store", "write_text"]
+__all__ = [
+    "CHECKPOINT",
+    "FACTS",
+    "Build",
+    "Entry",
+    "Stage",
+    "StageBusy",
+    "Store",
+    "open_store",
+    "write_json",
+    "write_text",
+]
 
 
 def open_store(location: str, report: Callable[[str], None] = print) -> Store:

@@ -16,6 +16,7 @@ from mlflow import MlflowClient
 from workbench.code_version import code_commit
 from workbench.places import Places
 from workbench.settings import digest, identity, to_dict
+from workbench.store import write_json
 from workbench.study.claims import enter
 from workbench.study.definition import Study
 from workbench.study.plan import PlannedTrial, place
@@ -95,7 +96,7 @@ def write_definition(study: Study, planned: list[PlannedTrial], command: str, fo
         "space": to_dict(study.search) if study.search else None,
         "trials": {item.key: place(item.trial) for item in planned},
     }
-    _write(path, content)
+    write_json(path, content)
     return path
 
 
@@ -109,7 +110,7 @@ def enter_claims(study: Study, folder: Path) -> dict[str, Any]:
     claims = {name: claim for name, claim in study.claims.items() if claim}
     entered = enter(claims, [levels_of(study), study.regimes, study.metric], before, _trials_of(study))
     folder.mkdir(parents=True, exist_ok=True)
-    _write(path, entered)
+    write_json(path, entered)
     return entered
 
 
@@ -118,12 +119,6 @@ def _trials_of(study: Study) -> list[Any]:
     if study.search is not None:
         return [study.base, study.regimes, to_dict(study.search)]
     return sorted(digest(identity(trial.config)) for trial in study.trials())
-
-
-def _write(path: Path, content: dict[str, Any]) -> None:
-    aside = path.with_name(f"{path.name}.tmp")
-    aside.write_text(json.dumps(content, indent=1))
-    aside.replace(path)
 
 
 def studies(root: Path) -> list[StudyRecord]:
