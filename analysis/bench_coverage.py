@@ -26,11 +26,12 @@ from analysis.estimators import (
     paired_comparison,
     per_clip_difference,
 )
-from analysis.label_reduction import Reach, bootstrap_labels, label_reduction
+from analysis.label_reduction import ClipDraws, Reach, bootstrap_labels, label_reduction
 from workbench.study.power import FOLD_OVERLAP
 
 COVERED, WRONG = (0.93, 0.97), 0.05
 REPLICATES = (3, 5, 10)
+NUM_CLIPS, CLIP_RESAMPLES = 200, 150
 
 
 @dataclass(frozen=True)
@@ -68,6 +69,18 @@ class Shape:
         size = (replicates, len(self.labels))
         scratch = self.scratch(self.place) + seed + spread * generator.normal(size=size)
         return scratch, self.pretrained(self.place) + seed + spread * generator.normal(size=size)
+
+    def draw_with_clips(
+        self, replicates: int, clip_noise: float, generator: np.random.Generator
+    ) -> tuple[FloatArray, FloatArray, ClipDraws]:
+        """As `draw`, on 200 clips: each moves an arm at a label count by `clip_noise` in all replicates."""
+        arms = self.draw(replicates, generator)
+        clips = clip_noise * generator.normal(size=(NUM_CLIPS, len(arms), 1, len(self.labels)))
+        drawn = generator.multinomial(NUM_CLIPS, np.full(NUM_CLIPS, 1 / NUM_CLIPS), size=CLIP_RESAMPLES)
+        scratch, pretrained = arms + clips.mean(axis=0)
+        redrawn = np.tensordot(drawn / NUM_CLIPS, clips, axes=1)  # (R, arms, 1, P)
+        of_scratch, of_pretrained = np.moveaxis(np.asarray(arms) + redrawn, 1, 0)
+        return scratch, pretrained, ClipDraws(of_scratch, of_pretrained, NUM_CLIPS)
 
 
 def logistic(rate: float, middle: float) -> Callable[[FloatArray], FloatArray]:
@@ -117,6 +130,20 @@ def label_coverage(
     return covered / studies, bounded / studies, float(np.mean(errors)) if errors else float("nan")
 
 
+def label_clip_coverage(
+    shape: Shape, replicates: int, clip_noise: float, studies: int, generator: np.random.Generator
+) -> tuple[float, float]:
+    """Shares of intervals that hold the truth: over replicates and clips, and over replicates alone."""
+    truth = shape.true_labels(1.0)
+    covered = np.zeros(2)
+    for _ in range(studies):
+        scratch, pretrained, drawn = shape.draw_with_clips(replicates, clip_noise, generator)
+        for i, draws in enumerate((drawn, None)):
+            found = label_reduction(shape.labels, scratch, shape.labels, pretrained, draws=draws)
+            covered[i] += found.labels_low <= truth <= found.labels_high
+    return float(covered[0] / studies), float(covered[1] / studies)
+
+
 def label_bootstrap_coverage(
     shape: Shape, replicates: int, share: float, studies: int, generator: np.random.Generator
 ) -> float:
@@ -164,13 +191,16 @@ def hierarchical_coverage(
 ) -> float:
     """Of a mean over replicates and 200 shared clips, which vary by `clip_noise`; replicates by 0.01."""
     covered = 0
-    num_clips = 200
     for _ in range(studies):
         gain = 0.02 + generator.normal(scale=0.01, size=(replicates, 1))
-        gain = gain + clip_noise * generator.normal(size=(1, num_clips))
-        gain = gain + 0.1 * generator.normal(size=(replicates, num_clips))
+        gain = gain + clip_noise * generator.normal(size=(1, NUM_CLIPS))
+        gain = gain + 0.1 * generator.normal(size=(replicates, NUM_CLIPS))
         found = hierarchical_comparison(
-            per_clip_difference(np.zeros_like(gain), gain), replicates, num_clips, generator, resamples=150
+            per_clip_difference(np.zeros_like(gain), gain),
+            replicates,
+            NUM_CLIPS,
+            generator,
+            resamples=CLIP_RESAMPLES,
         )
         covered += found.low <= 0.02 <= found.high
     return covered / studies
@@ -235,6 +265,11 @@ def main(arguments: list[str] | None = None) -> int:
                     (COVERED[0], 1.0) if at_end else COVERED,
                     f"percentile bootstrap {bootstrap:.1%}; bounded {bounded:.0%}; mean error {error:.1%}",
                 )
+    for n in REPLICATES[:2]:
+        for clip_noise in (0.05, 0.3):
+            ours, alone = label_clip_coverage(SHAPES["quick"], n, clip_noise, studies, generator)
+            name = f"labels, quick, over replicates and clips, n = {n}, {clip_noise:g}"
+            row(name, ours, (COVERED[0], 1.0), f"over replicates alone {alone:.1%}")
     print("tests that find what is not there, at 5 %")
     for n in REPLICATES:
         for name, share_wrong in wrong_findings(n, studies, generator).items():

@@ -23,6 +23,7 @@ class Findings:
     record: StudyRecord
     table: pd.DataFrame
     verdicts: list[Verdict]
+    predictions: Predictions
     detectable: Detectable | None = None
     commits: list[str] = field(default_factory=list)  # that computed the stages behind it, in order of time
 
@@ -34,7 +35,7 @@ class Findings:
         verdicts = study_verdicts(record, table, predictions)
         detectable = study_detectable(record, table, predictions)
         keys = table["key"] if len(table) else ()
-        return cls(record, table, verdicts, detectable, stages.commits(keys))
+        return cls(record, table, verdicts, predictions, detectable, stages.commits(keys))
 
     @cached_property
     def done(self) -> pd.DataFrame:
@@ -50,7 +51,7 @@ class Findings:
     def curves(self) -> Curves | None:
         """Both arms over label counts; None of a study that has none."""
         try:
-            return study_curves(self.record, self.table)
+            return study_curves(self.record, self.table, self.predictions)
         except NoCurves:
             return None
 

@@ -28,10 +28,20 @@ from matplotlib.ticker import FixedLocator, NullLocator
 
 from analysis.command import run
 from analysis.completeness import Completeness
-from analysis.estimators import FloatArray, holm, mean_interval, paired_comparison
-from analysis.label_reduction import LabelReduction, Reach, label_reduction, monotone
+from analysis.estimators import (
+    Comparison,
+    FloatArray,
+    crossed_comparison,
+    holm,
+    mean_interval,
+    paired_comparison,
+)
+from analysis.label_reduction import ClipDraws, LabelReduction, Reach, label_reduction, monotone
 from analysis.plot_ablation import COLOURS, MARKERS, METRIC_NAMES, study_title
+from analysis.predictions import Predictions
 from analysis.replicates import by_replicate, replicate_names, with_fold_numbers
+from analysis.stored import StoredStages
+from workbench.places import Places
 from workbench.study.results import (
     StudyRecord,
     best_tuned,
@@ -59,6 +69,7 @@ class Curves:
     left_out: (seed, fold) that lack a trial.
     overlap: of test folds, where these are the replicates, as in `mean_interval`.
     missing: label counts of the study at which an arm has no finished trial at all.
+    draws: of the test clips that all trials share; None where replicates have their own, or there is but one.
     """
 
     scratch_labels: FloatArray
@@ -69,6 +80,14 @@ class Curves:
     left_out: list[str]
     overlap: float = 0.0
     missing: list[str] = field(default_factory=list)
+    draws: ClipDraws | None = None
+
+    @property
+    def over(self) -> str:
+        """What the intervals are over, in words."""
+        if self.overlap:
+            return "test folds, whose training sets overlap, as is allowed for"
+        return f"replicates and {self.draws.clips:,} test clips" if self.draws else "replicates alone"
 
 
 def is_suitable(record: StudyRecord) -> bool:
@@ -76,12 +95,12 @@ def is_suitable(record: StudyRecord) -> bool:
     return AXIS in record.axes and {SCRATCH, PRETRAINED} <= set(record.regimes) and not record.search
 
 
-def study_curves(record: StudyRecord, table: pd.DataFrame) -> Curves:
+def study_curves(record: StudyRecord, table: pd.DataFrame, predictions: Predictions) -> Curves:
     """The finished trials of `table` whose seed and fold have every label count in both arms, by replicates.
 
     Raises:
-        NoCurves: not such a study, no such replicate, fewer than two label counts, several trials to one, or
-            none of scratch with the most labels, which the reduction is relative to.
+        NoCurves: not such a study, no such replicate, fewer than two label counts, several trials to one,
+            none of scratch with the most labels, which the reduction is relative to, or predictions deleted.
     """
     if not is_suitable(record):
         raise NoCurves(f"{record.id}: does not vary {AXIS} in the regimes {SCRATCH} and {PRETRAINED}")
@@ -95,10 +114,11 @@ def study_curves(record: StudyRecord, table: pd.DataFrame) -> Curves:
         raise NoCurves(
             f"{record.id}: several trials to a label count and seed; it varies something else, too"
         )
-    arms = {}
+    arms, keys = {}, {}
     for regime in (SCRATCH, PRETRAINED):
         rows = done[done["regime"] == regime]
         arms[regime] = rows.pivot(index=["seed", "fold"], columns=AXIS, values=metric)
+        keys[regime] = rows.pivot(index=["seed", "fold"], columns=AXIS, values="key")
     both = pd.concat(arms, axis=1)
     complete = both.dropna()
     if not len(complete) or arms[PRETRAINED].shape[1] < 2 or not arms[SCRATCH].shape[1]:
@@ -117,6 +137,10 @@ def study_curves(record: StudyRecord, table: pd.DataFrame) -> Curves:
         )
     fractions = {regime: counts[complete[regime].columns].sort_values() for regime in arms}
     scores, overlap = by_replicate(complete)
+    draws = None
+    if len(scores) > 1 and not overlap:
+        shown = {regime: keys[regime].loc[complete.index, fractions[regime].index] for regime in arms}
+        draws = _clip_draws(record, shown, predictions)
     return Curves(
         fractions[SCRATCH].to_numpy(float),
         scores[SCRATCH][fractions[SCRATCH].index].to_numpy(float),
@@ -134,7 +158,27 @@ def study_curves(record: StudyRecord, table: pd.DataFrame) -> Curves:
             for fraction in record.levels
             if fraction not in found
         ],
+        draws,
     )
+
+
+def _clip_draws(
+    record: StudyRecord, keys: dict[str, pd.DataFrame], predictions: Predictions
+) -> ClipDraws | None:
+    """Of the trials with these keys (n, labels) in each arm; None where they were not judged on one set."""
+    clips = predictions.shared_clips(key for table in keys.values() for key in table.to_numpy().ravel())
+    if clips is None:
+        raise NoCurves(
+            f"{record.id}: predictions that intervals need were deleted; the study's command makes them again"
+        )
+    if clips < 2:
+        return None
+    redrawn = {
+        regime: np.stack([[predictions.resampled(key) for key in row] for row in table.to_numpy()])
+        for regime, table in keys.items()
+    }  # (n, labels, R)
+    scratch, pretrained = (np.moveaxis(redrawn[regime], -1, 0) for regime in (SCRATCH, PRETRAINED))
+    return ClipDraws(scratch, pretrained, clips)
 
 
 def _refuse_without_reference(record: StudyRecord, scratch: pd.DataFrame) -> None:
@@ -150,7 +194,8 @@ def _refuse_without_reference(record: StudyRecord, scratch: pd.DataFrame) -> Non
 def level_table(curves: Curves) -> pd.DataFrame:
     """A row a label count: mean and 95 % interval of each arm, and of pretrained - scratch where both are.
 
-    `p` is of the paired t-test, `p_holm` corrected for the study's label counts.
+    An arm's interval is over replicates, the difference's over test clips as well, where all share them. `p`
+    is of no difference, `p_holm` corrected for the study's label counts.
     """
     arms = {
         SCRATCH: dict(zip(curves.scratch_labels, curves.scratch.T, strict=True)),
@@ -164,7 +209,7 @@ def level_table(curves: Curves) -> pd.DataFrame:
                 interval = mean_interval(scores[labels], overlap=curves.overlap)
                 row |= {name: interval.mean, f"{name}_low": interval.low, f"{name}_high": interval.high}
         if all(labels in scores for scores in arms.values()):
-            found = paired_comparison(arms[SCRATCH][labels], arms[PRETRAINED][labels], overlap=curves.overlap)
+            found = _difference(curves, labels)
             row |= {"difference": found.mean, "difference_low": found.low, "difference_high": found.high}
             row["p"] = found.p_value
         rows.append(row)
@@ -173,6 +218,16 @@ def level_table(curves: Curves) -> pd.DataFrame:
     if tested.any():
         levels.loc[tested, "p_holm"] = holm(levels.loc[tested, "p"])
     return levels
+
+
+def _difference(curves: Curves, labels: float) -> Comparison:
+    of = int(np.flatnonzero(curves.pretrained_labels == labels)[0])
+    than = int(np.flatnonzero(curves.scratch_labels == labels)[0])
+    scratch, pretrained = curves.scratch[:, than], curves.pretrained[:, of]
+    if curves.draws is None:
+        return paired_comparison(scratch, pretrained, overlap=curves.overlap)
+    redrawn = curves.draws.pretrained[..., of] - curves.draws.scratch[..., than]
+    return crossed_comparison(pretrained - scratch, redrawn, curves.draws.clips)
 
 
 LEVEL_COLUMNS = [
@@ -195,6 +250,7 @@ def study_reductions(record: StudyRecord, curves: Curves) -> list[LabelReduction
             share=share,
             overlap=curves.overlap,
             ceiling=1.0 if record.metric in BOUNDED_BY_ONE else None,
+            draws=curves.draws,
         )
         for share in SHARES
     ]
@@ -231,8 +287,8 @@ def describe(record: StudyRecord, curves: Curves, levels: pd.DataFrame, found: l
         lines.append(f"not finished at all, so that curves are coarser there: {', '.join(curves.missing)}")
     if n == 1:
         lines.append("one replicate gives no interval")
-    if curves.overlap:
-        lines.append("test folds share training clips, which the intervals allow for")
+    else:
+        lines.append(f"intervals of differences, and of the labels, are over {curves.over}")
     lines += [
         "",
         f"{'labels':>9}  {'scratch':>8}  {'pretrained':>10}  {'difference':>10}  "
@@ -389,12 +445,12 @@ def write_study(
     draw_efficiency(ax, record, levels, curves, found)
     ax.set_title(study_title(record, table), loc="left", fontsize="medium")
     n = len(curves.replicates)
-    bars = "bars: 95 % intervals, of the mean and of the labels needed (◆)" if n > 1 else "no interval"
+    bars = f"bars: 95 % intervals of the mean and, over {curves.over},\nof the labels needed (◆)"
     figure.legend(
         *ax.get_legend_handles_labels(),
         loc="outside lower center",
         ncols=2,
-        title=f"n = {n} replicates, each a small mark\n{bars}",
+        title=f"n = {n} replicates, each a small mark\n{bars if n > 1 else 'no interval'}",
         title_fontsize="small",
         frameon=False,
     )
@@ -419,11 +475,12 @@ def main(arguments: list[str] | None = None) -> int:
 def _estimate(options: argparse.Namespace, records: list[StudyRecord]) -> int:
     if not options.studies:
         records = [r for r in records if is_suitable(r)]
+    stages = StoredStages(Places.read(options.root).store())
     estimated = 0
     for record in records:
         table = trial_table(record, options.root)
         try:
-            curves = study_curves(record, table)
+            curves = study_curves(record, table, Predictions(stages, record.metric))
         except NoCurves as error:
             print(error, file=sys.stderr)
             continue

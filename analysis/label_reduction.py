@@ -2,18 +2,32 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from dataclasses import dataclass
 from enum import StrEnum
 
 import numpy as np
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 from scipy import optimize, stats
 from scipy.interpolate import PchipInterpolator
 
 from analysis.estimators import FloatArray
 
 GRID_POINTS = 2001  # over the measured range; four octaves in steps of 0.14 %
+
+
+@dataclass(frozen=True)
+class ClipDraws:
+    """Scores of both arms on test clips that were redrawn with replacement, for all replicates alike.
+
+    scratch (R, n, S), pretrained (R, n, P): row r of both is of the same draw.
+    clips: how many test clips there are.
+    """
+
+    scratch: FloatArray
+    pretrained: FloatArray
+    clips: int
 
 
 class Reach(StrEnum):
@@ -84,24 +98,26 @@ def label_reduction(
     overlap: float = 0.0,
     confidence: float = 0.95,
     ceiling: float | None = 1.0,
+    draws: ClipDraws | None = None,
 ) -> LabelReduction:
     """Labels with which `pretrained` (n, P) has `share` of the score of `scratch` (n, S), and the reduction.
 
     `scratch_labels` (S,) and `pretrained_labels` (P,) are label counts, rising. Row i of both arms is the
     same replicate. `at` is the one of scratch's counts that is compared with (its largest). `overlap` is that
     of test folds, as in `mean_interval`. `ceiling` is the best possible score, for the power law; None for
-    scores without one.
+    scores without one. `draws` are of test clips that all replicates share; None where each has its own.
 
     The curve is the isotonic regression of the means, straight between them over log labels, as the paper
     reads its table. The interval holds each label count at which a paired t-test over replicates does not
     tell the curve from the score (Fieller's method, so that the noise of both arms and their pairing
-    count). The curve may lie anywhere from the straight to the smooth one: between measured counts its
-    shape is unknown, and with many replicates this is what is left. Noise may differ between levels. A
-    bootstrap over few replicates is much too narrow (`bootstrap_labels`).
+    count); with `draws` over test clips as well, both combined as in `crossed_comparison`. The curve may
+    lie anywhere from the straight to the smooth one: between measured counts its shape is unknown, and with
+    many replicates this is what is left. Noise may differ between levels. A bootstrap over few replicates
+    is much too narrow (`bootstrap_labels`).
 
     Raises:
         ValueError: counts that do not rise or are not positive, arms of unequal replicates, fewer than two
-            pre-trained counts, a share outside 0..1, or `at` not among scratch's.
+            pre-trained counts, a share outside 0..1, `at` not among scratch's, or draws of another shape.
     """
     own_counts, own = _checked_curve(scratch_labels, scratch)
     counts, scores = _checked_curve(pretrained_labels, pretrained)
@@ -114,14 +130,25 @@ def label_reduction(
     column = len(own_counts) - 1 if at is None else int(np.argmin(np.abs(own_counts - at)))
     if at is not None and own_counts[column] != at:
         raise ValueError(f"scratch has no score at {at:g} labels, only at {own_counts.tolist()}")
+    if draws is not None:
+        _check_draws(draws, own, scores)
 
     place = np.log2(counts)
-    means, pooled = monotone(scores)
+    means, pool = monotone(scores)
     targets = share * own[:, column]
     target = float(targets.mean())
     reach, straight = first_reach(place, means, target, smooth=False)
     _, smooth = first_reach(place, means, target, smooth=True)
-    low, high = _interval(place, pooled, targets, reach, [straight, smooth], overlap, confidence)
+    low, high = math.nan, math.nan
+    if len(scores) > 1:
+        grid = np.union1d(np.linspace(place[0], place[-1], GRID_POINTS), place)
+        lacking = _lacking(place, scores @ pool, targets, grid)
+        clip_error = np.zeros((2, len(grid)))
+        if draws is not None:
+            redrawn = _lacking(place, draws.pretrained @ pool, share * draws.scratch[..., column], grid)
+            clip_error = _shared_deviation(redrawn)
+        within = _not_told_apart(lacking, clip_error, draws.clips if draws else 0, overlap, confidence)
+        low, high = _bounds(grid, within, reach, [straight, smooth])
     own_place = None
     if len(own_counts) > 1:
         own_place = first_reach(np.log2(own_counts), monotone(own)[0], target, smooth=False)[1]
@@ -241,36 +268,64 @@ def _checked_curve(labels: ArrayLike, scores: ArrayLike) -> tuple[FloatArray, Fl
     return counts, values
 
 
+def _check_draws(draws: ClipDraws, own: FloatArray, scores: FloatArray) -> None:
+    shapes = draws.scratch.shape, draws.pretrained.shape
+    wanted = tuple((len(draws.pretrained), *one.shape) for one in (own, scores))
+    if shapes != wanted or len(draws.pretrained) < 2 or draws.clips < 2:
+        raise ValueError(
+            f"draws must be of two clips or more, and two or more of {own.shape} and {scores.shape}, "
+            f"got {shapes[0]} and {shapes[1]} of {draws.clips} clips"
+        )
+
+
 def monotone(scores: FloatArray) -> tuple[FloatArray, FloatArray]:
-    """The means of `scores` (n, P) by isotonic regression (P,), and each replicate pooled as they are."""
+    """The means of `scores` (n, P) by isotonic regression (P,), and what pools other scores so (P, P)."""
     fit = optimize.isotonic_regression(scores.mean(axis=0))
-    pooled = scores.copy()
-    for first, end in zip(fit.blocks[:-1], fit.blocks[1:], strict=True):
-        pooled[:, first:end] = scores[:, first:end].mean(axis=1, keepdims=True)
-    return fit.x, pooled
+    pool = np.zeros((scores.shape[1], scores.shape[1]))
+    for first, end in itertools.pairwise(fit.blocks):
+        pool[first:end, first:end] = 1 / (end - first)
+    return fit.x, pool
 
 
-def _interval(
-    place: FloatArray,
-    pooled: FloatArray,
-    targets: FloatArray,
-    reach: Reach,
-    estimates: list[float | None],
-    overlap: float,
-    confidence: float,
+def _lacking(place: FloatArray, scores: FloatArray, targets: FloatArray, grid: FloatArray) -> FloatArray:
+    """How far the straight and the smooth curve through scores (..., P) exceed targets (...): (2, ..., G)."""
+    straight = scores @ np.array([np.interp(grid, place, one) for one in np.eye(len(place))])
+    smooth = PchipInterpolator(place, scores, axis=-1)(grid)
+    return np.stack([straight, smooth]) - targets[..., None]
+
+
+def _shared_deviation(redrawn: FloatArray) -> FloatArray:
+    """What redrawn clips do to all replicates alike (2, G), from (2, R, n, G).
+
+    The root of the mean covariance of two replicates.
+    """
+    n = redrawn.shape[2]
+    of_sum, own = redrawn.sum(axis=2).var(axis=1, ddof=1), redrawn.var(axis=1, ddof=1).sum(axis=1)
+    return np.sqrt(np.maximum(0.0, of_sum - own) / (n * (n - 1)))
+
+
+def _not_told_apart(
+    lacking: FloatArray, clip_error: FloatArray, clips: int, overlap: float, confidence: float
+) -> NDArray[np.bool_]:
+    """Where on the grid what is lacking (2, n, G) may be nothing.
+
+    Between both curves, and beyond either as far as its own noise may have it.
+    """
+    n = lacking.shape[1]
+    mean, error = lacking.mean(axis=1), lacking.std(axis=1, ddof=1) * math.sqrt(1 / n + overlap)
+    gap = np.abs(mean[1] - mean[0])
+    critical = _critical(gap, np.hypot(error, clip_error).max(axis=0), n - 1, confidence)
+    half_width = critical * error
+    if clips:  # each source at the same error rate, by its own degrees of freedom
+        by_clips = stats.t(clips - 1).isf(stats.t(n - 1).sf(critical))
+        half_width = np.hypot(half_width, by_clips * clip_error)
+    return np.asarray(((mean - half_width).min(axis=0) <= 0) & ((mean + half_width).max(axis=0) >= 0))
+
+
+def _bounds(
+    grid: FloatArray, within: NDArray[np.bool_], reach: Reach, estimates: list[float | None]
 ) -> tuple[float, float]:
     """Label counts, 0 and infinity where the range does not bound them."""
-    n = len(pooled)
-    if n == 1:
-        return math.nan, math.nan
-    grid = np.union1d(np.linspace(place[0], place[-1], GRID_POINTS), place)
-    straight = np.array([np.interp(grid, place, row) for row in pooled])
-    smooth = PchipInterpolator(place, pooled, axis=1)(grid)
-    lacking = np.stack([straight, smooth]) - targets[:, None]  # (2, n, grid)
-    mean, error = lacking.mean(axis=1), lacking.std(axis=1, ddof=1) * math.sqrt(1 / n + overlap)
-    critical = _critical(np.abs(mean[1] - mean[0]), error.max(axis=0), n - 1, confidence)
-    # Between both curves, and beyond either as far as its own noise may have it.
-    within = ((mean - critical * error).min(axis=0) <= 0) & ((mean + critical * error).max(axis=0) >= 0)
     # A finer set than the grid's steps still holds its estimates.
     inside = [*grid[within], *(x for x in estimates if x is not None)]
     if reach is Reach.BELOW_RANGE:

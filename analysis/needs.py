@@ -35,11 +35,16 @@ class Saving(Interval):
     """The share of the labels that pre-training saves.
 
     mean: NaN where it lies outside of the label counts measured.
-    half_width: of the interval, on the side of what is asked for; infinite where these do not bound it.
+    by_replicates: half-width of its interval by their noise alone, on the side of what is asked for; infinite
+        where the label counts do not bound it.
+    by_clips: what the noise of the test clips that all replicates share adds to it, as a root of squares.
+    clips: how many they are.
     overlap: of test folds, where these are the replicates.
     """
 
-    half_width: float
+    by_replicates: float
+    by_clips: float = 0.0
+    clips: int = 0
     overlap: float = 0.0
 
 
@@ -57,24 +62,28 @@ def need_of(effect: Comparison | Saving | None, gap: float, correction: float = 
     if math.isnan(gap):
         return Need("how many seeds would decide is not known, for these agree to the last digit")
     confidence = 1 - (1 - CONFIDENCE) / correction
-    return _by_folds(effect, gap, confidence) if effect.overlap else _by_seeds(effect, gap, confidence)
+    if effect.overlap:
+        return _by_folds(effect, gap, confidence)
+    return _by_seeds(effect.deviation, effect.n, effect.clip_error, effect.clips, gap, confidence)
 
 
-def _by_seeds(found: Comparison, gap: float, confidence: float) -> Need:
-    by_clips = standard_errors_to_find(confidence) * found.clip_error
+def _by_seeds(
+    deviation: float, have: int, clip_error: float, clips_there: int, gap: float, confidence: float
+) -> Need:
+    by_clips = standard_errors_to_find(confidence) * clip_error
     if by_clips < gap:
         left = math.sqrt(gap**2 - by_clips**2)
-        needed = pairs_to_decide(left, found.deviation, confidence=confidence)
+        needed = pairs_to_decide(left, deviation, confidence=confidence)
         if needed is not None:
-            return _more_seeds(needed, found.n)
+            return _more_seeds(needed, have)
     share = 2 * (by_clips / gap) ** 2 if gap else math.inf  # so that clips leave half of the variance
     if not 0 < share <= MOST_CLIPS:
         return Need("more than 1,000 seeds, so near to its margin is the effect")
-    clips = _rounded(found.clips * share)
-    beside = pairs_to_decide(gap / math.sqrt(2), found.deviation, confidence=confidence)
+    clips = _rounded(clips_there * share)
+    beside = pairs_to_decide(gap / math.sqrt(2), deviation, confidence=confidence)
     with_seeds = f"{_rounded(beside):,} seeds" if beside else "more than 1,000 seeds"
     return Need(
-        f"no number of seeds, for {found.clips:,} test clips are too few: about {clips:,} of them and "
+        f"no number of seeds, for {clips_there:,} test clips are too few: about {clips:,} of them and "
         f"{with_seeds} in all would do"
     )
 
@@ -90,16 +99,15 @@ def _by_folds(found: Comparison, gap: float, confidence: float) -> Need:
 
 
 def _by_scaling(found: Saving, gap: float) -> Need:
-    """Of an interval that narrows with the seeds as one of a mean does."""
+    """Of an interval that narrows with seeds and clips as one of a mean does."""
     if found.overlap:
         return _no_more_folds()
-    if not math.isfinite(found.half_width):
+    if not math.isfinite(found.by_replicates) or not math.isfinite(found.by_clips):
         return Need("how many seeds would decide is not known, for the label counts do not bound the share")
-    deviation = found.half_width * math.sqrt(found.n) / float(stats.t.ppf((1 + CONFIDENCE) / 2, found.n - 1))
-    needed = pairs_to_decide(gap, deviation)
-    if needed is None:
-        return Need("more than 1,000 seeds, so near to its margin is the effect")
-    return _more_seeds(needed, found.n)
+    tail = (1 - CONFIDENCE) / 2
+    deviation = found.by_replicates * math.sqrt(found.n) / float(stats.t.isf(tail, found.n - 1))
+    clip_error = found.by_clips / float(stats.t.isf(tail, found.clips - 1)) if found.clips else 0.0
+    return _by_seeds(deviation, found.n, clip_error, found.clips, gap, CONFIDENCE)
 
 
 def _more_seeds(needed: int, have: int) -> Need:

@@ -35,7 +35,6 @@ from analysis.plot_ablation import (
     legend_title,
     level_summary,
 )
-from analysis.predictions import Predictions
 from analysis.report_figures import (
     budget_table,
     draw_budget,
@@ -96,7 +95,7 @@ def render(found: Sequence[Findings], root: Path, stages: StoredStages, command:
         groups=_scale_groups(found, root),
         half_run=_half_run(found),
         panels=_panels(found),
-        label_parts=label_parts(found, stages),
+        label_parts=label_parts(found),
         table1=paper_table(),
         studies=[_study_part(study, found, places, stages) for study in found],
         costs=[_cost_row(study, places, stages) for study in found],
@@ -254,7 +253,7 @@ def _study_part(
     late = {row["arm"]: row for row in late_gain(curves).to_dict("records")} if len(curves) else {}
     part |= {
         "arms": _arm_rows(record, done, late),
-        "pairs": [str(pair) for pair in pairs_of(study, Predictions(stages, record.metric))],
+        "pairs": [str(pair) for pair in pairs_of(study)],
         "late": bool(late),
         "curves": svg_of(draw_curves(record, curves)) if len(curves) else "",
     }

@@ -23,33 +23,31 @@ from analysis.label_efficiency import (
     study_reductions,
 )
 from analysis.plot_ablation import AXIS_NAMES, METRIC_NAMES
-from analysis.predictions import Predictions
 from analysis.report_figures import new_figure, svg_of
 from analysis.report_pairs import pairs_of
 from analysis.report_tables import TABLE_1
-from analysis.stored import StoredStages
 from workbench.study.results import StudyRecord
 
 Cell = tuple[str, str]  # a value, and its interval or nothing
 
 
-def label_parts(found: Sequence[Findings], stages: StoredStages) -> list[dict[str, Any]]:
+def label_parts(found: Sequence[Findings]) -> list[dict[str, Any]]:
     """For the page, of each study that compares scratch with pre-trained over label counts."""
     return [
-        _label_part(study) | {"longer": _longer(study.record, found, stages)}
+        _label_part(study) | {"longer": _longer(study.record, found)}
         for study in found
         if is_suitable(study.record)
     ]
 
 
-def _longer(record: StudyRecord, found: Sequence[Findings], stages: StoredStages) -> list[str]:
+def _longer(record: StudyRecord, found: Sequence[Findings]) -> list[str]:
     """What more updates give training from scratch, by studies of the same task that vary nothing else."""
     return [
         f"{pair.of:,} updates in place of {pair.than:,} for training from scratch "
         f"({study.done['labelled_clips'].max():,.0f} labels, {study.record.id}): {pair.difference}"
         for study in found
         if study.record.axes == ["finetuning.steps"] and _is_scratch_of_the_task(study.record, record)
-        for pair in pairs_of(study, Predictions(stages, study.record.metric))
+        for pair in pairs_of(study)
     ]
 
 
@@ -73,7 +71,7 @@ def _label_part(study: Findings) -> dict[str, Any]:
     completeness = Completeness.of(record, study.table)
     part = {"study": record.id, "half_run": "" if completeness.is_whole else str(completeness), "refused": ""}
     try:
-        curves = study_curves(record, study.table)
+        curves = study_curves(record, study.table, study.predictions)
     except NoCurves as error:
         return part | {"refused": str(error).removeprefix(f"{record.id}: ")}
     levels, found = level_table(curves), study_reductions(record, curves)
@@ -83,6 +81,7 @@ def _label_part(study: Findings) -> dict[str, Any]:
     return part | {
         "metric": METRIC_NAMES[record.metric],
         "n": len(curves.replicates),
+        "over": curves.over,
         "missing": ", ".join(curves.missing),
         "left_out": ", ".join(curves.left_out),
         "tuned": _tuning_note(record),

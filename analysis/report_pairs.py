@@ -9,7 +9,6 @@ from typing import Any
 from analysis.estimators import Comparison, holm
 from analysis.findings import Findings
 from analysis.plot_ablation import short
-from analysis.predictions import Predictions
 from analysis.verdicts import NotTested, Trials, compare, ordered_levels
 from workbench.study.results import best_tuned
 
@@ -45,13 +44,13 @@ class Pair:
         return f"{self.regime}, {self.setting} {short(self.of)} less {short(self.than)}: {self.difference}"
 
 
-def pairs_of(study: Findings, predictions: Predictions) -> list[Pair]:
+def pairs_of(study: Findings) -> list[Pair]:
     """Of a study with two levels, the second less the first in each regime; of any other none."""
     record = study.record
     levels = ordered_levels(record)
     if record.search or len(record.axes) != 1 or len(levels) != 2 or not len(study.done):
         return []
-    trials = Trials(record, best_tuned(record, study.done), predictions)
+    trials = Trials(record, best_tuned(record, study.done), study.predictions)
     compared = [_compared(trials, regime, levels) for regime in record.regimes]
     tested = [found.p_value for found, _ in compared if found and not math.isnan(found.p_value)]
     corrected = iter(holm(tested)) if tested else iter(())

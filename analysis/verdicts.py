@@ -15,7 +15,7 @@ import pandas as pd
 
 from analysis.completeness import Completeness
 from analysis.estimators import Comparison, crossed_comparison, paired_comparison
-from analysis.label_efficiency import PRETRAINED, SCRATCH, NoCurves, study_curves
+from analysis.label_efficiency import PRETRAINED, SCRATCH, Curves, NoCurves, study_curves
 from analysis.label_reduction import LabelReduction, label_reduction
 from analysis.needs import Saving
 from analysis.plot_ablation import arm_name, is_number
@@ -327,19 +327,23 @@ def _with_note(evidence: Evidence, note: str) -> Evidence:
 def _examine_labels(trials: Trials, part: FewerLabels, table: pd.DataFrame) -> Evidence:
     record = trials.record
     try:
-        curves = study_curves(record, table)
+        curves = study_curves(record, table, trials.predictions)
     except NoCurves as error:
         raise NotTested(str(error)) from None
     if {len(curves.scratch_labels), len(curves.pretrained_labels)} != {len(record.levels)}:
         raise NotTested("some label counts have no finished trial")
     trials.used |= set(trials.done["run_id"])
-    found = label_reduction(
-        curves.scratch_labels,
-        curves.scratch,
-        curves.pretrained_labels,
-        curves.pretrained,
-        share=part.share,
-        overlap=curves.overlap,
+    found, by_replicates = (
+        label_reduction(
+            curves.scratch_labels,
+            curves.scratch,
+            curves.pretrained_labels,
+            curves.pretrained,
+            share=part.share,
+            overlap=curves.overlap,
+            draws=draws,
+        )
+        for draws in (curves.draws, None)
     )
     low, high = found.reduction_low, found.reduction_high
     ruling = Ruling.INCONCLUSIVE
@@ -347,30 +351,41 @@ def _examine_labels(trials: Trials, part: FewerLabels, table: pd.DataFrame) -> E
         ruling = Ruling.SUPPORTED
     elif high < part.at_least:
         ruling = Ruling.CONTRADICTED
-    notes = ["over replicates alone, and not corrected for other tests"]
+    notes = [f"over {curves.over}; not corrected for other tests"]
     if found.reduction is None:
         notes.insert(0, f"{found.reach} within the label counts measured")
     if curves.left_out:
         notes.append(f"{len(curves.left_out)} replicates lack a trial")
-    if curves.overlap:
-        notes.append(OF_FOLDS)
     return Evidence(
         part=part,
-        effect=_saving(found, part.at_least, curves.overlap),
+        effect=_saving(found, by_replicates, part.at_least, curves),
         ruling=ruling,
         gap=math.nan if found.reduction is None else abs(found.reduction - part.at_least),
         note="; ".join(notes),
     )
 
 
-def _saving(found: LabelReduction, at_least: float, overlap: float) -> Saving:
-    mean, low, high = found.reduction, found.reduction_low, found.reduction_high
+def _saving(found: LabelReduction, by_replicates: LabelReduction, at_least: float, curves: Curves) -> Saving:
+    of_both, of_replicates = _half_width(found, at_least), _half_width(by_replicates, at_least)
+    of_clips = math.inf if of_both == math.inf else math.sqrt(max(0.0, of_both**2 - of_replicates**2))
+    return Saving(
+        mean=math.nan if found.reduction is None else found.reduction,
+        low=found.reduction_low,
+        high=found.reduction_high,
+        n=found.n,
+        by_replicates=of_replicates,
+        by_clips=of_clips,
+        clips=curves.draws.clips if curves.draws else 0,
+        overlap=curves.overlap,
+    )
+
+
+def _half_width(found: LabelReduction, at_least: float) -> float:
+    """On the side of what is asked for; infinite where the label counts do not bound it."""
+    mean = found.reduction
     if mean is None or (found.labels_low == 0 and mean < at_least):
-        half_width = math.inf  # where the range gives no bound
-    else:
-        half_width = mean - low if mean >= at_least else high - mean
-    mean = math.nan if mean is None else mean
-    return Saving(mean=mean, low=low, high=high, n=found.n, half_width=half_width, overlap=overlap)
+        return math.inf
+    return mean - found.reduction_low if mean >= at_least else found.reduction_high - mean
 
 
 def study_verdicts(record: StudyRecord, table: pd.DataFrame, predictions: Predictions) -> list[Verdict]:

@@ -1,6 +1,7 @@
 """Label counts are read off curves rightly, cover the truth, and are never extrapolated."""
 
 import math
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
@@ -8,7 +9,7 @@ import pandas as pd
 import pytest
 
 from analysis import command, label_efficiency
-from analysis.bench_coverage import SHAPES, label_coverage
+from analysis.bench_coverage import SHAPES, label_clip_coverage, label_coverage
 from analysis.label_efficiency import (
     NoCurves,
     describe,
@@ -19,6 +20,7 @@ from analysis.label_efficiency import (
     study_reductions,
 )
 from analysis.label_reduction import (
+    ClipDraws,
     LabelReduction,
     PowerLaw,
     Reach,
@@ -28,6 +30,8 @@ from analysis.label_reduction import (
 )
 from analysis.replicates import FOLD_OVERLAP
 from workbench.study.results import StudyRecord
+
+from .simulated_studies import NoPredictions
 
 LABELS = np.array([120, 240, 480, 960, 1920])
 PLACE = np.log2(LABELS)
@@ -196,6 +200,50 @@ def test_intervals_cover_the_truth(shape: str, replicates: int) -> None:
     assert error < 0.08
 
 
+def _ends(found: LabelReduction) -> tuple[float, float]:
+    return found.labels_low, found.labels_high
+
+
+def test_what_test_clips_do_to_all_replicates_widens_the_interval() -> None:
+    generator = np.random.default_rng(0)
+    scratch, pretrained, draws = SHAPES["quick"].draw_with_clips(3, 0.3, generator)
+    alone, both = (
+        label_reduction(LABELS, scratch, LABELS, pretrained, share=0.8, draws=d) for d in (None, draws)
+    )
+    assert both.labels == alone.labels
+    assert both.labels_low < alone.labels_low
+    assert both.labels_high > alone.labels_high
+
+
+def test_what_test_clips_do_to_both_arms_alike_does_not() -> None:
+    scratch, pretrained = _noisy(3)
+    clips = np.random.default_rng(0).normal(scale=0.05, size=(50, 1, 1))
+    draws = ClipDraws(scratch + clips, pretrained + clips, 200)
+    alone = label_reduction(LABELS, scratch, LABELS, pretrained)
+    both = label_reduction(LABELS, scratch, LABELS, pretrained, draws=draws)
+    assert _ends(both) == pytest.approx(_ends(alone))
+
+
+def test_what_test_clips_do_to_one_replicate_is_in_its_noise_already() -> None:
+    """Drawn apart for each, they have no covariance but by chance."""
+    scratch, pretrained = _noisy(3)
+    generator = np.random.default_rng(0)
+    draws = ClipDraws(
+        scratch + generator.normal(scale=0.01, size=(5000, *scratch.shape)),
+        pretrained + generator.normal(scale=0.01, size=(5000, *pretrained.shape)),
+        200,
+    )
+    alone = label_reduction(LABELS, scratch, LABELS, pretrained)
+    both = label_reduction(LABELS, scratch, LABELS, pretrained, draws=draws)
+    assert _ends(both) == pytest.approx(_ends(alone), rel=0.01)
+
+
+def test_intervals_over_clips_cover_the_truth_and_those_without_do_not() -> None:
+    ours, alone = label_clip_coverage(SHAPES["quick"], 5, 0.3, 150, np.random.default_rng(0))
+    assert 0.91 <= ours <= 1.0
+    assert alone < 0.7
+
+
 def test_without_a_saving_the_interval_rarely_shows_one() -> None:
     shape = SHAPES["no saving"]
     generator = np.random.default_rng(0)
@@ -245,6 +293,8 @@ def test_a_power_law_is_fitted_and_inverted() -> None:
         ({"pretrained_labels": LABELS[::-1]}, "rise"),
         ({"pretrained_labels": LABELS[:4]}, r"\(n, labels\)"),
         ({"share": 97.0}, "share"),
+        ({"draws": ClipDraws(np.ones((9, 1, 5)), np.ones((8, 1, 5)), 200)}, "draws"),
+        ({"draws": ClipDraws(np.ones((9, 1, 5)), np.ones((9, 1, 5)), 1)}, "draws"),
     ],
 )
 def test_unfit_curves_are_refused(change: dict, message: str) -> None:
@@ -289,6 +339,7 @@ def _table(n: int = 3) -> pd.DataFrame:
             "seed": seed,
             "fold": None,
             "labelled_clips": float(labels),
+            "key": f"{regime} {seed} {column}",
             "test/mAP": scores[seed, column],
         }
         for regime, scores in (("scratch", scratch), ("pretrained", pretrained))
@@ -301,7 +352,7 @@ def _table(n: int = 3) -> pd.DataFrame:
 
 def test_a_table_gives_the_curves_that_are_in_it() -> None:
     scratch, pretrained = _noisy(3)
-    curves = study_curves(_record(), _table())
+    curves = study_curves(_record(), _table(), NoPredictions())
     assert curves.scratch == pytest.approx(scratch)
     assert curves.pretrained == pytest.approx(pretrained)
     assert curves.scratch_labels.tolist() == LABELS.tolist()
@@ -319,7 +370,7 @@ def test_a_seed_without_all_trials_is_left_out_and_named() -> None:
     table.loc[(table["seed"] == 1) & (table["regime"] == "scratch") & (table.index % 2 == 0), "state"] = (
         "failed"
     )
-    curves = study_curves(_record(), table)
+    curves = study_curves(_record(), table, NoPredictions())
     assert curves.replicates == ["seed 0", "seed 2"]
     assert curves.left_out == ["seed 1"]
     text = describe(_record(), curves, level_table(curves), study_reductions(_record(), curves))
@@ -328,22 +379,22 @@ def test_a_seed_without_all_trials_is_left_out_and_named() -> None:
 
 def test_levels_that_lack_all_trials_are_named_and_no_other_becomes_the_reference() -> None:
     table, record = _table(), _record(levels=[labels / 1920 for labels in LABELS])
-    assert study_curves(record, table).missing == []
+    assert study_curves(record, table, NoPredictions()).missing == []
     of_scratch = table["regime"] == "scratch"
-    curves = study_curves(record, table[of_scratch | (table["labelled_clips"] != 480)])
+    curves = study_curves(record, table[of_scratch | (table["labelled_clips"] != 480)], NoPredictions())
     assert curves.missing == ["pretrained with 0.25 of the labels"]
     text = describe(record, curves, level_table(curves), study_reductions(record, curves))
     assert "not finished at all, so that curves are coarser there: pretrained with 0.25 of" in text
     table.loc[of_scratch & (table["labelled_clips"] == 1920), "state"] = "failed"
     with pytest.raises(NoCurves, match="scratch has no finished trial with 1 of the labels"):
-        study_curves(record, table)
+        study_curves(record, table, NoPredictions())
 
 
 def test_folds_are_replicates_that_are_not_independent() -> None:
     """Whatever seeds they are run with: their training clips stay the same."""
-    of_seeds = study_curves(_record(), _table())
+    of_seeds = study_curves(_record(), _table(), NoPredictions())
     table = pd.concat([_table().assign(fold=lambda t: t["seed"] + 1, seed=seed) for seed in (0, 1)])
-    of_folds = study_curves(_record(), table)
+    of_folds = study_curves(_record(), table, NoPredictions())
     assert of_folds.replicates == ["fold 1", "fold 2", "fold 3"]
     np.testing.assert_array_equal(of_folds.scratch, of_seeds.scratch)
     wider = np.sqrt(1 + 3 * FOLD_OVERLAP)
@@ -361,6 +412,42 @@ def test_folds_are_replicates_that_are_not_independent() -> None:
         assert (one.labels_low, one.labels_high) != (other.labels_low, other.labels_high)
 
 
+class SharedClips(NoPredictions):
+    """Of trials that 200 clips moved as they moved all of their arm, by their keys; or that were deleted."""
+
+    def __init__(self, clips: int | None = 200) -> None:
+        self.clips = clips
+
+    def shared_clips(self, keys: Iterable[str]) -> int | None:
+        assert len(set(keys)) == 30
+        return self.clips
+
+    def resampled(self, key: str) -> np.ndarray:
+        regime, _, column = key.split()
+        which = {"scratch": 0, "pretrained": 1}[regime], int(column)
+        return 0.5 + 0.05 * np.random.default_rng(which).normal(size=300)
+
+
+def test_test_clips_that_all_trials_share_are_in_the_intervals() -> None:
+    record, table = _record(), _table()
+    own, shared = study_curves(record, table, NoPredictions()), study_curves(record, table, SharedClips())
+    assert (own.over, shared.over) == ("replicates alone", "replicates and 200 test clips")
+    assert shared.draws is not None
+    assert shared.draws.pretrained[:, 2, 4] == pytest.approx(SharedClips().resampled("pretrained 2 4"))
+    assert shared.draws.scratch[:, 0, 1] == pytest.approx(SharedClips().resampled("scratch 0 1"))
+    of_own, of_shared = level_table(own), level_table(shared)
+    assert (of_shared["difference"] == of_own["difference"]).all()
+    assert (of_shared["difference_high"] > of_own["difference_high"] + 0.05).all()
+    assert (of_shared["p"] > of_own["p"]).all()
+    for one, other in zip(study_reductions(record, shared), study_reductions(record, own), strict=True):
+        assert one.labels == other.labels
+        assert one.labels_low < other.labels_low
+    text = describe(record, shared, of_shared, study_reductions(record, shared))
+    assert "intervals of differences, and of the labels, are over replicates and 200 test clips" in text
+    with pytest.raises(NoCurves, match="predictions that intervals need were deleted"):
+        study_curves(record, table, SharedClips(None))
+
+
 def test_tables_without_two_curves_are_refused() -> None:
     table = _table()
     for unfit, message in (
@@ -372,9 +459,9 @@ def test_tables_without_two_curves_are_refused() -> None:
         (table.assign(labelled_clips=3.0), "are 3 labelled clips each"),
     ):
         with pytest.raises(NoCurves, match=message):
-            study_curves(_record(), unfit)
+            study_curves(_record(), unfit, NoPredictions())
     with pytest.raises(NoCurves, match="does not vary"):
-        study_curves(_record(regimes=["full"]), table)
+        study_curves(_record(regimes=["full"]), table, NoPredictions())
 
 
 @pytest.fixture
@@ -383,6 +470,7 @@ def found_studies(monkeypatch: pytest.MonkeyPatch) -> dict[str, tuple[StudyRecor
     there: dict[str, tuple[StudyRecord, pd.DataFrame]] = {}
     monkeypatch.setattr(command, "studies", lambda root: [record for record, _ in there.values()])
     monkeypatch.setattr(label_efficiency, "trial_table", lambda record, root: there[record.id][1])
+    monkeypatch.setattr(label_efficiency, "Predictions", lambda stages, metric: NoPredictions())
     return there
 
 

@@ -11,7 +11,7 @@ import pytest
 from mlflow import MlflowClient
 from scipy import stats
 
-from analysis import report, report_labels
+from analysis import report
 from analysis.findings import Findings
 from analysis.report import render
 from analysis.report_figures import budget_table, late_gain
@@ -63,7 +63,7 @@ def _findings(name, preset, score, change=lambda table: table):
     record, table = simulated(FOLDER / f"{name}.yaml", preset, score)
     table = change(table)
     table["data"], table["parameters"], table["seconds"] = "0123456789abcdef", 4e5, 60.0
-    return Findings(record, table, study_verdicts(record, table, NoPredictions()))
+    return Findings(record, table, study_verdicts(record, table, NoPredictions()), NoPredictions())
 
 
 @pytest.fixture
@@ -260,8 +260,7 @@ def test_an_arm_that_still_learns_is_seen():
     assert found[["since", "updates"]].to_numpy().tolist() == [[70, 100]] * 2
 
 
-def test_twice_the_updates_stand_beside_the_label_reduction(tmp_path, monkeypatch):
-    monkeypatch.setattr(report_labels, "Predictions", lambda stages, metric: NoPredictions())
+def test_twice_the_updates_stand_beside_the_label_reduction(tmp_path):
     labels = _findings("label_fraction", "quick", _better_with_labels(np.random.default_rng(0)))
     longer = _findings(
         "convergence",
@@ -285,7 +284,7 @@ def test_twice_the_updates_stand_beside_the_label_reduction(tmp_path, monkeypatc
 
 
 @pytest.fixture
-def searched(tmp_path, monkeypatch):
+def searched(tmp_path):
     """A search, in Optuna's storage too, of eight trials, of which two were given up; and their points."""
     study = load_study(FOLDER / "search.yaml", preset="quick")
     rows, points, storage = [], [], open_storage(Places.read(tmp_path).optuna_url)
@@ -318,8 +317,7 @@ def searched(tmp_path, monkeypatch):
         space=to_dict(study.search),
         confirm_seeds=[1, 2, 3],
     )
-    search = Findings(record, pd.DataFrame(rows), [])
-    monkeypatch.setattr(report, "Predictions", lambda stages, metric: NoPredictions())
+    search = Findings(record, pd.DataFrame(rows), [], NoPredictions())
     return study, search, points
 
 
@@ -355,7 +353,7 @@ def _confirmed(study, point, number):
         winner=to_dict(confirmation.confirms),
         base=study.base,
     )
-    return Findings(record, pd.DataFrame(rows), [])
+    return Findings(record, pd.DataFrame(rows), [], NoPredictions())
 
 
 def test_what_a_search_found_is_shown_and_compared_on_fresh_seeds(searched, tmp_path):

@@ -365,6 +365,40 @@ def test_two_thirds_is_judged_by_the_interval_of_the_reduction(shift, ruling):
     assert ("more seeds" in verdict.need) == (ruling is Ruling.INCONCLUSIVE)
 
 
+class NoisyClips(NoPredictions):
+    """100 test clips, which move every arm by itself, in all seeds alike."""
+
+    def __init__(self, record, table, deviation):
+        levels = {key: (row.regime, row[record.axes[0]]) for key, row in table.set_index("key").iterrows()}
+        self.arms = {arm: number for number, arm in enumerate(sorted(set(levels.values())))}
+        self.levels, self.deviation = levels, deviation
+
+    def shared_clips(self, keys):
+        return 100
+
+    def resampled(self, key):
+        generator = np.random.default_rng(self.arms[self.levels[key]])
+        return 0.5 + self.deviation * generator.normal(size=300)
+
+
+def test_test_clips_may_be_what_leaves_two_thirds_open():
+    """Seeds that agree do not make up for few test clips, and no number of seeds is asked for."""
+    generator = np.random.default_rng(0)
+
+    def score(trial):
+        shift = 0.1 * (trial.config.pretraining is not None)
+        return 0.8 + 0.1 * np.log2(trial.config.data.label_fraction) + shift + generator.normal(0, 0.001)
+
+    record, table = simulated(FOLDER / "label_fraction.yaml", "quick", score)
+    alone = study_verdicts(record, table, NoPredictions())[0]
+    assert alone.ruling is Ruling.CONTRADICTED
+    assert "over replicates alone" in alone.evidence[0].note
+    over_clips = study_verdicts(record, table, NoisyClips(record, table, 0.03))[0]
+    assert over_clips.ruling is Ruling.INCONCLUSIVE
+    assert "over replicates and 100 test clips" in over_clips.evidence[0].note
+    assert "no number of seeds, for 100 test clips are too few" in over_clips.need
+
+
 def test_a_curve_that_levels_off_saves_no_labels():
     """97 % of a flat end takes few labels, with pre-training or without."""
     generator = np.random.default_rng(0)
