@@ -15,8 +15,9 @@ from collections.abc import Sequence
 import pandas as pd
 
 from analysis.command import run
+from analysis.estimators import Comparison
 from analysis.findings import Findings
-from analysis.rulings import Evidence
+from analysis.rulings import ERROR_RATE, Evidence
 from analysis.stored import StoredStages
 from analysis.verdicts import ORDINALS, Verdict, level_words
 from workbench.places import Places
@@ -43,7 +44,7 @@ def describe_part(part: Part) -> str:
 
 
 def describe_effect(evidence: Evidence) -> str:
-    """Estimate and interval."""
+    """Estimate and interval; of what must lie within a margin, also the interval that then lies there."""
     effect = evidence.effect
     if effect is None:
         return "-"
@@ -52,7 +53,11 @@ def describe_effect(evidence: Evidence) -> str:
     if math.isnan(effect.low):
         return f"{text} (no interval)"
     low, high = ("no bound" if math.isinf(end) else format(end, form) for end in (effect.low, effect.high))
-    return f"{text} ({low} to {high})"
+    judging = ""
+    if isinstance(evidence.part, Equivalent) and isinstance(effect, Comparison):
+        ends = effect.ends(1 - 2 * ERROR_RATE)
+        judging = f"; {1 - 2 * ERROR_RATE:.0%}: {ends[0]:{form}} to {ends[1]:{form}}"
+    return f"{text} ({low} to {high}{judging})"
 
 
 WHEN = {True: ", before its runs", False: ", after the first of its runs", None: ""}

@@ -62,6 +62,11 @@ class Comparison(Interval):
         """Two-sided p value of a true mean of `value`."""
         return _two_sided(abs(self.mean - value), self.standard_error, self.n, self.clip_error, self.clips)
 
+    def ends(self, confidence: float) -> tuple[float, float]:
+        """Of its interval at another confidence than its own."""
+        half_width = _half_width(1 - confidence, self.standard_error, self.n, self.clip_error, self.clips)
+        return self.mean - half_width, self.mean + half_width
+
     def p_outside(self, margin: float) -> float:
         """Of a true mean that lies outside of -margin..margin: the larger of two one-sided p values.
 

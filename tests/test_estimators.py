@@ -10,6 +10,7 @@ from scipy import stats
 from analysis.estimators import (
     Interval,
     bootstrap_interval,
+    crossed_comparison,
     equivalence,
     expected_best,
     hierarchical_comparison,
@@ -322,6 +323,22 @@ def test_equivalent_is_an_interval_within_the_margin() -> None:
     for verdict in verdicts:
         assert verdict.equivalent == (verdict.low > -0.04 and verdict.high < 0.04)
     assert 0 < sum(v.equivalent for v in verdicts) < 200
+
+
+@pytest.mark.parametrize("clip_error", [0.0, 0.01])
+def test_the_interval_that_judges_equivalence_lies_within_the_margin_just_when_it_is_shown(
+    clip_error: float,
+) -> None:
+    generator = np.random.default_rng(0)
+    shown = []
+    for _ in range(100):
+        redrawn = clip_error * generator.normal(size=(300, 1)) * np.ones((1, 4))
+        found = crossed_comparison(generator.normal(0.0, 0.02, 4), redrawn, 150)
+        low, high = found.ends(0.9)
+        assert found.low < low < found.mean < high < found.high
+        shown.append(found.p_outside(0.04) < 0.05)
+        assert shown[-1] == (low > -0.04 and high < 0.04)
+    assert 0 < sum(shown) < 100
 
 
 def test_arms_at_the_margin_are_rarely_equivalent_and_equal_ones_mostly() -> None:
