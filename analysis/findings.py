@@ -9,7 +9,7 @@ from pathlib import Path
 import pandas as pd
 
 from analysis.detectable import Detectable, study_detectable
-from analysis.label_efficiency import Curves, NoCurves, study_curves
+from analysis.label_curves import Curves, NoCurves, study_curves
 from analysis.predictions import Predictions
 from analysis.stored import StoredStages
 from analysis.verdicts import Verdict, claims_of, study_verdicts

@@ -10,18 +10,16 @@ import pandas as pd
 
 from analysis.completeness import Completeness
 from analysis.findings import Findings
-from analysis.label_efficiency import (
+from analysis.label_curves import (
     PRETRAINED,
     SCRATCH,
     NoCurves,
-    checks,
-    draw_efficiency,
     is_suitable,
     level_table,
-    reading,
     study_curves,
     study_reductions,
 )
+from analysis.label_efficiency import checks, draw_efficiency, reading
 from analysis.plot_ablation import AXIS_NAMES, METRIC_NAMES
 from analysis.report_figures import new_figure, svg_of
 from analysis.report_pairs import pairs_of

@@ -12,7 +12,7 @@ from pandas.api.types import is_numeric_dtype
 
 from analysis.claims import describe_effect, describe_part, verdict_table
 from analysis.findings import Findings
-from analysis.label_efficiency import PRETRAINED, SCRATCH, level_table
+from analysis.label_curves import PRETRAINED, SCRATCH, level_table
 from analysis.plot_ablation import arm_name, level_summary
 from analysis.verdicts import Verdict
 from workbench.study.results import arms, best_tuned

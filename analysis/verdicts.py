@@ -15,7 +15,7 @@ import pandas as pd
 
 from analysis.completeness import Completeness
 from analysis.estimators import Comparison, crossed_comparison, paired_comparison
-from analysis.label_efficiency import PRETRAINED, SCRATCH, Curves, NoCurves, study_curves
+from analysis.label_curves import PRETRAINED, SCRATCH, Curves, NoCurves, study_curves
 from analysis.label_reduction import LabelReduction, label_reduction
 from analysis.needs import Saving
 from analysis.plot_ablation import arm_name, is_number
