@@ -19,6 +19,7 @@ from workbench.data_config import (
     Kinetics700Data,
     MagnaTagATuneData,
 )
+from workbench.training.metrics import summarise
 
 from .small_audioset import write_audioset
 from .small_datasets import identity_of, no_report, parts_of, quiet, write_esc50
@@ -138,6 +139,15 @@ def test_labels_say_which_classes_a_clip_has(dataset):
     assert splits.train.labels.matrix().any(axis=0).all()
     assert len(set(splits.classes)) == len(splits.classes)
     assert splits.pool.labels.matrix().shape == (len(splits.pool), 0)
+
+
+def test_the_metric_is_one_that_its_clips_have(dataset):
+    splits = dataset.load()
+    assert splits.single_label == (dataset.config.metric == "accuracy")
+    targets = splits.validation.labels.matrix()
+    scores = np.random.default_rng(0).random(targets.shape)
+    found = summarise(scores, targets, single_label=splits.single_label)
+    assert np.isfinite(found[dataset.config.metric])
 
 
 def test_the_seed_draws_the_labelled_subset(dataset):

@@ -206,6 +206,34 @@ def test_linear_softmax_pooling_is_the_papers_formula():
     torch.testing.assert_close(torch.sigmoid(head(context)), (p**2).sum(1) / p.sum(1))
 
 
+@pytest.mark.parametrize("bias", [-30.0, -14.0, 14.0])
+def test_a_class_that_is_all_but_ruled_out_still_learns_and_is_ranked(bias):
+    """What is missed with certainty, or believed against all, has a gradient."""
+    torch.manual_seed(0)
+    head = Classifier(8, 1, pooling="linear_softmax", output_dropout=0.0)
+    head.linear.bias.data.fill_(bias)
+    context = torch.randn(4, 11, 8)
+    logits = head(context)
+    assert bias > 0 or logits.unique().numel() == 4  # near 1 float32 has steps of 6e-8
+    assert (logits - bias).abs().max() < 3
+    (gradient,) = torch.autograd.grad(logits.sum(), head.linear.bias)
+    assert 1.0 < gradient < 5.0  # each of four rises about as the bias does
+
+
+@pytest.mark.parametrize("pooling", ["mean", "linear_softmax"])
+def test_logits_are_not_rounded_where_the_network_computes_in_bf16(pooling):
+    """Else clips tie in their score, and what ties is judged as a miss."""
+    torch.manual_seed(0)
+    head = Classifier(8, 3, pooling=pooling, output_dropout=0.0)
+    head.linear.bias.data.fill_(6.0)
+    context = torch.randn(50, 11, 8).bfloat16()
+    with torch.autocast("cpu", torch.bfloat16):
+        found = head(context)
+    assert found.dtype == torch.float32
+    torch.testing.assert_close(found, head(context.float()))
+    assert found.unique().numel() == found.numel()
+
+
 @pytest.mark.parametrize(
     ("settings", "path", "words"),
     [

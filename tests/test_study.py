@@ -126,12 +126,12 @@ def test_a_trial_that_fails_by_its_own_fault_is_recorded_and_not_tried_again(roo
     done = run(root, study)
     assert done.returncode == 1
     assert "1 of 2 trials failed" in done.stdout
-    assert "not finite" in done.stdout
+    assert "no longer finite" in done.stdout
     trials = optuna_trials(root)
     assert sorted(t.state.name for t in trials) == ["COMPLETE", "FAIL"]
     _, children = mlflow_runs(root, "mine")
     assert sorted(c.info.status for c in children) == ["FAILED", "FINISHED"]
-    assert any("not finite" in c.data.tags.get("workbench.reason", "") for c in children)
+    assert any("no longer finite" in c.data.tags.get("workbench.reason", "") for c in children)
     again = run(root, study)
     assert again.returncode == 1
     assert "trials to run" not in again.stdout

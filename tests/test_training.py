@@ -19,14 +19,16 @@ from workbench.config import (
     ThreeStage,
     WarmupLinear,
 )
+from workbench.data_config import CorpusData
+from workbench.training import batches as batches_module
 from workbench.training import finetune as finetune_module
 from workbench.training import loop
 from workbench.training import pretrain as pretrain_module
+from workbench.training.batches import neighbours
 from workbench.training.checkpoint import TrainingState
 from workbench.training.finetune import (
     Finetuning,
     _loss,
-    evaluation_batches,
     finetune,
     predict,
     score,
@@ -193,6 +195,33 @@ def test_a_diverging_run_ends_with_what_it_last_saw(tiny_trial, tiny_splits, wit
     assert error.value.step > 1
     assert math.isfinite(error.value.last["loss"])
     assert "peak_lr" in str(error.value)
+
+
+def test_what_diverges_between_log_points_replaces_no_checkpoint(tiny_trial, tiny_splits, tmp_path):
+    task = Pretraining(tiny_trial, tiny_splits.pool, CPU)
+    run = Run(checkpoint=tmp_path / "checkpoint.safetensors", save_seconds=0.0)
+    course = Course(task, dataclasses.replace(task.settings, steps=1000), seed=0, run=run)
+
+    def updated(loss):
+        course.updated([{"loss": torch.tensor(loss)}], torch.ones(()), dict)
+
+    for loss in (0.5, 0.25):
+        updated(loss)
+    with pytest.raises(Diverged, match="no longer finite by update 3"):
+        updated(math.nan)
+    assert TrainingState.load(run.checkpoint).step == 2
+    again = Course(task, course.config, seed=0, run=run)
+    assert loop._on_host(again._window) == [{"loss": 0.5}, {"loss": 0.25}]
+
+
+@pytest.mark.parametrize("metric", ["mAP", "lwlrap", "macro_auc"])
+def test_the_weights_that_are_kept_are_the_best_by_the_metric_of_their_data(
+    tiny_trial, tiny_splits, with_changes, monkeypatch, metric
+):
+    monkeypatch.setattr(CorpusData, "metric", metric)
+    result = _finetune(with_changes(tiny_trial, {"finetuning.num_evaluations": 10}), tiny_splits)
+    name = f"validation/{metric}"
+    assert result.validation[name] == max(row[name] for row in result.history if name in row)
 
 
 def test_the_best_weights_by_validation_are_kept(tiny_trial, tiny_splits, with_changes):
@@ -455,9 +484,9 @@ def test_bf16_learns_as_float32_does(tiny_trial, tiny_splits, with_changes, monk
 def test_a_batch_that_is_evaluated_is_bounded_though_one_recording_lasts_for_hours():
     """What is no longer than usual is heard in the same batches as ever."""
     lengths = np.random.default_rng(0).integers(1, 60 * 16_000, 200)
-    assert evaluation_batches(lengths) == [(0, 64), (64, 128), (128, 192), (192, 200)]
+    assert neighbours(lengths) == [(0, 64), (64, 128), (128, 192), (192, 200)]
     lengths[[70, 150]] = 2 * 3600 * 16_000
-    batches = evaluation_batches(lengths)
+    batches = neighbours(lengths)
     assert [clip for begin, end in batches for clip in range(begin, end)] == list(range(200))
     padded = [(end - begin) * lengths[begin:end].max() for begin, end in batches]
     assert max(padded) == lengths.max()  # those of two hours alone
@@ -469,5 +498,5 @@ def test_how_clips_are_batched_changes_no_score(tiny_trial, tiny_splits, monkeyp
         tiny_trial, new_encoder(tiny_trial, tiny_splits.pool, CPU), len(tiny_splits.classes)
     )
     together = predict(tiny_trial, model, tiny_splits.test, CPU)
-    monkeypatch.setattr(finetune_module, "EVALUATION_SECONDS", 5.0)
+    monkeypatch.setattr(batches_module, "HEARD_SECONDS", 5.0)
     np.testing.assert_allclose(predict(tiny_trial, model, tiny_splits.test, CPU), together, atol=1e-5)

@@ -9,14 +9,16 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
-from workbench.settings import StageKind, fraction, heard_from, placement, positive, require
+from workbench.settings import fraction, heard_from, placement, positive, require
 
 
 @dataclass(frozen=True, kw_only=True)
 class CorpusData:
-    """The embedded corpus: procedural sound events, several to a clip, multi-label."""
+    """The embedded corpus: procedural sound events, several to a clip, multi-label. Judged by mAP."""
 
     single_label: ClassVar[bool] = False
+    metric: ClassVar[str] = "mAP"  # on validation clips, when the weights to keep are chosen
+    of_one_length: ClassVar[bool] = True  # all clips that are trained on
 
     kind: Literal["corpus"] = "corpus"
     clip_seconds: float = 3.2
@@ -29,10 +31,6 @@ class CorpusData:
     validation_clips: int = heard_from("finetune", 400)
     test_clips: int = heard_from("evaluate", 1000)
     label_fraction: float = heard_from("finetune", 1.0)  # nested: the 10 % are among the 30 %
-
-    def is_of_one_length(self, kind: StageKind) -> bool:
-        """Whether all clips that this stage trains on are equally long."""
-        return True
 
     def __post_init__(self) -> None:
         positive(self, "pool_clips", "labelled_clips", "validation_clips", "test_clips")
@@ -49,16 +47,14 @@ class RecordedData:
     made of one. The unlabelled pool is all that is trained on and `corpus_clips` of the embedded corpus.
     """
 
+    of_one_length: ClassVar[bool] = False  # a copy may have clips that are shorter than they were published
+
     root: str = placement("")
     clip_seconds: float = 10.0  # training crops; evaluation hears whole recordings
     corpus_clips: int = 0
     corpus_clip_seconds: float = 3.2
     label_fraction: float = heard_from("finetune", 1.0)
     skip_unreadable: bool = False
-
-    def is_of_one_length(self, kind: StageKind) -> bool:
-        """A copy of the recordings may have some that are shorter than they were published."""
-        return False
 
     def __post_init__(self) -> None:
         positive(self, "clip_seconds")
@@ -69,9 +65,13 @@ class RecordedData:
 
 @dataclass(frozen=True, kw_only=True)
 class Esc50Data(RecordedData):
-    """ESC-50: single-label, five published folds. The one after the test fold validates, the others train."""
+    """ESC-50: single-label, five published folds; judged by accuracy.
+
+    The fold after the test fold validates, the others train.
+    """
 
     single_label: ClassVar[bool] = True
+    metric: ClassVar[str] = "accuracy"
 
     kind: Literal["esc50"] = "esc50"
     root: str = placement("data/esc50")
@@ -88,7 +88,8 @@ class Esc50Data(RecordedData):
 class FolderData(RecordedData):
     """A folder of one's own: `labels.csv`, or folders named by class (`workbench/data/folder.py`).
 
-    Of what it does not name, validation and test are held out by a hash of the recordings' names.
+    Of what it does not name, validation and test are held out by a hash of the recordings' names. Judged by
+    accuracy where a clip has one label, else by mAP.
     """
 
     kind: Literal["folder"] = "folder"
@@ -96,6 +97,10 @@ class FolderData(RecordedData):
     single_label: bool = False  # one label each, and only one can be right
     validation_share: float = 0.1
     test_share: float = 0.1
+
+    @property
+    def metric(self) -> str:
+        return "accuracy" if self.single_label else "mAP"
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -127,6 +132,7 @@ class AudioSetData(HeldOutData):
     """
 
     single_label: ClassVar[bool] = False
+    metric: ClassVar[str] = "mAP"
 
     kind: Literal["audioset"] = "audioset"
     root: str = placement("data/audioset")
@@ -141,6 +147,7 @@ class FsdKaggle2019Data(HeldOutData):
     """
 
     single_label: ClassVar[bool] = False
+    metric: ClassVar[str] = "lwlrap"
 
     kind: Literal["fsdkaggle2019"] = "fsdkaggle2019"
     root: str = placement("data/fsdkaggle2019")
@@ -156,6 +163,7 @@ class Dcase2019Data(HeldOutData):
     """
 
     single_label: ClassVar[bool] = True
+    metric: ClassVar[str] = "accuracy"
 
     kind: Literal["dcase2019"] = "dcase2019"
     root: str = placement("data/dcase2019")
@@ -166,6 +174,7 @@ class MagnaTagATuneData(RecordedData):
     """MagnaTagATune: its 50 most frequent tags, multi-label, split by folder; judged by macro AUC."""
 
     single_label: ClassVar[bool] = False
+    metric: ClassVar[str] = "macro_auc"
 
     kind: Literal["magnatagatune"] = "magnatagatune"
     root: str = placement("data/magnatagatune")
@@ -180,6 +189,7 @@ class Kinetics700Data(HeldOutData):
     """
 
     single_label: ClassVar[bool] = True
+    metric: ClassVar[str] = "accuracy"
 
     kind: Literal["kinetics700"] = "kinetics700"
     root: str = placement("data/kinetics700")
@@ -205,15 +215,13 @@ class PoolData:
     training crops fit into it, so that every hour is heard as often, however it is cut into files.
     """
 
+    of_one_length: ClassVar[bool] = False  # some recordings may be shorter than a crop
+
     root: str = placement("data/pool")
     clip_seconds: float = 10.0  # training crops
     hours: float | None = None  # nested: the 10 are among the 100; None: all
     splits: tuple[str, ...] = ()  # of a prepared set; none named: all
     skip_unreadable: bool = False
-
-    def is_of_one_length(self, kind: StageKind) -> bool:
-        """Some recordings may be shorter than a crop."""
-        return False
 
     def __post_init__(self) -> None:
         positive(self, "clip_seconds")

@@ -24,7 +24,7 @@ from workbench.training.rendezvous import Rendezvous
 from workbench.training.tracker import Tracker
 
 # Raised when the same settings come to give another result; a test compares with golden results.
-VERSIONS: dict[StageKind, int] = {"pretrain": 2, "finetune": 2, "evaluate": 2}
+VERSIONS: dict[StageKind, int] = {"pretrain": 2, "finetune": 3, "evaluate": 2}
 
 WEIGHTS = "weights.safetensors"
 PREDICTIONS = "predictions.safetensors"  # test scores and targets, (N, C) each
@@ -146,8 +146,10 @@ def run_trial(
         }
 
     def build_classifier(folder: Path) -> dict[str, Any]:
-        encoder = new_encoder(config, pool.get(), device)
-        if stages.pretrain is not None:
+        if stages.pretrain is None:
+            encoder = new_encoder(config, pool.get(), device)
+        else:
+            encoder = Encoder(config.front_end, config.model).to(device)
             encoder.load_state_dict(_weights(store.fetch(stages.pretrain)))
         run = run_in(folder)
         result = finetune(config, splits.get(), encoder, run)

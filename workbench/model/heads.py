@@ -12,6 +12,9 @@ from torch import Tensor, nn
 
 from workbench.model.dropout import Dropout
 
+LEAST = 1e-18  # a probability whose square float32 still tells from nothing
+MOST = 1 - 2**-24  # the last one below 1
+
 
 class Classifier(nn.Module):
     """Output dropout, then one of the paper's two ways from latents to a clip.
@@ -35,16 +38,17 @@ class Classifier(nn.Module):
 
     def forward(self, context: Tensor, padding: Tensor | None = None) -> Tensor:
         """(B, T, D) -> logits (B, C), float32; `padding` (B, T) takes no part."""
-        context = self.dropout(context)
+        context = self.dropout(context).float()
         valid = None if padding is None else (~padding)[..., None].float()
-        if self.pooling == "mean":
-            return self.linear(_mean(context, valid)).float()
-        probability = torch.sigmoid(self.linear(context).float())  # (B, T, C)
+        # In bf16 a 64th is lost of a logit of 2 to 4: clips would tie, and a tie counts as a miss.
+        with torch.autocast(context.device.type, enabled=False):
+            if self.pooling == "mean":
+                return self.linear(_mean(context, valid))
+            probability = torch.sigmoid(self.linear(context))  # (B, T, C)
         if valid is not None:
             probability = probability * valid
-        total = probability.sum(1)
-        pooled = probability.square().sum(1) / total.clamp_min(1e-12)
-        return torch.logit(pooled, eps=1e-6)
+        pooled = probability.square().sum(1) / probability.sum(1).clamp_min(LEAST)
+        return torch.logit(pooled.clamp(LEAST, MOST))
 
 
 def _mean(x: Tensor, valid: Tensor | None) -> Tensor:

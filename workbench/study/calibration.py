@@ -30,7 +30,8 @@ from workbench.hardware import device_name, forget_peak, resident_bytes
 from workbench.settings import ConfigError, digest, from_dict, identity, to_dict
 from workbench.store.stage import write_json
 from workbench.study.definition import Resources
-from workbench.training.finetune import EVALUATION_BATCH, new_clip_model, predict
+from workbench.training.batches import HEARD_CLIPS
+from workbench.training.finetune import new_clip_model, predict
 from workbench.training.pack import pack_key
 from workbench.training.pretrain import STATISTICS_CLIPS, new_encoder
 from workbench.training.timing import UpdateClock, time_updates
@@ -369,13 +370,13 @@ def _for_timing(job: Job, batch: int, seed: int) -> TrialConfig:
 
 def _time_evaluation(job: Job, device: torch.device) -> float:
     """Seconds a clip."""
-    clips = noise_clips(EVALUATION_BATCH, job.extent.evaluated_seconds, job.extent.num_classes)
+    clips = noise_clips(HEARD_CLIPS, job.extent.evaluated_seconds, job.extent.num_classes)
     encoder = new_encoder(job.config, _pool(job, 2), device)
     model = new_clip_model(job.config, encoder, job.extent.num_classes).to(device)
     few = clips.take(np.arange(4))
     began = time.perf_counter()
     predict(job.config, model, few, device)
-    if (time.perf_counter() - began) * EVALUATION_BATCH / len(few) > RUNG_SECONDS:
+    if (time.perf_counter() - began) * HEARD_CLIPS / len(few) > RUNG_SECONDS:
         return (time.perf_counter() - began) / len(few)
     began = time.perf_counter()
     predict(job.config, model, clips, device)

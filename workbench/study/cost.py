@@ -78,7 +78,7 @@ class CostModel:
         settings = config.finetuning
         heard = settings.num_evaluations * extent.validation_clips
         seconds = {
-            "finetune": rates.statistics_seconds
+            "finetune": (rates.statistics_seconds if config.pretraining is None else 0.0)
             + settings.steps * self._update_seconds(config, "finetune", rates)
             + heard * rates.heard_clip_seconds,
             "evaluate": extent.test_clips * rates.heard_clip_seconds + TRIAL_SECONDS,

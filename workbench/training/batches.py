@@ -1,4 +1,4 @@
-"""Which clips make the batch of a step: pure functions of the seed and the step.
+"""Which clips make the batch of a step, a function of the seed and the step; or one that is only listened to.
 
 N clips, B clips of a batch, C classes.
 """
@@ -9,8 +9,12 @@ from typing import Protocol
 
 import numpy as np
 
+from workbench.config import SAMPLE_RATE
 from workbench.data.labels import Labels
 from workbench.random_streams import numpy_stream
+
+HEARD_CLIPS = 64  # of a batch
+HEARD_SECONDS = 64 * 60.0  # of a batch with its padding: a recording of an hour is heard almost alone
 
 
 class BatchOrder(Protocol):
@@ -55,3 +59,20 @@ class BalancedClasses:
         generator = numpy_stream(self.seed, self.stage, "order", step)
         label = generator.integers(0, self._num_classes, self.batch_size)
         return self._clips[self._begin[label] + generator.integers(0, self._count[label])]
+
+
+def neighbours(lengths: np.ndarray) -> list[tuple[int, int]]:
+    """Batches of whole clips of `lengths` samples (N,), from and to: each is padded to its longest clip."""
+    waiting = [
+        (begin, min(begin + HEARD_CLIPS, len(lengths))) for begin in range(0, len(lengths), HEARD_CLIPS)
+    ][::-1]
+    batches = []
+    while waiting:
+        begin, end = waiting.pop()
+        samples = (end - begin) * int(lengths[begin:end].max())
+        if end - begin == 1 or samples <= HEARD_SECONDS * SAMPLE_RATE:
+            batches.append((begin, end))
+        else:
+            middle = (begin + end) // 2
+            waiting += [(middle, end), (begin, middle)]
+    return batches

@@ -53,7 +53,6 @@ class TrainingState:
     history: list[dict[str, float]]
     window: list[dict[str, float]] = field(default_factory=list)  # since the last row of the history
     best: dict[str, Tensor] | None = None  # model at the best evaluation
-    best_step: int = 0
     seconds: float = 0.0  # that training took so far
 
     def save(self, path: Path) -> None:
@@ -65,7 +64,6 @@ class TrainingState:
             "step": self.step,
             "history": self.history,
             "window": self.window,
-            "best_step": self.best_step,
             "seconds": self.seconds,
         }
         save_tensors(path, tensors, facts)
@@ -90,7 +88,6 @@ class TrainingState:
             history=facts["history"],
             window=facts["window"],
             best=best or None,
-            best_step=facts["best_step"],
             seconds=facts["seconds"],
         )
 

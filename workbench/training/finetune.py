@@ -15,22 +15,20 @@ from torch import Tensor, nn
 
 from workbench import processes
 from workbench.audio.augment import jitter, mixup, time_mask
-from workbench.config import SAMPLE_RATE, TrialConfig
+from workbench.config import TrialConfig
 from workbench.data.clips import ClipSet, Splits
 from workbench.devices import onto
 from workbench.model.encoder import Encoder, padding_mask
 from workbench.model.heads import Classifier
 from workbench.random_streams import derive, numpy_stream, torch_stream
 from workbench.training import metrics as clip_metrics
-from workbench.training.batches import BalancedClasses, BatchOrder, ShuffledEpochs
+from workbench.training.batches import BalancedClasses, BatchOrder, ShuffledEpochs, neighbours
 from workbench.training.loop import Course, Diverged, Run, Stopped, Validation
 from workbench.training.objectives import Metrics
 from workbench.training.pack import pack_key, train_together
 from workbench.training.pretrain import autocast_for, crop_samples, latent_samples, num_latents
 
 STAGE: Literal["finetune"] = "finetune"
-EVALUATION_BATCH = 64  # clips
-EVALUATION_SECONDS = 64 * 60.0  # of a batch with its padding: a recording of an hour is heard almost alone
 
 
 class ClipModel(nn.Module):
@@ -147,7 +145,7 @@ def _course(config: TrialConfig, splits: Splits, encoder: Encoder, run: Run) -> 
     validation = Validation(
         score=lambda: score(config, task.model, splits.validation, run.device, "validation")[0],
         after=frozenset(points.tolist()),
-        select="validation/accuracy" if splits.single_label else "validation/mAP",
+        select=f"validation/{config.data.metric}",
     )
     return Course(task, settings, seed=config.seed, run=run, validation=validation)
 
@@ -203,29 +201,11 @@ def _loss(
 
 
 def symmetric_divergence(first: Tensor, second: Tensor, *, single_label: bool) -> Tensor:
-    """KL(p || q) + KL(q || p) of predictions from logits (B, C), mean over clips."""
+    """KL(p || q) + KL(q || p) of predictions from logits (B, C), mean over clips (and C, if multi-label)."""
     if single_label:
         p, q = first.log_softmax(-1), second.log_softmax(-1)
         return ((p.exp() - q.exp()) * (p - q)).sum(-1).mean()
     return ((torch.sigmoid(first) - torch.sigmoid(second)) * (first - second)).mean()
-
-
-def evaluation_batches(lengths: np.ndarray) -> list[tuple[int, int]]:
-    """Neighbouring clips of `lengths` samples (N,), from and to, which are padded to the longest of them."""
-    waiting = [
-        (begin, min(begin + EVALUATION_BATCH, len(lengths)))
-        for begin in range(0, len(lengths), EVALUATION_BATCH)
-    ][::-1]
-    batches = []
-    while waiting:
-        begin, end = waiting.pop()
-        samples = (end - begin) * int(lengths[begin:end].max())
-        if end - begin == 1 or samples <= EVALUATION_SECONDS * SAMPLE_RATE:
-            batches.append((begin, end))
-        else:
-            middle = (begin + end) // 2
-            waiting += [(middle, end), (begin, middle)]
-    return batches
 
 
 @torch.no_grad()
@@ -235,7 +215,7 @@ def predict(config: TrialConfig, model: ClipModel, clips: ClipSet, device: torch
     model.eval()
     autocast = autocast_for(config, device)
     scores = torch.zeros(len(clips), clips.labels.num_classes, device=device)
-    batches = evaluation_batches(clips.length)
+    batches = neighbours(clips.length)
     for begin, end in batches[processes.rank() :: processes.count()]:
         waveform, samples = clips.read(np.arange(begin, end), min_samples=latent_samples(config))
         with autocast():

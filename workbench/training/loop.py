@@ -78,7 +78,7 @@ class Diverged(RuntimeError):
     def __init__(self, stage: str, step: int, last: dict[str, float]) -> None:
         seen = ", ".join(f"{name} {value:.4g}" for name, value in last.items()) or "nothing yet"
         super().__init__(
-            f"{stage}: the loss is not finite at update {step}; last seen: {seen}. "
+            f"{stage}: the loss was no longer finite by update {step}; last seen: {seen}. "
             f"A lower peak_lr or a longer warm-up may help"
         )
         self.stage = stage
@@ -135,10 +135,7 @@ class Course(Generic[TaskT]):
             task.model.load_state_dict(self._state.model)
             run.earlier_seconds = self._state.seconds
         self._log_every = max(1, config.steps // LOG_POINTS)
-        self._window: list[Metrics] = [
-            {name: torch.tensor(value, device=run.device) for name, value in row.items()}
-            for row in self._state.window
-        ]
+        self._window = _on_device(self._state.window, run.device)
 
     @property
     def history(self) -> list[dict[str, float]]:
@@ -200,22 +197,34 @@ class Course(Generic[TaskT]):
             if state.best is not None:
                 task.model.load_state_dict(state.best)
             return
-        stopping = self._told_to_stop()
-        due = stopping or time.monotonic() - self._saved_at >= run.save_seconds
-        if due and run.checkpoint is not None and processes.rank() == 0:
-            state.model = task.model.state_dict()
-            state.optimiser = optimiser_state()
-            state.window = [{name: float(value) for name, value in m.items()} for m in self._window]
-            state.seconds = run.earlier_seconds + time.monotonic() - self._began
-            state.save(run.checkpoint)
-            self._saved_at = time.monotonic()
+        stopping = self._agreed(run.should_stop)
+        if run.checkpoint is not None and (stopping or self._agreed(self._is_due)):
+            self._save(run.checkpoint, optimiser_state)
         if stopping:
             raise Stopped(stage, state.step)
 
-    def _told_to_stop(self) -> bool:
+    def _agreed(self, wish: Callable[[], bool]) -> bool:
+        """What process 0 wishes."""
         if processes.count() > 1 and self.run.device.type == "cuda" and self.step % AGREE_EVERY:
             return False
-        return processes.agreed(self.run.should_stop(), self.run.device)
+        return processes.agreed(wish(), self.run.device)
+
+    def _is_due(self) -> bool:
+        return time.monotonic() - self._saved_at >= self.run.save_seconds
+
+    def _save(self, path: Path, optimiser_state: Callable[[], dict[str, dict[str, Tensor]]]) -> None:
+        """By process 0; the metrics of all. Raises Diverged: what can no longer end well replaces nothing."""
+        state = self._state
+        window = _on_host(self._window)
+        if not all(_finite(value) for row in window for value in row.values()):
+            raise self._diverged()
+        if processes.rank() == 0:
+            state.model = self.task.model.state_dict()
+            state.optimiser = optimiser_state()
+            state.window = window
+            state.seconds = self.run.earlier_seconds + time.monotonic() - self._began
+            state.save(path)
+        self._saved_at = time.monotonic()
 
     def _validate(self, validation: Validation) -> None:
         state, select = self._state, validation.select
@@ -226,7 +235,6 @@ class Course(Generic[TaskT]):
         best_so_far = max((r[select] for r in self.history if select in r), default=float("-inf"))
         if state.best is None or row[select] > best_so_far:
             state.best = {name: t.detach().clone() for name, t in self.task.model.state_dict().items()}
-            state.best_step = state.step
         self._note(row)
 
     def _note(self, row: dict[str, float]) -> None:
@@ -315,6 +323,23 @@ def _mean_of(window: list[Metrics]) -> dict[str, float]:
     names = sorted({name for metrics in window for name in metrics})
     means = [torch.stack([m[name].float() for m in window if name in m]).mean() for name in names]
     return dict(zip(names, processes.mean(torch.stack(means)).tolist(), strict=True))
+
+
+def _on_host(window: list[Metrics]) -> list[dict[str, float]]:
+    """Each metric's mean over all processes: one copy for all, for each would be waited for."""
+    values = [value.float() for metrics in window for value in metrics.values()]
+    if not values:
+        return []
+    found = iter(processes.mean(torch.stack(values)).tolist())
+    return [{name: next(found) for name in metrics} for metrics in window]
+
+
+def _on_device(window: list[dict[str, float]], device: torch.device) -> list[Metrics]:
+    values = [value for metrics in window for value in metrics.values()]
+    if not values:
+        return []
+    found = iter(torch.tensor(values, device=device).unbind())
+    return [{name: next(found) for name in metrics} for metrics in window]
 
 
 def _finite(value: float) -> bool:

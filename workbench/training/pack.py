@@ -85,7 +85,7 @@ def _until_one_ends(pack: Pack, left: dict[int, Course[Any]]) -> dict[int, End]:
 def pack_key(config: TrialConfig, kind: StageKind) -> str | None:
     """The same for stages that can train together; None for one that can with none."""
     clips = config.trained_on(kind)
-    if kind == "evaluate" or config.model.recompute or not clips.is_of_one_length(kind):
+    if kind == "evaluate" or config.model.recompute or not clips.of_one_length:
         return None
     model = dataclasses.replace(config.model, dropout=0.5 if config.model.dropout else 0.0)
     content: dict[str, Any] = {

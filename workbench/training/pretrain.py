@@ -23,7 +23,7 @@ from workbench.devices import onto
 from workbench.model.encoder import Encoder, padding_mask
 from workbench.random_streams import derive, numpy_stream, torch_stream
 from workbench.settings import StageKind
-from workbench.training.batches import ShuffledEpochs
+from workbench.training.batches import ShuffledEpochs, neighbours
 from workbench.training.loop import Course, Diverged, Run, Stopped
 from workbench.training.objectives import Hidden, Metrics, build_objective, collapse_metrics
 from workbench.training.pack import pack_key, train_together
@@ -139,10 +139,12 @@ def new_encoder(config: TrialConfig, pool: ClipSet, device: torch.device) -> Enc
 def _statistics(front_end: LogMel, pool: ClipSet) -> tuple[Tensor, Tensor]:
     """Mean and standard deviation (M,) of each log-mel band over clips spread evenly through the pool."""
     chosen = np.unique(np.linspace(0, len(pool) - 1, STATISTICS_CLIPS).round().astype(int))
+    shortest = front_end.config.hop_samples
     frames = []
-    for index in chosen:
-        waveform, _ = pool.read(np.array([index]), min_samples=front_end.config.hop_samples)
-        frames.append(front_end.log_mel(waveform)[0])
+    for begin, end in neighbours(pool.length[chosen]):
+        waveforms, samples = pool.read(chosen[begin:end], min_samples=shortest)
+        for waveform, length in zip(waveforms, samples.clamp_min(shortest).tolist(), strict=True):
+            frames.append(front_end.log_mel(waveform[None, :length])[0])
     every = torch.cat(frames).double()
     return every.mean(0), every.std(0).clamp_min(1e-3)
 
