@@ -18,7 +18,7 @@ from workbench import trial as trial_command
 from workbench.data import load_splits
 from workbench.settings import ConfigError
 from workbench.study import worker
-from workbench.training import compiled
+from workbench.training import compiled, loop
 from workbench.training.checkpoint import load_tensors, save_tensors
 from workbench.training.finetune import finetune
 from workbench.training.loop import Run, Stopped
@@ -30,7 +30,8 @@ PROCESSES = 2
 
 
 def _train(trial, data_root, run=None):
-    """Weights and curves of both stages."""
+    """Weights and curves of both stages, with a log point every three updates."""
+    loop.LOG_POINTS = 2
     splits = load_splits(trial.data, data_root, trial.seed, lambda line: None)
     pretrained = pretrain(trial, splits.pool, run or Run())
     model = finetune(trial, splits, pretrained.encoder, Run())
@@ -83,6 +84,13 @@ def alone(trial, data_root):
     return _train(trial, data_root)
 
 
+@pytest.fixture(scope="module", autouse=True)
+def _restored_log_points():
+    points = loop.LOG_POINTS
+    yield
+    loop.LOG_POINTS = points
+
+
 def _assert_same(found, alone):
     assert_same_weights(found[0], alone[0])
     assert_same_history(found[1], alone[1])
@@ -100,7 +108,7 @@ def test_two_processes_train_a_compiled_update_as_one_plain(trial, data_root, al
 
 
 def test_processes_stop_together_and_go_on(trial, data_root, alone, tmp_path):
-    _distributed(trial, data_root, tmp_path, stop_after=3)
+    _distributed(trial, data_root, tmp_path, stop_after=2)  # between log points
     assert {path.name for path in tmp_path.glob("stopped-*")} == {"stopped-0", "stopped-1"}
     _distributed(trial, data_root, tmp_path)
     _assert_same(load_tensors(tmp_path / "0.safetensors"), alone)
@@ -175,6 +183,16 @@ def test_torchrun_trains_a_trial_that_its_study_then_finds(root, project, run, t
 def test_a_number_that_is_no_trials_is_refused(project, capsys):
     assert trial_command.main([str(project / "studies/smoke.yaml"), "99"]) == 2
     assert "number: must be one of 0 to 7, is 99" in capsys.readouterr().err
+
+
+def test_a_batch_that_torchruns_processes_cannot_share_is_refused_before_anything_runs(
+    project, monkeypatch, capsys, tmp_path
+):
+    monkeypatch.setattr(processes, "count", lambda: 5)
+    arguments = [str(project / "studies/smoke.yaml"), "0", "--root", str(tmp_path / "mlruns")]
+    assert trial_command.main(arguments) == 2
+    assert "resources.processes: must divide pretraining.batch_size" in capsys.readouterr().err
+    assert not (tmp_path / "mlruns").exists()
 
 
 def test_a_trial_that_lacks_gpu_memory_says_what_needs_less(project, monkeypatch, capsys):

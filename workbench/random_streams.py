@@ -1,7 +1,9 @@
 """Named random streams: each random choice has a seed of its own, derived from the trial's.
 
-A stream is a pure function of the seed and its name, so a choice never shifts another, arms of a study
-share what they should (label subset, data order), and a resumed step draws what it would have drawn.
+A stream is a pure function of the seed and its name, so that arms of a study share what they should (label
+subset, data order), and a resumed step draws what it would have drawn. What is chosen for a batch after its
+clips and crops (augmentation, masks, distractors) shares a stream: an augmentation that is off draws nothing,
+and shifts what is drawn after it.
 """
 
 from __future__ import annotations

@@ -22,7 +22,7 @@ from workbench.places import DEFAULT_ROOT, Places
 from workbench.settings import ConfigError
 from workbench.stages import run_trial
 from workbench.study.plan import Planner
-from workbench.study.study_file import load_study
+from workbench.study.study_file import load_study, refuse_unshared
 from workbench.training.loop import Diverged
 from workbench.training.tracker import SilentTracker
 
@@ -72,6 +72,7 @@ def _run(options: argparse.Namespace) -> None:
     if not 0 <= options.number < len(trials):
         raise ConfigError("number", f"must be one of 0 to {len(trials) - 1}, is {options.number}")
     trial = trials[options.number]
+    refuse_unshared([trial], processes.count())  # torchrun's number of them, not the study's
     places = Places.read(options.root)
     planned = Planner().plan(trial)
     say = print if processes.rank() == 0 else lambda line: None

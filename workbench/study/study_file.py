@@ -153,7 +153,7 @@ def _check(study: Study, file: StudyFile) -> None:
         raise ConfigError("metric", "accuracy needs single-label data, and these clips have several labels")
     if study.search is None:
         _refuse_same(trials)
-    _refuse_unshared(trials, study.resources.processes)
+    refuse_unshared(trials, study.resources.processes)
     for trial in trials:
         if trial.config.data.single_label and trial.config.finetuning.pooling != "mean":
             raise ConfigError(
@@ -162,8 +162,8 @@ def _check(study: Study, file: StudyFile) -> None:
             )
 
 
-def _refuse_unshared(trials: list[Trial], processes: int) -> None:
-    """The processes of a trial share each micro-batch evenly."""
+def refuse_unshared(trials: list[Trial], processes: int) -> None:
+    """The processes of a trial share each micro-batch evenly. Raises ConfigError."""
     for trial in trials:
         stages = {"pretraining": trial.config.pretraining, "finetuning": trial.config.finetuning}
         for stage, settings in stages.items():
