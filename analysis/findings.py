@@ -58,7 +58,7 @@ class Findings:
     def stage_seconds(self, stages: StoredStages) -> tuple[dict[str, float], float]:
         """Of each stage once, by its key; and of all trials, had each run its stages by itself.
 
-        A trial that was pruned or has failed left no evaluation: it counts with the time that it ran.
+        A trial that was pruned or has failed left no evaluation: it counts with the time of its last run.
         """
         once: dict[str, float] = {}
         alone = 0.0

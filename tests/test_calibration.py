@@ -1,13 +1,15 @@
 """Update times and memory as they are measured, kept and learned from; devices as they are."""
 
 import dataclasses
+from concurrent.futures import Future
+from concurrent.futures.process import BrokenProcessPool
 
 import pytest
 import torch
 
 from workbench.places import Places
 from workbench.settings import ConfigError
-from workbench.study import calibration
+from workbench.study import calibration, cost
 from workbench.study.calibration import Calibration, Device, Job, Rates, _bytes_in_use, _extrapolated
 from workbench.study.cost import CostModel, cost_of
 from workbench.study.definition import Resources
@@ -98,8 +100,65 @@ def test_a_shape_is_what_decides_an_updates_length(study, with_changes):
     for path, value in {"model.num_heads": 4, "data.clip_seconds": 2.0, "compile": True}.items():
         changed = with_changes(config, {path: value})
         assert all(Job(kind, changed, extent).key != jobs[kind] for kind in jobs), path
-    for kind, path in (("pretrain", "pretraining.batch_size"), ("finetune", "finetuning.batch_size")):
-        assert Job(kind, with_changes(config, {path: 4}), extent).key != jobs[kind]
+    for kind, stage in (("pretrain", "pretraining"), ("finetune", "finetuning")):
+        smaller = Job(kind, with_changes(config, {f"{stage}.batch_size": 4}), extent)
+        assert smaller.key != jobs[kind]
+        twice = with_changes(config, {f"{stage}.batch_size": 8, f"{stage}.accumulation": 2})
+        assert Job(kind, twice, extent).key != smaller.key, "an update is two micro-batches of four"
+    rates = (with_changes(config, {"model.dropout": rate}) for rate in (0.0, 0.1, 0.2))
+    without, little, more = (Job("finetune", changed, extent).key for changed in rates)
+    assert without != little == more
+
+
+def test_what_a_search_comes_upon_is_reckoned_by_the_nearest_that_was_measured(
+    planned, tmp_path, data_root, with_changes
+):
+    places = dataclasses.replace(Places.read(tmp_path), data=data_root)
+    model = CostModel(places, Device("cpu", threads=1, concurrency=1, num_gpus=0), Planner())
+    config = planned[0].trial.config
+    assert set(model.seconds(config).values()) <= {0.0, cost.TRIAL_SECONDS}, "all was found: nothing measured"
+    model = CostModel(places, model.device, Planner())
+    model.prepare(planned, lambda line: None)
+    larger = with_changes(config, {"finetuning.batch_size": 4 * config.finetuning.batch_size})
+    seconds, expected = model.seconds(larger), model.seconds(config)
+    assert seconds["pretrain"] == expected["pretrain"]
+    assert seconds["finetune"] > 2 * expected["finetune"]
+    assert model.trial_bytes(larger) >= model.trial_bytes(config)
+    assert model.pack_size(larger, "finetune") == 1
+    assert not model.is_extrapolated(larger)
+
+
+class _Failing:
+    """A pool of which no process comes to an end of its work."""
+
+    error = BrokenProcessPool("A process in the process pool was terminated abruptly")
+
+    def __init__(self, workers):
+        pass
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *exception):
+        pass
+
+    def submit(self, *work):
+        future = Future()
+        future.set_exception(self.error)
+        return future
+
+
+@pytest.mark.parametrize("error", [_Failing.error, torch.OutOfMemoryError("CUDA out of memory.\nMore")])
+def test_measuring_that_runs_out_of_memory_says_what_needs_less(study, tmp_path, monkeypatch, error):
+    monkeypatch.setattr(_Failing, "error", error)
+    monkeypatch.setattr(calibration, "spawned_pool", _Failing)
+    config = study.trials()[0].config
+    job = Job("finetune", config, FakeModel().extent(config.data))
+    device = Device("cpu", threads=1, concurrency=3, num_gpus=0)
+    with pytest.raises(
+        ConfigError, match=r"resources\.concurrency: is 3, and measuring .* ran out of memory"
+    ):
+        Calibration(tmp_path, device).measure([job], lambda line: None)
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,8 @@
 """The ledger hands out each trial once, longest first, and never two at one pre-training."""
 
+import datetime
+
+import optuna
 import pytest
 
 from workbench.settings import ConfigError
@@ -254,6 +257,74 @@ def test_the_winner_is_the_first_of_the_best_that_have_ended_well(open_search):
     winner = best_of(ledger.ended())
     assert (winner.number, winner.value) == (3, 0.3)
     assert ledger.planned_of(winner).key == winner.key
+
+
+def test_trials_of_a_search_are_never_packed(open_search):
+    """A pruner may end one before the others."""
+    ledger = open_search()
+    first = ledger.next()
+    ledger.put_back(first.number)
+    assert ledger.num_ready(first.planned) == 0
+    assert ledger.next(like=first.planned) is None
+    assert ledger.next() == first
+
+
+CANNOT_STAND_TOGETHER = """
+question: Which?
+preset: smoke
+regimes: [full]
+search:
+  num_trials: 12
+  sampler: random
+  space:
+    finetuning.schedule.warmup: {kind: uniform, low: 0, high: 0.9}
+    finetuning.schedule.hold: {kind: uniform, low: 0, high: 0.9}
+"""
+
+
+def test_settings_that_cannot_stand_together_do_not_end_a_search(open_search):
+    ledger = open_search(CANNOT_STAND_TOGETHER)
+    assert len(Planner().plan_study(ledger.study)) == 12, "the plan passes them over, too"
+    while (assignment := ledger.next()) is not None:
+        ledger.complete(assignment.number, 0.5)
+    assert [ended.state for ended in ledger.ended()] == ["complete"] * 12
+    refused = [t for t in ledger._optuna.get_trials(deepcopy=False) if "refused" in t.user_attrs]
+    assert refused, "this seed draws such a point"
+    assert all("must not exceed 1" in trial.user_attrs["reason"] for trial in refused)
+    assert open_search(CANNOT_STAND_TOGETHER).num_left == 0
+
+
+def test_a_kill_at_settings_that_cannot_stand_together_does_not_end_a_search(open_search):
+    ledger = open_search(CANNOT_STAND_TOGETHER)
+    cut_off = ledger._optuna.ask()
+    storage = ledger._optuna._storage
+    distribution = optuna.distributions.FloatDistribution(0, 0.9)
+    for name in ("finetuning.schedule.warmup", "finetuning.schedule.hold"):
+        storage.set_trial_param(cut_off._trial_id, name, 0.8, distribution)
+    again = open_search(CANNOT_STAND_TOGETHER)
+    assert again.num_left == 12
+    assert again.next().number != cut_off.number
+
+
+def test_a_search_knows_what_was_run_anew_after_it_was_forgotten(open_search):
+    ledger = open_search(CHOICES % ("finetuning.batch_size", "8, 16"))
+    first = ledger.next()
+    ledger.complete(first.number, 0.5)
+    ledger.complete(ledger.next().number, 0.5)
+    ledger.forget(first.number)
+    assert _finish_all(ledger) == [first.planned.trial.level], "once more, and then it is known"
+
+
+def test_a_trials_time_begins_when_a_worker_is_given_it(open_ledger):
+    ledger = open_ledger()
+    first = ledger.next()
+    ledger.put_back(first.number)
+    again = ledger.next()
+    handed_out = datetime.datetime.now()
+    ledger.complete(again.number, 0.5)
+    (ended,) = ledger.ended()
+    stored = ledger._optuna.get_trials(deepcopy=False)[first.number]
+    assert stored.datetime_start < ended.began <= handed_out <= ended.finished
 
 
 # --- stages that others are at ------------------------------------------------------------------------------

@@ -140,9 +140,16 @@ def test_a_process_whose_part_fails_ends_with_what_it_says(monkeypatch, capsys):
     worker.main(content)
     assert json.loads(capsys.readouterr().out.removeprefix(worker.EVENT)) == ended
     monkeypatch.setattr(processes, "rank", lambda: 1)
-    with pytest.raises(SystemExit, match="out of GPU memory"):
+    with pytest.raises(SystemExit) as end:
         worker.main(content)
-    assert not capsys.readouterr().out
+    assert end.value.code == 1
+    found = capsys.readouterr()
+    assert (found.out, found.err.strip()) == ("", "out of GPU memory")
+    ended |= {"event": "broken", "reason": "disk full"}
+    with pytest.raises(SystemExit) as end:
+        worker.main(content)
+    assert end.value.code == worker.BROKEN
+    assert capsys.readouterr().err.strip() == "disk full"
 
 
 def test_processes_end_together_when_one_of_them_fails(monkeypatch, tmp_path):
@@ -154,9 +161,19 @@ def test_processes_end_together_when_one_of_them_fails(monkeypatch, tmp_path):
     monkeypatch.setattr(sys, "executable", str(stub))
     monkeypatch.setattr(worker, "LEAVING_SECONDS", 0.1)
     began = time.monotonic()
-    with pytest.raises(RuntimeError, match="process 1 of the trial ended with 1: out of GPU memory"):
-        worker._run_in_processes({}, {"processes": 3}, lambda event: pytest.fail("nothing was told"))
+    told = []
+    worker._run_in_processes({"number": 7}, {"processes": 3}, told.append)
     assert time.monotonic() - began < 20
+    assert told == [
+        {
+            "event": "died",
+            "number": 7,
+            "reason": "process 1 of the trial ended with 1: out of GPU memory",
+        }
+    ]
+    stub.write_text(stub.read_text().replace("out of GPU memory", "disk full").replace("exit 1", "exit 3"))
+    worker._run_in_processes({"number": 7}, {"processes": 3}, told.append)
+    assert told[1:] == [{"event": "broken", "number": 7, "reason": "disk full"}], "no trial is blamed for it"
 
 
 @pytest.mark.slow

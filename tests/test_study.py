@@ -65,6 +65,17 @@ def test_the_same_command_again_repeats_nothing(finished, run):
     assert_each_ended_once(root, 8)
 
 
+def test_what_another_folder_has_computed_is_found_without_measuring_or_making_audio(finished, run, tmp_path):
+    (tmp_path / "places.yaml").write_text(f"store: {finished[0] / 'store'}\n")
+    done = run(tmp_path)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "measuring" not in done.stdout
+    assert not (tmp_path / "data").exists()
+    assert_each_ended_once(tmp_path, 8)
+    ours, theirs = (trial_table(record, root) for root in (tmp_path, finished[0]) for record in studies(root))
+    assert set(ours["key"]) == set(theirs["key"])
+
+
 def test_the_figure_and_its_tables(finished, tmp_path):
     root, _ = finished
     assert plot_ablation.main(["--root", str(root), "--output", str(tmp_path)]) == 0

@@ -178,6 +178,12 @@ def test_a_schedule_is_replaced_whole(write):
             "finetuning.schedule.kind",
             ["cosine", "three_stage"],
         ),
+        (
+            {"settings": {"finetuning.schedule.kind": ["three_stage", "cosine"]}},
+            "finetuning.schedule.kind",
+            ["must name one of", "cosine"],
+        ),
+        ({"preset": ["smoke", "quick"]}, "preset", ["one of", "['smoke', 'quick']"]),
         ({"settings": {"data.clip_seconds": 0.1}}, "data.clip_seconds", ["[1, 60]"]),
         ({"regimes": ["full", "rich"]}, "regimes", ["rich", "full, balanced"]),
         ({"regimes": {"a": 3}}, "regimes.a", ["3"]),
@@ -315,6 +321,14 @@ def test_more_wrong_studies(write, change, path, words):
     assert words in error.value.message
 
 
+@pytest.mark.parametrize(("kind", "step"), [("integer", 0), ("integer", -2), ("uniform", 0.0)])
+def test_a_step_leads_on(write, kind, step):
+    space = {"finetuning.batch_size": {"kind": kind, "low": 8, "high": 64, "step": step}}
+    search = {"question": "?", "preset": "smoke", "search": {"space": space, "num_trials": 2}}
+    with pytest.raises(ConfigError, match=r"step: must be greater than 0"):
+        load_study(write(search))
+
+
 def test_a_logarithm_takes_no_step(write):
     space = {"finetuning.batch_size": {"kind": "integer", "low": 1, "high": 64, "log": True, "step": 2}}
     search = {"question": "?", "preset": "smoke", "search": {"space": space, "num_trials": 2}}
@@ -355,6 +369,8 @@ def test_a_missing_file_names_those_there(tmp_path, write):
         ("nothing", "dotted.path=value"),
         ("finetuning.steps=soon", "whole number"),
         ("=3", "dotted.path=value"),
+        ("preset=smoke", "choose a preset by --preset"),
+        ("presets.smoke.seeds=[0]", "choose a preset by --preset"),
     ],
 )
 def test_wrong_settings_on_the_command_line(write, assignment, words):

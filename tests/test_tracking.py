@@ -1,7 +1,10 @@
 """What is kept in MLflow."""
 
+import shutil
+
 import pytest
 
+from workbench.places import Places
 from workbench.study import tracking
 
 
@@ -33,3 +36,19 @@ def test_a_database_that_a_kill_left_half_made_is_made_anew(tmp_path, monkeypatc
     tracking._create_database(f"sqlite:///{database}")  # there is one: it stays
     tracking._create_database("http://127.0.0.1:5000")  # a server has its own
     assert [path.name for path in tmp_path.iterdir()] == ["mlflow.db"]
+
+
+def test_results_that_were_moved_attach_nothing_where_they_were(tmp_path, study):
+    before, after = tmp_path / "before", tmp_path / "after"
+    before.mkdir()
+    kept = tracking.Tracking(study, Places.read(before))
+    table = before / "table.csv"
+    table.write_text("a\n1\n")
+    kept.attach(table)
+    kept.finish("FINISHED")
+    assert list((before / "artifacts").rglob("table.csv"))
+    shutil.move(before, after)
+    again = tracking.Tracking(study, Places.read(after))
+    with pytest.raises(tracking.Elsewhere, match="lie elsewhere now"):
+        again.attach(after / "table.csv")
+    assert not before.exists()

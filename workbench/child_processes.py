@@ -27,7 +27,8 @@ def spawned_pool(workers: int, threads: int | None = None) -> Iterator[ProcessPo
     pool = ProcessPoolExecutor(workers, context, initializer=_begin, initargs=(threads,))
     try:
         with _interrupts_blocked():  # as in the children, for ever: Ctrl-C is this process's, which ends them
-            pool.submit(os.getpid)  # the first job starts them all
+            for _ in range(workers):
+                pool.submit(os.getpid)  # each starts one
         yield pool
     except BaseException:
         for process in list(pool._processes.values()):

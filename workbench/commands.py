@@ -23,6 +23,8 @@ def study_command(
     assignments: list[str],
     root: Path,
     address: str | None = None,
+    *,
+    retry_failed: bool = False,
 ) -> str:
     """Runs studies, or goes on with them."""
     words = [python_command(), "-m", "workbench.study", *map(str, studies)]
@@ -30,6 +32,7 @@ def study_command(
     words += [word for text in assignments for word in ("--set", text)]
     words += ["--root", str(root)] if root != DEFAULT_ROOT else []
     words += ["--address", address] if address else []
+    words += ["--retry-failed"] if retry_failed else []
     return shlex.join(words)
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from importlib.util import find_spec
 from pathlib import Path
 from urllib.parse import parse_qs, urlsplit
 
@@ -35,13 +34,33 @@ class PlacesFile:
                 raise ConfigError(
                     name, f"holds a password, which results may be copied with; give it {remedy}"
                 )
-        if (self.optuna or "").startswith("postgresql") and find_spec("psycopg") is None:
-            raise ConfigError("optuna", "PostgreSQL needs psycopg: python -m pip install 'psycopg[binary]'")
+        if self.optuna is not None:
+            _refuse_unusable(self.optuna)
 
 
 def _holds_a_password(url: str) -> bool:
-    parts = urlsplit(url)
+    try:
+        parts = urlsplit(url)
+    except ValueError:  # no URL; what uses it says so
+        return False
     return parts.password is not None or "password" in parse_qs(parts.query)
+
+
+def _refuse_unusable(optuna_url: str) -> None:
+    import sqlalchemy  # most results have no need of it here
+    from sqlalchemy.exc import ArgumentError
+
+    try:
+        sqlalchemy.make_url(optuna_url).get_dialect().import_dbapi()
+    except ModuleNotFoundError as error:
+        remedy = "python -m pip install 'psycopg[binary]'" if error.name == "psycopg" else "install it"
+        raise ConfigError("optuna", f"{optuna_url} needs the package {error.name}: {remedy}") from None
+    except (ArgumentError, ValueError) as error:
+        raise ConfigError("optuna", f"must be an SQLAlchemy URL, is {optuna_url!r} ({error})") from None
+
+
+def _is_url(location: str) -> bool:
+    return "://" in location
 
 
 @dataclass(frozen=True)
@@ -63,10 +82,11 @@ class Places:
         except ConfigError as error:
             raise ConfigError(f"{path}: {error.path}" if error.path else str(path), error.message) from None
         here = root.resolve()
+        store = file.store or str(here / "store")
         return cls(
             root=root,
-            store_location=file.store or str(here / "store"),
-            data=Path(file.data) if file.data else root / "data",
+            store_location=store if _is_url(store) else str(Path(store).expanduser()),
+            data=Path(file.data).expanduser() if file.data else root / "data",
             optuna_url=file.optuna or f"sqlite:///{here / 'optuna.db'}",
             mlflow_uri=file.mlflow or f"sqlite:///{here / 'mlflow.db'}",
         )

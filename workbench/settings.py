@@ -180,7 +180,7 @@ def _convert_union(options: tuple[Any, ...], value: Any, path: str) -> Any:
                 continue
         raise ConfigError(path, f"is {value!r}, which none of the accepted types takes")
     by_kind = {_kind(option): option for option in options}
-    if not isinstance(value, Mapping) or value.get("kind") not in by_kind:
+    if not isinstance(value, Mapping) or str(value.get("kind")) not in by_kind:
         found = repr(value.get("kind")) if isinstance(value, Mapping) else repr(value)
         where = _join(path, "kind") if isinstance(value, Mapping) else path
         raise ConfigError(where, f"must name one of {', '.join(by_kind)}, is {found}")

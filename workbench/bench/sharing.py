@@ -83,7 +83,7 @@ def _run_shared(
     quiet = Console(file=io.StringIO())
     console.print(f"with the store: about {duration(cost.wall_seconds)}")
     began = time.perf_counter()
-    run_study(study, places, Plan(planned, model, cost, cost), command="", console=quiet)
+    run_study(study, places, Plan(planned, model, cost, cost), command="", to_go_on="", console=quiet)
     return cost.alone_seconds - cost.once_seconds, time.perf_counter() - began
 
 

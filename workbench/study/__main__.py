@@ -211,6 +211,7 @@ def _run(study: Study, path: Path, places: Places, options: argparse.Namespace, 
     from workbench.study.tune import StudyStopped
 
     command = study_command([path], options.preset, options.assignments, options.root, options.address)
+    to_go_on = _to_go_on(options)
     places.root.mkdir(parents=True, exist_ok=True)
     planner = Planner()
 
@@ -221,7 +222,13 @@ def _run(study: Study, path: Path, places: Places, options: argparse.Namespace, 
         plan = _make_plan(study, left, places, planner, console, resources=study.resources, later=later)
         refuse_what_cannot_fit(plan.in_all, plan.model, places)
         return run_study(
-            study, places, plan, command=command, console=console, retry_failed=options.retry_failed
+            study,
+            places,
+            plan,
+            command=command,
+            to_go_on=to_go_on,
+            console=console,
+            retry_failed=options.retry_failed,
         )
 
     try:
@@ -233,7 +240,7 @@ def _run(study: Study, path: Path, places: Places, options: argparse.Namespace, 
         print(error, file=sys.stderr)
         return 2
     except StudyStopped as error:
-        print(stopped_message(str(error), command), file=sys.stderr)
+        print(stopped_message(str(error), to_go_on), file=sys.stderr)
         return 1
     return 0 if well else 1
 
@@ -295,11 +302,20 @@ def _print_question(study: Study, console: Console) -> None:
 
 
 def _interrupted(options: argparse.Namespace) -> int:
-    command = study_command(
-        options.studies, options.preset, options.assignments, options.root, options.address
-    )
-    print(f"\nInterrupted. What is finished is kept; to go on:\n  {command}", file=sys.stderr)
+    print(f"\nInterrupted. What is finished is kept; to go on:\n  {_to_go_on(options)}", file=sys.stderr)
     return INTERRUPTED
+
+
+def _to_go_on(options: argparse.Namespace) -> str:
+    """The command that was given."""
+    return study_command(
+        options.studies,
+        options.preset,
+        options.assignments,
+        options.root,
+        options.address,
+        retry_failed=options.retry_failed,
+    )
 
 
 if __name__ == "__main__":

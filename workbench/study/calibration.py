@@ -14,6 +14,7 @@ import os
 import statistics
 import time
 from collections.abc import Callable, Iterable
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -23,7 +24,7 @@ import psutil
 import torch
 
 from workbench.child_processes import spawned_pool
-from workbench.config import TrialConfig
+from workbench.config import FinetuningConfig, PretrainingConfig, TrialConfig
 from workbench.data.clips import ClipSet, Extent
 from workbench.data.noise import noise_clips, noise_splits
 from workbench.hardware import device_name, forget_peak, resident_bytes
@@ -36,7 +37,7 @@ from workbench.training.pack import pack_key
 from workbench.training.pretrain import STATISTICS_CLIPS, new_encoder
 from workbench.training.timing import UpdateClock, time_updates
 
-FORMAT = 3  # of what is kept; older measurements are made again
+FORMAT = 4  # of what is kept; older measurements are made again
 TIMED_SECONDS, TIMED_UPDATES = 2.5, 20  # whichever is over first, after the first two updates
 RUNG = 4  # from one batch size tried to the next
 RUNG_SECONDS = 2.0  # an update that is expected to take longer is extrapolated to
@@ -69,23 +70,29 @@ class Job:
     @property
     def batch(self) -> int:
         """Clips of a micro-batch."""
+        return self.settings.batch_size // self.settings.accumulation
+
+    @property
+    def settings(self) -> PretrainingConfig | FinetuningConfig:
         settings = self.config.pretraining if self.kind == "pretrain" else self.config.finetuning
         assert settings is not None
-        return settings.batch_size // settings.accumulation
+        return settings
 
     @property
     def key(self) -> str:
         config, extent = self.config, self.extent
+        dropout = 0.1 if config.model.dropout else 0.0  # whatever its rate, a mask takes as long
         content = {
             "kind": self.kind,
             "front_end": identity(config.front_end),
-            "model": identity(config.model),
+            "model": identity(dataclasses.replace(config.model, dropout=dropout)),
             "recompute": config.model.recompute,
             "precision": config.precision,
             "batch": self.batch,
+            "accumulation": self.settings.accumulation,
             "clip_seconds": config.trained_on(self.kind).clip_seconds,
+            "compile": config.compile,
         }
-        content |= {"compile": True} if config.compile else {}  # older measurements stay good
         if self.kind == "pretrain":
             assert config.pretraining is not None
             content["objective"] = identity(config.pretraining.objective)
@@ -155,13 +162,16 @@ class Calibration:
         self._rates: dict[str, Rates] = {}
         self._read()
 
+    def has(self, job: Job) -> bool:
+        return job.key in self._rates
+
     def rates(self, job: Job) -> Rates:
         return self._rates[job.key]
 
     def measure(self, jobs: Iterable[Job], report: Callable[[str], None], *, with_packs: bool = True) -> None:
         """Measure the jobs that were never measured on this device; on a GPU also how many gain by a pack."""
         with_packs = with_packs and self._device.kind == "cuda"
-        missing = list({job.key: job for job in jobs if not self._has(job, with_packs)}.values())
+        missing = list({job.key: job for job in jobs if not self._is_measured(job, with_packs)}.values())
         if not missing:
             return
         report(f"measuring {len(missing)} kinds of update on this device ({self._device.name}), once")
@@ -172,7 +182,7 @@ class Calibration:
                 most = "train one by one" if rates.pack == 1 else f"train at most {rates.pack} together"
                 report(f"such trials {most} ({job.kind}): {rates.pack_error}")
 
-    def _has(self, job: Job, with_packs: bool) -> bool:
+    def _is_measured(self, job: Job, with_packs: bool) -> bool:
         rates = self._rates.get(job.key)
         return rates is not None and (rates.pack is not None or not with_packs)
 
@@ -214,7 +224,15 @@ def _measure_together(jobs: list[Job], device: Device, with_packs: bool) -> list
     work = [(to_dict(job.config), job.kind, dataclasses.asdict(job.extent)) for job in jobs]
     with spawned_pool(at_once) as pool:
         futures = [pool.submit(_measure, work, device, free, with_packs) for _ in range(at_once)]
-        columns = zip(*(future.result() for future in futures), strict=True)
+        try:
+            columns = zip(*(future.result() for future in futures), strict=True)
+        except (BrokenProcessPool, torch.OutOfMemoryError) as error:
+            raise ConfigError(
+                "resources.concurrency",
+                f"is {device.concurrency}, and measuring so many trials at once ran out of memory "
+                f"({_first_line(error)}); run fewer (--set resources.concurrency=1), end what else takes "
+                "memory, or take a smaller preset",
+            ) from error
         return [_combined(column) for column in columns]
 
 
@@ -280,11 +298,9 @@ def _measure_job(job: Job, device: torch.device, free: float) -> Rates:
         if whole or not _affordable(rungs, following, MEMORY_SHARE * free - at_rest):
             break
         batch = following
-    settings = job.config.pretraining if job.kind == "pretrain" else job.config.finetuning
-    assert settings is not None
     seconds = _extrapolated([(b, s) for b, s, _ in rungs], job.batch)
     return Rates(
-        update_seconds=seconds * settings.accumulation,
+        update_seconds=seconds * job.settings.accumulation,
         heard_clip_seconds=_time_evaluation(job, device) if job.kind == "finetune" else 0.0,
         statistics_seconds=_time_statistics(job, device),
         bytes=at_rest + int(_extrapolated([(b, m) for b, _, m in rungs], job.batch)),
@@ -297,8 +313,6 @@ def _with_pack(alone: Rates, job: Job, device: torch.device, free: float) -> Rat
     alone = dataclasses.replace(alone, pack=1, packed_update_seconds=alone.update_seconds)
     if pack_key(job.config, job.kind) is None or alone.measured_batch < job.batch:
         return alone
-    settings = job.config.pretraining if job.kind == "pretrain" else job.config.finetuning
-    assert settings is not None
     best, best_seconds, error = 1, alone.update_seconds, ""
     while 2 * best * alone.bytes < MEMORY_SHARE * free:
         try:
@@ -309,7 +323,7 @@ def _with_pack(alone: Rates, job: Job, device: torch.device, free: float) -> Rat
         ) as found:  # out of memory, or what cannot be done with stacked weights
             error = f"a pack of {2 * best} ends in {type(found).__name__}: {_first_line(found)}"
             break
-        seconds *= settings.accumulation
+        seconds *= job.settings.accumulation
         if seconds > PACK_GAIN * best_seconds:
             break
         best, best_seconds = 2 * best, seconds

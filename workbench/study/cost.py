@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import heapq
+import math
 import os
 import shutil
 import time
@@ -42,6 +43,7 @@ class CostModel:
         self._places = places
         self._planner = planner
         self._calibration = Calibration(places.root / "calibration", device)
+        self._prepared: dict[str, Job] = {}
         self._extents: dict[DataConfig | PoolData, Extent] = {}
         self._seconds: dict[TrialConfig, dict[str, float]] = {}
 
@@ -50,6 +52,27 @@ class CostModel:
         jobs = [job for item in planned for job in self._jobs(item.trial.config)]
         packs = self._pack != 1 and self.device.processes == 1
         self._calibration.measure(jobs, report, with_packs=packs)
+        self._prepared |= {job.key: job for job in jobs}
+
+    def _rates(self, job: Job) -> Rates:
+        """Of a shape that a search came upon since: by the nearest batch that was measured for its plan.
+
+        Nothing was measured where every stage was found: what is found takes no time.
+        """
+        if self._calibration.has(job):
+            return self._calibration.rates(job)
+        alike = [other for other in self._prepared.values() if other.kind == job.kind]
+        if not alike:
+            return Rates(0.0, 0.0, 0.0, 0, job.batch)
+        nearest = min(alike, key=lambda other: abs(math.log(other.batch / job.batch)))
+        rates, times = self._calibration.rates(nearest), job.batch / nearest.batch
+        return replace(
+            rates,
+            update_seconds=rates.update_seconds * times,
+            packed_update_seconds=rates.packed_update_seconds * times,
+            bytes=round(rates.bytes * times),
+            measured_batch=job.batch,
+        )
 
     def seconds(self, config: TrialConfig) -> Mapping[str, float]:
         """Of each stage of a trial, with the device's number of trials at once."""
@@ -63,7 +86,7 @@ class CostModel:
             return 1
         if self._pack is not None:
             return self._pack
-        rates = next(self._calibration.rates(job) for job in self._jobs(config) if job.kind == kind)
+        rates = next(self._rates(job) for job in self._jobs(config) if job.kind == kind)
         return rates.pack or 1
 
     def _update_seconds(self, config: TrialConfig, kind: StageKind, rates: Rates) -> float:
@@ -74,7 +97,7 @@ class CostModel:
     def _stage_seconds(self, config: TrialConfig) -> dict[str, float]:
         extent = self.extent(config)
         *first, second = self._jobs(config)
-        rates = self._calibration.rates(second)
+        rates = self._rates(second)
         settings = config.finetuning
         heard = settings.num_evaluations * extent.validation_clips
         seconds = {
@@ -84,7 +107,7 @@ class CostModel:
             "evaluate": extent.test_clips * rates.heard_clip_seconds + TRIAL_SECONDS,
         }
         if config.pretraining is not None:
-            rates = self._calibration.rates(first[0])
+            rates = self._rates(first[0])
             each = self._update_seconds(config, "pretrain", rates)
             seconds["pretrain"] = rates.statistics_seconds + config.pretraining.steps * each
         return seconds
@@ -97,7 +120,7 @@ class CostModel:
         trial_of = {stage: item.trial.config for item in planned for stage in item.stages.all()}
         for stage, config in trial_of.items():
             for job in self._jobs(config):
-                if job.kind == stage.kind and stage in took:
+                if job.kind == stage.kind and stage in took and self._calibration.has(job):
                     jobs[job.key] = job
                     expected[job.key] = expected.get(job.key, 0.0) + self.seconds(config)[stage.kind]
                     real[job.key] = real.get(job.key, 0.0) + took[stage]
@@ -108,14 +131,11 @@ class CostModel:
 
     def is_extrapolated(self, config: TrialConfig) -> bool:
         """Whether a batch was too large to be measured here."""
-        return any(self._calibration.rates(job).measured_batch < job.batch for job in self._jobs(config))
+        return any(self._rates(job).measured_batch < job.batch for job in self._jobs(config))
 
     def trial_bytes(self, config: TrialConfig) -> float:
         """Peak memory of a process that trains such a trial, or a pack of them; or of its GPU."""
-        peak = max(
-            self._calibration.rates(job).bytes * self.pack_size(config, job.kind)
-            for job in self._jobs(config)
-        )
+        peak = max(self._rates(job).bytes * self.pack_size(config, job.kind) for job in self._jobs(config))
         return peak + (WORKER_BYTES if self.device.kind == "cpu" else 0)
 
     def stage_bytes(self, config: TrialConfig) -> dict[str, float]:
@@ -129,8 +149,12 @@ class CostModel:
         }
 
     def checkpoint_bytes(self, config: TrialConfig) -> float:
-        """Model, its best version, and two moments of each weight; written beside the previous one."""
-        return 2 * 4 * 4.0 * num_parameters(config.front_end, config.model)
+        """Of a worker: model, its best version, and two moments of each weight, beside the previous one.
+
+        Each trial of a pack has its own.
+        """
+        together = max(self.pack_size(config, job.kind) for job in self._jobs(config))
+        return together * 2 * 4 * 4.0 * num_parameters(config.front_end, config.model)
 
     def extent(self, config: TrialConfig) -> Extent:
         """Of what a trial hears, all of it."""

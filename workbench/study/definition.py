@@ -23,6 +23,7 @@ from workbench.study.search import Choice, Search, Winner
 # Settings that cannot change a result.
 PLACEMENT = ("resources", "data.root", "pool.root", "model.recompute", "compile")
 CONFIRM_SEEDS = "search.confirm_seeds"
+MOST_REFUSED = 1000  # random points of a space that cannot be run, before the space is refused
 SETTINGS, DEFAULT, FOUND = "settings", "default", "found"  # a confirmation's axis, and its levels
 
 
@@ -174,8 +175,17 @@ class Study:
     def _random_points(self) -> Iterator[dict[str, Any]]:
         assert self.search is not None
         generator = numpy_stream(self.search.seed, "plan")
+        refused = 0
         while True:
-            yield {path: space.draw(generator) for path, space in self.search.space.items()}
+            point = {path: space.draw(generator) for path, space in self.search.space.items()}
+            try:
+                self.searched(point)
+            except ConfigError:  # settings that cannot stand together; the search passes them over, too
+                refused += 1
+                if refused == MOST_REFUSED:
+                    raise
+                continue
+            yield point
 
     def _extremes(self) -> dict[str, tuple[Any, ...]]:
         assert self.search is not None

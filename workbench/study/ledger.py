@@ -7,6 +7,7 @@ under the same number.
 
 from __future__ import annotations
 
+import datetime
 import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
@@ -28,6 +29,8 @@ from workbench.study.trial_storage import (
     ENDED,
     EXHAUSTED,
     FORGOTTEN,
+    HANDED_OUT,
+    REFUSED,
     Ended,
     counts,
     ended_of,
@@ -97,6 +100,8 @@ class Ledger:
             assignment = self._next(like)
         if assignment is not None:
             self._running[assignment.number] = assignment.planned
+            now = datetime.datetime.now().isoformat()  # as Optuna keeps its own times
+            self._trial(assignment.number).set_user_attr(HANDED_OUT, now)
         return assignment
 
     def num_ready(self, like: PlannedTrial) -> int:
@@ -317,7 +322,9 @@ class SearchLedger(Ledger):
         self._refuse_other_scores()
         for frozen in self._cut_off_trials():
             self._optuna.sampler = _sampler(self._search, frozen.number)
-            self._entered.append(self._suggest(optuna.Trial(self._optuna, frozen._trial_id)))
+            assignment = self._suggest(optuna.Trial(self._optuna, frozen._trial_id))
+            if assignment is not None:
+                self._entered.append(assignment)
 
     def _refuse_other_scores(self) -> None:
         """A search chooses by scores of the same data, computed alike."""
@@ -337,27 +344,30 @@ class SearchLedger(Ledger):
 
     def _num_proposed(self) -> int:
         trials = self._optuna.get_trials(deepcopy=False)
-        return sum(DUPLICATE not in t.user_attrs for t in trials) - len(self._forgotten())
+        return sum(map(counts, trials)) - len(self._forgotten())
 
     def _not_begun(self) -> list[PlannedTrial]:
         return [] if self._found_nothing_new else [self._typical] * (self.num_trials - self._num_proposed())
 
     def next(self, like: PlannedTrial | None = None) -> Assignment | None:
+        if like is not None:
+            return None  # one by one: a pruner may end a trial before the others
         for assignment in list(self._entered):
             if self._tell_known(assignment):
                 self._entered.remove(assignment)
-        return super().next(like)
+        return super().next()
+
+    def num_ready(self, like: PlannedTrial) -> int:
+        return 0
 
     def _next(self, like: PlannedTrial | None) -> Assignment | None:
         """A proposal that need not wait; some that must are kept for later."""
-        if like is not None:
-            return None  # one by one: a pruner may end a trial before the others
         in_a_row = 0
         while self._not_begun() and len(self._entered) < self._look_ahead:
             number = len(self._optuna.get_trials(deepcopy=False))
             self._optuna.sampler = _sampler(self._search, number)
             assignment = self._suggest(self._optuna.ask())
-            if self._tell_known(assignment):
+            if assignment is None or self._tell_known(assignment):
                 in_a_row += 1
                 if in_a_row == NOTHING_NEW:
                     self._found_nothing_new = True
@@ -370,9 +380,11 @@ class SearchLedger(Ledger):
 
     def _tell_known(self, assignment: Assignment) -> bool:
         """Tell a trial that repeats an ended one how that one ended; whether it does repeat one."""
+        key, forgotten = assignment.planned.key, self._forgotten()
         ended = [t for t in self._optuna.get_trials(deepcopy=False, states=ENDED) if counts(t)]
-        known = next((t for t in ended if t.user_attrs.get("key") == assignment.planned.key), None)
-        if known is None or known.number in self._forgotten():
+        alike = (t for t in ended if t.user_attrs.get("key") == key and t.number not in forgotten)
+        known = next(alike, None)
+        if known is None:
             return False
         trial = self._trial(assignment.number)
         trial.set_user_attr(DUPLICATE, known.number)
@@ -381,10 +393,13 @@ class SearchLedger(Ledger):
         return True
 
     def ended(self) -> list[Ended]:
-        return [ended for ended in super().ended() if not ended.repeats]
+        return [ended for ended in super().ended() if ended.counts]
 
-    def _suggest(self, trial: optuna.Trial) -> Assignment:
-        """Draw what the trial lacks; what was drawn before a kill stays as it was."""
+    def _suggest(self, trial: optuna.Trial) -> Assignment | None:
+        """Draw what the trial lacks; what was drawn before a kill stays as it was.
+
+        None for settings that cannot stand together: they are told as failed, and do not count.
+        """
         level: dict[str, Any] = {}
         for path, space in self._search.space.items():
             if isinstance(space, Choice):
@@ -394,7 +409,12 @@ class SearchLedger(Ledger):
                 level[path] = trial.suggest_int(path, space.low, space.high, log=space.log, step=space.step)
             else:
                 level[path] = trial.suggest_float(path, space.low, space.high, log=space.log, step=space.step)
-        planned = self._planner.plan(self.study.searched(level))
+        try:
+            planned = self._planner.plan(self.study.searched(level))
+        except ConfigError as error:
+            trial.set_user_attr(REFUSED, str(error))
+            self.fail(trial.number, str(error))
+            return None
         for name, value in {"point": level, "key": planned.key, **place(planned.trial)}.items():
             trial.set_user_attr(name, value)
         return Assignment(trial.number, planned)

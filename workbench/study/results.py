@@ -142,9 +142,10 @@ def select_studies(records: list[StudyRecord], names: Sequence[str], root: Path)
 def trial_table(record: StudyRecord, root: Path) -> pd.DataFrame:
     """One row a trial of the study as last defined, from MLflow.
 
-    Columns: number, state, key, began (ms since 1970), seconds (that it ran), reason, one for each axis and
-    tuned setting (its dotted path), regime, seed, fold, `parameters`, `labelled_clips`, and every final
-    metric (`validation/mAP`, `test/mAP`, ...). A trial whose score is not a number has failed.
+    Columns: number, state, key, began (when it was last given to a worker, in ms since 1970), seconds (from
+    then on), reason, one for each axis and tuned setting (its dotted path), regime, seed, fold, `parameters`,
+    `labelled_clips`, and every final metric (`validation/mAP`, `test/mAP`, ...). A trial whose score is not a
+    number has failed.
     """
     client = MlflowClient(Places.read(root).mlflow_uri)
     experiment = client.get_experiment_by_name(record.name)

@@ -27,7 +27,7 @@ from workbench.study.ledger import Assignment, GridLedger, Work, open_ledger
 from workbench.study.plan import PlannedTrial, Planner, work_of
 from workbench.study.progress import Progress
 from workbench.study.summary import print_summary
-from workbench.study.tracking import TRACKING_ERRORS, Tracking
+from workbench.study.tracking import TRACKING_ERRORS, Elsewhere, Tracking
 from workbench.study.trial_storage import LEDGER_ERRORS, Ended, first_line
 from workbench.study.tune import StudyStopped, ray_started, run_trials
 
@@ -126,13 +126,14 @@ def run_study(
     plan: Plan,
     *,
     command: str,
+    to_go_on: str,
     console: Console,
     retry_failed: bool = False,
 ) -> bool:
     """Run what is left of `study`; whether every trial ended well.
 
-    `command` is what a reader types to run it again. Raises DataError, StudyBusy, StudyInterrupted,
-    StudyStopped.
+    `command` runs this study again, `to_go_on` all that were asked for with it. Raises DataError, StudyBusy,
+    StudyInterrupted, StudyStopped.
     """
     folder = places.study(study.id)
     store = places.store(lambda line: console.print(line, markup=False))
@@ -147,11 +148,14 @@ def run_study(
                 retry_failed=retry_failed,
             )
             with books.closed_by_errors():
-                record, interrupted = _run_trials(study, books, places, plan, command, console)
+                record, interrupted = _run_trials(study, books, places, plan, command, to_go_on, console)
                 table = results.trial_table(record, places.root)
                 write_text(folder / results.TABLE, table.to_csv(index=False))
-                for path in (folder / results.DEFINITION, folder / results.TABLE):
-                    books.tracking.attach(path)
+                try:
+                    for path in (folder / results.DEFINITION, folder / results.TABLE):
+                        books.tracking.attach(path)
+                except Elsewhere as error:
+                    console.print(f"not kept in MLflow: {error}", markup=False)
             well = books.close()
     except (OSError, *LEDGER_ERRORS, *TRACKING_ERRORS) as error:
         raise StudyStopped(f"what is kept of the study could not be written: {first_line(error)}") from error
@@ -161,12 +165,18 @@ def run_study(
     return well
 
 
-def stopped_message(reason: str, command: str) -> str:
-    return f"{reason}. What is finished is kept; to go on:\n  {command}"
+def stopped_message(reason: str, to_go_on: str) -> str:
+    return f"{reason}. What is finished is kept; to go on:\n  {to_go_on}"
 
 
 def _run_trials(
-    study: Study, books: Books, places: Places, plan: Plan, command: str, console: Console
+    study: Study,
+    books: Books,
+    places: Places,
+    plan: Plan,
+    command: str,
+    to_go_on: str,
+    console: Console,
 ) -> tuple[results.StudyRecord, bool]:
     """What the study is, and whether it was to stop meanwhile."""
     ledger, store, model = books.ledger, books.store, plan.model
@@ -177,7 +187,8 @@ def _run_trials(
     if ledger.num_left:
         began = time.monotonic()
         missing = {stage for item in plan.planned for stage in item.stages.missing(store.has)}
-        _prepare_data(study, places, console)
+        if missing or study.search is not None:  # what is all found needs no audio
+            _prepare_data(study, places, console)
         console.print(f"{ledger.num_left} of {ledger.num_trials} trials to run", markup=False)
         interruption = Interruption(_flag(study, places))
         wall = plan.cost.wall_seconds
@@ -191,7 +202,7 @@ def _run_trials(
             # A signal to the whole process group ends Ray, too; that is no accident.
             interrupted = interruption.requested
             print(
-                stopped_message("Interrupted" if interrupted else reason, command),
+                stopped_message("Interrupted" if interrupted else reason, to_go_on),
                 file=sys.stderr,
                 flush=True,
             )

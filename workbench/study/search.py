@@ -22,7 +22,7 @@ class Uniform:
     step: float | None = None
 
     def __post_init__(self) -> None:
-        _check_range(self.low, self.high, self.log, self.step is not None)
+        _check_range(self.low, self.high, self.log, self.step, None)
 
     def draw(self, generator: np.random.Generator) -> float:
         if self.log:
@@ -42,7 +42,7 @@ class Integer:
     step: int = 1
 
     def __post_init__(self) -> None:
-        _check_range(self.low, self.high, self.log, self.step != 1)
+        _check_range(self.low, self.high, self.log, self.step, 1)
 
     def draw(self, generator: np.random.Generator) -> int:
         if self.log:
@@ -101,8 +101,10 @@ def refuse_repeats(name: str, values: Sequence[int]) -> None:
         raise ConfigError(name, f"must not repeat, are {list(values)}")
 
 
-def _check_range(low: float, high: float, log: bool, stepped: bool) -> None:
-    if log and stepped:
+def _check_range(low: float, high: float, log: bool, step: float | None, unset: float | None) -> None:
+    if step is not None and step <= 0:
+        raise ConfigError("step", f"must be greater than 0, is {step}")
+    if log and step != unset:
         raise ConfigError("step", "cannot stand beside log; leave one out")
     if low > high:
         raise ConfigError("low", f"must not exceed high ({high}), is {low}")

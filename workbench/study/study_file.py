@@ -62,7 +62,12 @@ def load_study(path: Path, *, preset: str | None = None, assignments: tuple[str,
 
 def _resolve(path: Path, raw: dict[str, Any], preset: str | None, overrides: dict[str, Any]) -> Study:
     raw = copy.deepcopy(raw)
+    for dotted in overrides:
+        if dotted.split(".")[0] in ("preset", "presets"):
+            raise ConfigError("--set", f"{dotted} cannot be set here; choose a preset by --preset")
     chosen = preset or raw.get("preset", "quick")
+    if not isinstance(chosen, str):
+        raise ConfigError("preset", f"must be one of {', '.join(_preset_names())}, is {chosen!r}")
     for key, value in _variant(raw.get("presets"), chosen).items():
         _lay_over(raw, key, value)
     raw["preset"] = chosen
@@ -111,7 +116,7 @@ def _claims(path: Path, file: StudyFile) -> dict[str, Claim | None]:
     return {name: known[name] if known is not None else None for name in file.claims}
 
 
-def _variant(variants: Any, chosen: Any) -> Mapping[str, Any]:
+def _variant(variants: Any, chosen: str) -> Mapping[str, Any]:
     """What the file changes of itself for the chosen preset; every variant is checked."""
     if variants is None:
         return {}

@@ -19,7 +19,7 @@ os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "4")
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "30")
 
 from mlflow import MlflowClient
-from mlflow.entities import Metric, Param, RunStatus, ViewType
+from mlflow.entities import Experiment, Metric, Param, RunStatus, ViewType
 from mlflow.exceptions import MlflowException
 
 from workbench.places import Places
@@ -47,7 +47,7 @@ class Tracking:
     def __init__(self, study: Study, places: Places) -> None:
         _create_database(places.mlflow_uri)
         self._client = MlflowClient(places.mlflow_uri)
-        self._study_id = study.id
+        self._study_id, self._places = study.id, places
         self._experiment = self._experiment_id(study.name, places)
         self._parent = self._parent_run(study)
         self._children: dict[int, str] = {}  # trial number -> run
@@ -87,7 +87,8 @@ class Tracking:
         self._children[ended.number] = run_id
 
     def attach(self, path: Path) -> None:
-        """Keep a file with the study."""
+        """Keep a file with the study. Raises Elsewhere."""
+        _refuse_elsewhere(self._client.get_experiment(self._experiment), self._places)
         self._client.log_artifact(self._parent, str(path))
 
     def finish(self, status: str) -> None:
@@ -152,19 +153,28 @@ def _create_database(uri: str) -> None:
 def attach(name: str, study_id: str, places: Places, path: Path) -> None:
     """Keep a file with the run of a study that is not running.
 
-    Raises OSError where that is not possible: MLflow keeps the folder of a study's files whole, and results
-    that were moved or copied since do not lie there.
+    Raises Elsewhere.
     """
     client = MlflowClient(places.mlflow_uri)
     experiment = client.get_experiment_by_name(name)
     if experiment is None:
         return
-    location = experiment.artifact_location
-    if places.mlflow_uri.startswith("sqlite:") and location != _artifacts(name, places):
-        raise OSError(f"MLflow keeps files of {name} in {location}, and these results lie elsewhere now")
+    _refuse_elsewhere(experiment, places)
     query = f"tags.`workbench.kind` = '{PARENT}' and tags.`workbench.study` = '{study_id}'"
     for run in client.search_runs([experiment.experiment_id], query):
         client.log_artifact(run.info.run_id, str(path))
+
+
+class Elsewhere(OSError):
+    """Results were moved or copied since, and MLflow keeps the folder of a study's files whole."""
+
+
+def _refuse_elsewhere(experiment: Experiment, places: Places) -> None:
+    location = experiment.artifact_location
+    if places.mlflow_uri.startswith("sqlite:") and location != _artifacts(experiment.name, places):
+        raise Elsewhere(
+            f"MLflow keeps files of {experiment.name} in {location}, and these results lie elsewhere now"
+        )
 
 
 def _artifacts(name: str, places: Places) -> str:

@@ -26,6 +26,8 @@ LEDGER_ERRORS = (StorageInternalError, SQLAlchemyError)  # a storage that cannot
 FORGOTTEN = "forgotten"  # numbers of ended trials that count no longer
 EXHAUSTED = "exhausted"  # num_trials of a search that found nothing new any more
 DUPLICATE = "duplicate_of"  # of a search's trial that repeats another: that one's number
+REFUSED = "refused"  # of a search's trial whose settings cannot stand together: why
+HANDED_OUT = "handed_out"  # when a worker was last given the trial; it may have waited, or been stopped
 ENDED = (TrialState.COMPLETE, TrialState.FAIL, TrialState.PRUNED)
 
 
@@ -40,7 +42,7 @@ class Ended:
     began: datetime.datetime
     finished: datetime.datetime
     point: dict[str, Any] | None = None  # of a search's space
-    repeats: bool = False  # another trial of the same search
+    counts: bool = True  # not so a search's trial that repeats another, or that could not be
     value: float = -math.inf  # the validation score, of a complete trial
 
 
@@ -51,7 +53,7 @@ def ended_trials(study: Study, url: str) -> list[Ended]:
         return []
     forgotten = known.user_attrs.get(FORGOTTEN, ())
     ended = map(ended_of, known.get_trials(deepcopy=False, states=ENDED))
-    return [trial for trial in ended if trial.number not in forgotten and not trial.repeats]
+    return [trial for trial in ended if trial.number not in forgotten and trial.counts]
 
 
 def is_exhausted(study: Study, url: str) -> bool:
@@ -92,7 +94,7 @@ def importances(study_id: str, url: str) -> dict[str, float]:
 
 def best_of(ended: Iterable[Ended]) -> Ended | None:
     """A search's winner: of the complete trials the one with the best validation score, or the first such."""
-    complete = [trial for trial in ended if trial.state == "complete" and not trial.repeats]
+    complete = [trial for trial in ended if trial.state == "complete" and trial.counts]
     return max(complete, key=lambda trial: (trial.value, -trial.number), default=None)
 
 
@@ -114,19 +116,20 @@ def ended_of(frozen: FrozenTrial) -> Ended:
     """Of a trial that has ended."""
     assert frozen.datetime_start is not None
     assert frozen.datetime_complete is not None
+    handed_out = frozen.user_attrs.get(HANDED_OUT)
     return Ended(
         number=frozen.number,
         key=frozen.user_attrs.get("key", ""),
         state={"COMPLETE": "complete", "FAIL": "failed", "PRUNED": "pruned"}[frozen.state.name],
         reason=frozen.user_attrs.get("reason", ""),
-        began=frozen.datetime_start,
+        began=frozen.datetime_start if handed_out is None else datetime.datetime.fromisoformat(handed_out),
         finished=frozen.datetime_complete,
         point=frozen.user_attrs.get("point"),
-        repeats=not counts(frozen),
+        counts=counts(frozen),
         value=-math.inf if frozen.value is None else frozen.value,
     )
 
 
 def counts(frozen: FrozenTrial) -> bool:
-    """Whether it is a trial of its own, and no repetition of another."""
-    return DUPLICATE not in frozen.user_attrs
+    """Whether it is a trial of its own: no repetition of another, and one that could be run."""
+    return not {DUPLICATE, REFUSED} & frozen.user_attrs.keys()

@@ -338,6 +338,8 @@ class _Handout(Searcher):
                 self._ledger.put_back(number)
             case "busy" | "stopped":
                 self._ledger.put_back(number)
+            case "died":
+                self._survive(number, result["reason"])
             case "apart":
                 self._go_on_apart(result["reason"])
                 self._ledger.put_back(number)
@@ -349,15 +351,16 @@ class _Handout(Searcher):
             self._packs = False
             self._watcher.note(f"a pack of trials failed ({reason}); from here on trials train one by one")
 
-    def _survive(self, number: int) -> None:
-        """Its worker has died."""
+    def _survive(self, number: int, reason: str = "") -> None:
+        """Its worker has died; `reason` where it is known."""
         self._deaths[number] += 1
         if self._deaths[number] <= WORKER_DEATHS:
             self._ledger.put_back(number)
-            self._watcher.note(f"trial {number}: its worker died; another will go on with it")
+            why = f" ({reason})" if reason else ""
+            self._watcher.note(f"trial {number}: its worker died{why}; another will go on with it")
         else:
-            times = self._deaths[number]
-            self._ledger.fail(number, f"its worker died {times} times; memory may be short")
+            why = f"at last: {reason}" if reason else "memory may be short"
+            self._ledger.fail(number, f"its worker died {self._deaths[number]} times; {why}")
 
     def __reduce__(self) -> Any:
         return (

@@ -35,7 +35,8 @@ from workbench.training.rendezvous import PackFailed, Rendezvous
 REPORT_SECONDS = 1.0  # between reports of a trial's progress
 EVENT = "event "  # before each, where it is a line of text
 LEAVING_SECONDS = 5.0  # for a trial's other processes to end by themselves
-ENDS = ("done", "failed", "broken", "busy", "stopped", "apart")  # events that end a trial
+ENDS = ("done", "failed", "broken", "busy", "stopped", "apart", "died")  # events that end a trial
+BROKEN = 3  # the exit status of one of a trial's processes that found something else than the trial at fault
 
 Report = Callable[[dict[str, Any]], None]  # of an event, with the trial's number
 
@@ -71,10 +72,7 @@ def work(config: dict[str, Any], settings: dict[str, Any], report: Report) -> No
 
 
 def _run_in_processes(trial: dict[str, Any], settings: dict[str, Any], report: Report) -> None:
-    """One trial by `settings["processes"]` processes below this one; its events are lines of the first.
-
-    Raises RuntimeError where they ended without one that ends the trial.
-    """
+    """One trial by `settings["processes"]` processes below this one; its events are lines of the first."""
     count = settings["processes"]
     command = [sys.executable, "-m", "workbench.study.worker"]
     command += [json.dumps({"trial": trial, "settings": settings})]
@@ -102,12 +100,15 @@ def _run_in_processes(trial: dict[str, Any], settings: dict[str, Any], report: R
                 report(event)
         for process in family:
             process.wait()
-    if not has_ended:  # killed, or short of memory: as when a worker dies
+    if not has_ended:
         statuses = [process.returncode for process in family]
         guilty = next((rank for rank, status in enumerate(statuses) if status > 0), 0)  # others were killed
-        raise RuntimeError(
-            f"process {guilty} of the trial ended with {statuses[guilty]}: {words[guilty].last()}"
-        )
+        found = words[guilty].last()
+        if statuses[guilty] == BROKEN:
+            report({"event": "broken", "number": trial["number"], "reason": found})
+        else:  # killed, or short of memory: as when a worker dies
+            reason = f"process {guilty} of the trial ended with {statuses[guilty]}: {found}"
+            report({"event": "died", "number": trial["number"], "reason": reason})
 
 
 def _end_together(family: list[subprocess.Popen[str]]) -> None:
@@ -121,7 +122,7 @@ def _end_together(family: list[subprocess.Popen[str]]) -> None:
 
 
 class _Tail:
-    """Reads a stream to its end, so that its writer does not wait, and keeps the last of it."""
+    """Reads a stream to its end, so that its writer does not wait, and keeps its last line."""
 
     def __init__(self, stream: IO[str]) -> None:
         self._lines: collections.deque[str] = collections.deque(maxlen=5)
@@ -130,7 +131,7 @@ class _Tail:
 
     def last(self) -> str:
         self._thread.join()
-        return "".join(self._lines).strip()
+        return next((line.strip() for line in reversed(self._lines) if line.strip()), "without a word")
 
 
 def _run(
@@ -207,17 +208,18 @@ def main(content: str) -> None:
     settings = sent["settings"]
     torch.set_num_threads(settings["threads"])
     device = processes.join(settings["device"])
-    failures = []
+    failures: list[dict[str, Any]] = []
 
     def report(event: dict[str, Any]) -> None:
         if processes.rank() == 0:
             print(EVENT + json.dumps(event), flush=True)
         elif event["event"] in ("failed", "broken"):
-            failures.append(event["reason"])
+            failures.append(event)
 
     _run(sent["trial"], settings, device, report)
     if failures:  # perhaps this process's alone: the first would wait for it, and is to be ended
-        sys.exit(failures[0])
+        print(failures[0]["reason"].replace("\n", " "), file=sys.stderr)
+        sys.exit(BROKEN if failures[0]["event"] == "broken" else 1)
     processes.leave()
 
 
