@@ -38,6 +38,11 @@ class Completeness:
         """Whether nothing is left to run, or has failed."""
         return self.finished + self.given_up == self.planned
 
+    @property
+    def share(self) -> str:
+        """For a column of a table: trials that ended as they were meant to, of all."""
+        return f"{self.finished + self.given_up} of {self.planned}"
+
     def __str__(self) -> str:
         words = [f"{self.finished} of {self.planned} trials finished"]
         words += [f"{self.failed} failed"] if self.failed else []

@@ -58,6 +58,11 @@ class Comparison(Interval):
     clips: int = 0
     overlap: float = 0.0
 
+    @property
+    def has_spread(self) -> bool:
+        """False where all replicates have the same difference: their spread is unknown, and no test holds."""
+        return self.n == 1 or self.standard_error > 0
+
     def p_against(self, value: float) -> float:
         """Two-sided p value of a true mean of `value`."""
         return _two_sided(abs(self.mean - value), self.standard_error, self.n, self.clip_error, self.clips)

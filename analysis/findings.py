@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pandas as pd
 
+from analysis.completeness import Completeness
 from analysis.detectable import Detectable, study_detectable
 from analysis.label_curves import Curves, NoCurves, study_curves
 from analysis.predictions import Predictions
@@ -41,6 +42,10 @@ class Findings:
     def done(self) -> pd.DataFrame:
         """The finished trials."""
         return self.table[self.table.state == "complete"] if len(self.table) else self.table
+
+    @cached_property
+    def completeness(self) -> Completeness:
+        return Completeness.of(self.record, self.table)
 
     @property
     def unread(self) -> list[str]:

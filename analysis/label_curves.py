@@ -151,6 +151,10 @@ def _clip_draws(
         regime: np.stack([[predictions.resampled(key) for key in row] for row in table.to_numpy()])
         for regime, table in keys.items()
     }  # (n, labels, R)
+    if not all(np.isfinite(values).all() for values in redrawn.values()):
+        raise NoCurves(
+            f"{record.id}: {clips} test clips are too few, for {record.metric} is not defined on every redraw"
+        )
     scratch, pretrained = (np.moveaxis(redrawn[regime], -1, 0) for regime in (SCRATCH, PRETRAINED))
     return ClipDraws(scratch, pretrained, clips)
 
@@ -184,8 +188,9 @@ def level_table(curves: Curves) -> pd.DataFrame:
                 row |= {name: interval.mean, f"{name}_low": interval.low, f"{name}_high": interval.high}
         if all(labels in scores for scores in arms.values()):
             found = _difference(curves, labels)
-            row |= {"difference": found.mean, "difference_low": found.low, "difference_high": found.high}
-            row["p"] = found.p_value
+            row["difference"] = found.mean
+            if found.has_spread:
+                row |= {"difference_low": found.low, "difference_high": found.high, "p": found.p_value}
         rows.append(row)
     levels = pd.DataFrame(rows).reindex(columns=LEVEL_COLUMNS)
     tested = levels["p"].notna()

@@ -41,6 +41,7 @@ from analysis.label_reduction import LabelReduction, Reach, monotone
 from analysis.plot_ablation import COLOURS, MARKERS, METRIC_NAMES, study_title
 from analysis.predictions import Predictions
 from analysis.stored import StoredStages
+from analysis.words import p_words
 from workbench.places import Places
 from workbench.study.results import StudyRecord, trial_table
 
@@ -69,7 +70,7 @@ def describe(record: StudyRecord, curves: Curves, levels: pd.DataFrame, found: l
         between = "" if math.isnan(low) else f"{low:+.3f} to {high:+.3f}"
         lines.append(
             f"{row['labels']:9,.0f}  {_number(row[SCRATCH]):>8}  {_number(row[PRETRAINED]):>10}  "
-            f"{_number(row['difference'], '+.3f'):>10}  {between:<18}  {_number(row['p_holm'])}"
+            f"{_number(row['difference'], '+.3f'):>10}  {between:<18}  {p_words(row['p_holm'])}"
         )
     most = found[0].scratch_labels
     lines += ["", f"labels that reach the score of scratch with {most:,.0f}, and how many fewer they are:"]
@@ -173,6 +174,17 @@ def draw_efficiency(
     return ax
 
 
+def marks(curves: Curves) -> str:
+    """What the figure shows, on lines of its own."""
+    n = len(curves.replicates)
+    if n == 1:
+        return "lines: scores made monotone; ◆ labels needed\nn = 1 replicate, no interval"
+    return (
+        f"lines: means made monotone; n = {n} replicates, each a small mark\n"
+        f"bars: 95 % intervals of the mean over replicates,\nand of the labels needed (◆) over {curves.over}"
+    )
+
+
 def _draw_reading(ax: Axes, item: LabelReduction, style: str) -> None:
     """The score as a thin line; on it the interval as a bar, arrows where it is open, and the estimate."""
     name = "score of scratch" if item.share == 1 else f"{item.share:.0%} of it"
@@ -214,13 +226,11 @@ def write_study(
     figure, ax = plt.subplots(figsize=(5.4, 4.4), layout="constrained")
     draw_efficiency(ax, record, levels, curves, found)
     ax.set_title(study_title(record, table), loc="left", fontsize="medium")
-    n = len(curves.replicates)
-    bars = f"bars: 95 % intervals of the mean and, over {curves.over},\nof the labels needed (◆)"
     figure.legend(
         *ax.get_legend_handles_labels(),
         loc="outside lower center",
         ncols=2,
-        title=f"n = {n} replicates, each a small mark\n{bars if n > 1 else 'no interval'}",
+        title=marks(curves),
         title_fontsize="small",
         frameon=False,
     )
@@ -229,8 +239,9 @@ def write_study(
     figure.savefig(paths[0], dpi=200)
     figure.savefig(paths[1])
     plt.close(figure)
-    levels.to_csv(paths[2], index=False)
-    reduction_table(found).to_csv(paths[3], index=False)
+    trials = Completeness.of(record, table).share
+    levels.assign(trials=trials).to_csv(paths[2], index=False)
+    reduction_table(found).assign(trials=trials).to_csv(paths[3], index=False)
     return paths
 
 

@@ -271,6 +271,8 @@ def _checked_curve(labels: ArrayLike, scores: ArrayLike) -> tuple[FloatArray, Fl
 def _check_draws(draws: ClipDraws, own: FloatArray, scores: FloatArray) -> None:
     shapes = draws.scratch.shape, draws.pretrained.shape
     wanted = tuple((len(draws.pretrained), *one.shape) for one in (own, scores))
+    if not (np.isfinite(draws.scratch).all() and np.isfinite(draws.pretrained).all()):
+        raise ValueError("draws must be finite: a metric that some redraws do not define has no interval")
     if shapes != wanted or len(draws.pretrained) < 2 or draws.clips < 2:
         raise ValueError(
             f"draws must be of two clips or more, and two or more of {own.shape} and {scores.shape}, "

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from scipy import stats
 
 from analysis.estimators import Comparison, Interval, pairs_to_decide
+from analysis.words import counted
 from workbench.study.power import (
     CONFIDENCE,
     NUM_FOLDS,
@@ -63,7 +64,7 @@ def need_of(effect: Comparison | Saving | None, gap: float, correction: float = 
         return Need("how many seeds would decide is not known, for these agree to the last digit")
     confidence = 1 - (1 - CONFIDENCE) / correction
     if effect.overlap:
-        return _by_folds(effect, gap, confidence)
+        return _by_folds(effect.deviation, effect.n, effect.overlap, gap, confidence)
     return _by_seeds(effect.deviation, effect.n, effect.clip_error, effect.clips, gap, confidence)
 
 
@@ -76,6 +77,7 @@ def _by_seeds(
         needed = pairs_to_decide(left, deviation, confidence=confidence)
         if needed is not None:
             return _more_seeds(needed, have)
+        return Need("more than 1,000 seeds, so near to its margin is the effect")
     share = 2 * (by_clips / gap) ** 2 if gap else math.inf  # so that clips leave half of the variance
     if not 0 < share <= MOST_CLIPS:
         return Need("more than 1,000 seeds, so near to its margin is the effect")
@@ -88,24 +90,22 @@ def _by_seeds(
     )
 
 
-def _by_folds(found: Comparison, gap: float, confidence: float) -> Need:
-    for folds in range(found.n + 1, NUM_FOLDS + 1):
-        detectable = detectable_difference(
-            folds, found.deviation, overlap=found.overlap, confidence=confidence
-        )
-        if detectable <= gap:
-            return Need(f"about {folds - found.n} more test folds", folds)
-    return _no_more_folds()
+def _by_folds(deviation: float, have: int, overlap: float, gap: float, confidence: float) -> Need:
+    for folds in range(have + 1, NUM_FOLDS + 1):
+        if detectable_difference(folds, deviation, overlap=overlap, confidence=confidence) <= gap:
+            return Need(f"about {counted(folds - have, 'more test fold')}", folds)
+    return Need("no number of seeds, for test folds are the replicates, and there are not enough of them")
 
 
 def _by_scaling(found: Saving, gap: float) -> Need:
     """Of an interval that narrows with seeds and clips as one of a mean does."""
-    if found.overlap:
-        return _no_more_folds()
     if not math.isfinite(found.by_replicates) or not math.isfinite(found.by_clips):
         return Need("how many seeds would decide is not known, for the label counts do not bound the share")
     tail = (1 - CONFIDENCE) / 2
-    deviation = found.by_replicates * math.sqrt(found.n) / float(stats.t.isf(tail, found.n - 1))
+    standard_error = found.by_replicates / float(stats.t.isf(tail, found.n - 1))
+    deviation = standard_error / math.sqrt(1 / found.n + found.overlap)
+    if found.overlap:
+        return _by_folds(deviation, found.n, found.overlap, gap, CONFIDENCE)
     clip_error = found.by_clips / float(stats.t.isf(tail, found.clips - 1)) if found.clips else 0.0
     return _by_seeds(deviation, found.n, clip_error, found.clips, gap, CONFIDENCE)
 
@@ -113,13 +113,9 @@ def _by_scaling(found: Saving, gap: float) -> Need:
 def _more_seeds(needed: int, have: int) -> Need:
     needed = max(needed, have + 1)  # what is open with those that there are takes one more at least
     more = _rounded(needed - have)
-    return Need(f"about {more:,} more seed{'s' if more > 1 else ''}", needed)
+    return Need(f"about {counted(more, 'more seed')}", needed)
 
 
 def _rounded(count: float) -> int:
     """To what such an estimate is good for."""
     return round(count) if count < 100 else int(float(f"{count:.2g}"))
-
-
-def _no_more_folds() -> Need:
-    return Need("no number of seeds, for test folds are the replicates, and there are not enough of them")

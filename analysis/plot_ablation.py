@@ -110,7 +110,7 @@ def draw_study(record: StudyRecord, table: pd.DataFrame, output: Path) -> list[P
     plt.close(figure)
     table.drop(columns=["run_id", "began", "seconds"]).to_csv(paths[2], index=False)
     paths.append(output / f"{record.id}-levels.csv")
-    summary.to_csv(paths[3], index=False)
+    summary.assign(trials=Completeness.of(record, table).share).to_csv(paths[3], index=False)
     return paths
 
 
@@ -195,7 +195,7 @@ def draw_levels(ax: Axes, record: StudyRecord, done: pd.DataFrame) -> pd.DataFra
             markersize=6,
             capsize=3,
             linewidth=1.5,
-            linestyle="-" if record.axes else "none",
+            linestyle=("-", "--", ":")[i // len(COLOURS) % 3] if record.axes else "none",
             label=_name(columns, line) or "mean",
             zorder=3,
         )
@@ -241,10 +241,10 @@ def _dress(ax: Axes, record: StudyRecord, positions: dict, logarithmic: bool, na
 def legend_title(record: StudyRecord, summary: pd.DataFrame) -> str:
     """What the marks of a figure are, and how many trials are behind each."""
     if record.search:
-        return f"n = {len(summary)} that were not given up; chosen adaptively, so no evidence for one level"
+        return f"n = {len(summary)} finished trials; chosen adaptively, so no evidence for one level"
     smallest, largest = int(summary["n"].min()), int(summary["n"].max())
     count = str(smallest) if smallest == largest else f"{smallest} to {largest}"
-    interval = "bars: 95 % interval of the mean" if largest > 1 else "one replicate, no interval"
+    interval = "bars: 95 % interval of the mean over them" if largest > 1 else "one replicate, no interval"
     interval += ", none of one replicate" if smallest == 1 < largest else ""
     tuned = ", ".join(AXIS_NAMES.get(path, path) for path in record.tuned)
     choice = f"\neach arm at its best {tuned}, by validation" if tuned else ""

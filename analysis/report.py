@@ -53,6 +53,7 @@ from analysis.report_tables import write_tables
 from analysis.rulings import Evidence, Ruling
 from analysis.stored import StoredStages
 from analysis.verdicts import Verdict, data_name, scale_of
+from analysis.words import counted, p_words
 from workbench.places import Places
 from workbench.study.cost import duration
 from workbench.study.results import StudyRecord, arms, best_tuned, runs_link
@@ -145,7 +146,7 @@ def _verdict_row(verdict: Verdict, root: Path) -> dict[str, Any]:
         "setting": describe_setting(verdict),
         "levels": describe_levels(verdict),
         "scale": verdict.scale,
-        "runs": len(verdict.runs),
+        "runs": counted(len(verdict.runs), "run") if verdict.runs else "",
         "link": runs_link(verdict.record, verdict.runs, root),
         "parts": [_part_row(evidence) for evidence in verdict.evidence],
     }
@@ -166,11 +167,7 @@ def _part_row(evidence: Evidence) -> dict[str, Any]:
 def _p_values(evidence: Evidence) -> str:
     """Corrected, of what supports a part and of what contradicts it; a part may go by its interval alone."""
     p_values = (evidence.p_support, evidence.p_contradict)
-    return "-" if all(map(math.isnan, p_values)) else " / ".join(map(_p_value, p_values))
-
-
-def _p_value(p: float) -> str:
-    return "-" if math.isnan(p) else "< 0.001" if p < 0.001 else f"{p:.2g}"
+    return "-" if all(map(math.isnan, p_values)) else " / ".join(map(p_words, p_values))
 
 
 def _half_run(found: Iterable[Findings]) -> list[str]:
@@ -285,10 +282,6 @@ def _arm_rows(record: StudyRecord, done: pd.DataFrame, late: dict[Any, Any]) -> 
             }
         )
     return rows
-
-
-def _late_gain(row: dict[str, Any]) -> str:
-    return f"{row['gain']:+.3f} ({row['since']:,} to {row['updates']:,})"
 
 
 # What it cost

@@ -202,9 +202,15 @@ def draw_curves(record: StudyRecord, curves: pd.DataFrame) -> Figure:
         ax.set_xlabel(over)
         ax.set_ylabel(name)
         _legend_below(ax)
-    n = curves.groupby(["seed", "fold"], dropna=False).ngroups
-    figure.suptitle(f"means over n = {n} replicates", fontsize="small")
+    figure.suptitle(f"means over n = {_replicates(curves)} replicates", fontsize="small")
     return figure
+
+
+def _replicates(curves: pd.DataFrame) -> str:
+    """Of an arm: its folds, or else its seeds."""
+    which = "seed" if curves["fold"].isna().all() else "fold"
+    counts = curves.groupby("arm")[which].nunique()
+    return str(counts.min()) if counts.min() == counts.max() else f"{counts.min()} to {counts.max()}"
 
 
 def _lines_of(shown: pd.DataFrame) -> dict[str, pd.DataFrame]:

@@ -13,17 +13,19 @@ from analysis.findings import Findings
 from analysis.label_curves import (
     PRETRAINED,
     SCRATCH,
+    Curves,
     NoCurves,
     is_suitable,
     level_table,
     study_curves,
     study_reductions,
 )
-from analysis.label_efficiency import checks, draw_efficiency, reading
+from analysis.label_efficiency import checks, draw_efficiency, marks, reading
 from analysis.plot_ablation import AXIS_NAMES, METRIC_NAMES
 from analysis.report_figures import new_figure, svg_of
 from analysis.report_pairs import pairs_of
 from analysis.report_tables import TABLE_1
+from analysis.words import p_words
 from workbench.study.results import StudyRecord
 
 Cell = tuple[str, str]  # a value, and its interval or nothing
@@ -78,8 +80,8 @@ def _label_part(study: Findings) -> dict[str, Any]:
     figure.legend(loc="outside lower center", ncols=2, fontsize="small", frameon=False)
     return part | {
         "metric": METRIC_NAMES[record.metric],
-        "n": len(curves.replicates),
-        "over": curves.over,
+        "intervals": _intervals(curves),
+        "marks": marks(curves).replace("\n", " "),
         "missing": ", ".join(curves.missing),
         "left_out": ", ".join(curves.left_out),
         "tuned": _tuning_note(record),
@@ -92,13 +94,23 @@ def _label_part(study: Findings) -> dict[str, Any]:
     }
 
 
+def _intervals(curves: Curves) -> str:
+    n = len(curves.replicates)
+    if n == 1:
+        return "of one replicate, which gives no interval."
+    return (
+        f"mean and 95 % interval over n = {n} replicates; of the difference and of the labels over "
+        f"{curves.over}; p of the difference, corrected for the label counts (Holm)."
+    )
+
+
 def _rows(levels: pd.DataFrame) -> list[tuple[str, list[Cell]]]:
     """A row an arm, a cell a label count."""
     return [
         ("from scratch", _cells(levels, SCRATCH)),
         ("pre-trained", _cells(levels, PRETRAINED)),
         ("difference", _cells(levels, "difference", "+.3f")),
-        ("p", [("-" if math.isnan(p) else f"{p:.2g}", "") for p in levels["p_holm"]]),
+        ("p", [(p_words(p), "") for p in levels["p_holm"]]),
     ]
 
 

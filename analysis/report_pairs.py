@@ -9,7 +9,8 @@ from typing import Any
 from analysis.estimators import Comparison, holm
 from analysis.findings import Findings
 from analysis.plot_ablation import short
-from analysis.verdicts import NotTested, Trials, compare, ordered_levels
+from analysis.verdicts import Trials, compare, ordered_levels
+from analysis.words import p_words
 from workbench.study.results import best_tuned
 
 
@@ -36,7 +37,9 @@ class Pair:
             return f"not compared: {self.note}"
         low, high = self.found.low, self.found.high
         interval = "no interval" if math.isnan(low) else f"95 % interval {low:+.3f} to {high:+.3f}"
-        p_value = "" if math.isnan(self.p_holm) else f", p = {self.p_holm:.2g}"
+        if not self.found.has_spread:
+            interval = "no interval, for all replicates have the same difference"
+        p_value = "" if math.isnan(self.p_holm) else f", p {_equals(p_words(self.p_holm))}"
         note = f"; {self.note}" if self.note else ""
         return f"{self.found.mean:+.3f} ({interval}, n = {self.found.n}{p_value}{note})"
 
@@ -52,7 +55,7 @@ def pairs_of(study: Findings) -> list[Pair]:
         return []
     trials = Trials(record, best_tuned(record, study.done), study.predictions)
     compared = [_compared(trials, regime, levels) for regime in record.regimes]
-    tested = [found.p_value for found, _ in compared if found and not math.isnan(found.p_value)]
+    tested = [found.p_value for found, _ in compared if found and _is_tested(found)]
     corrected = iter(holm(tested)) if tested else iter(())
     return [
         Pair(
@@ -62,7 +65,7 @@ def pairs_of(study: Findings) -> list[Pair]:
             than=levels[0],
             found=found,
             note=note,
-            p_holm=float(next(corrected)) if found and not math.isnan(found.p_value) else math.nan,
+            p_holm=float(next(corrected)) if found and _is_tested(found) else math.nan,
         )
         for regime, (found, note) in zip(record.regimes, compared, strict=True)
     ]
@@ -71,5 +74,13 @@ def pairs_of(study: Findings) -> list[Pair]:
 def _compared(trials: Trials, regime: str, levels: list[Any]) -> tuple[Comparison | None, str]:
     try:
         return compare(trials, [(regime, levels[1])], [(regime, levels[0])])
-    except NotTested as error:
+    except ValueError as error:  # NotTested, or figures that an estimator refuses
         return None, str(error)
+
+
+def _is_tested(found: Comparison) -> bool:
+    return found.has_spread and not math.isnan(found.p_value)
+
+
+def _equals(p: str) -> str:
+    return p if p.startswith("<") else f"= {p}"

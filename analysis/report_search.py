@@ -89,7 +89,7 @@ def importance_caption(completeness: Completeness) -> str:
     return (
         "Which settings of the search mattered, by the validation scores of its "
         f"n = {completeness.finished} finished trials"
-        + (f" (without those that were {' or '.join(left_out)})" if left_out else "")
+        + (f" ({' and '.join(left_out)} left no score)" if left_out else "")
         + ", in the region that it looked at: it looks longer where scores are better. "
         "Rates count on a linear scale."
     )

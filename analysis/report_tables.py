@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ from analysis.findings import Findings
 from analysis.label_curves import PRETRAINED, SCRATCH, level_table
 from analysis.plot_ablation import arm_name, level_summary
 from analysis.verdicts import Verdict
+from analysis.words import p_words
 from workbench.study.results import arms, best_tuned
 
 # Test mAP of cf_L on AudioSet; None where the paper has no number.
@@ -23,6 +23,9 @@ TABLE_1: dict[str, list[Any]] = {
     "scratch": [0.138, None, None, None, 0.366],
     "pretrained": [0.276, 0.305, 0.337, 0.356, 0.415],
 }
+
+
+UNKNOWN = ("low", "high", "n", "trials")  # of the paper's
 
 
 def write_tables(found: Sequence[Findings], output: Path) -> list[Path]:
@@ -47,22 +50,22 @@ def _narrow(verdicts: Sequence[Verdict]) -> pd.DataFrame:
     """What of the verdicts a printed page has room for; the CSV has the rest."""
     return pd.DataFrame(
         {
-            "study": verdict.record.id,
-            "claim": verdict.claim_id,
+            "study": _with(verdict.record.id, verdict.note),
+            "claim": _with(verdict.claim_id, "set after its runs" if verdict.before_runs is False else ""),
             "what must be so": describe_part(evidence.part),
             "verdict": str(evidence.ruling),
             "effect": describe_effect(evidence),
             "n": evidence.effect.n if evidence.effect else 0,
-            "p for": _p_value(evidence.p_support),
-            "p against": _p_value(evidence.p_contradict),
+            "p for": p_words(evidence.p_support),
+            "p against": p_words(evidence.p_contradict),
         }
         for verdict in verdicts
         for evidence in verdict.evidence
     )
 
 
-def _p_value(p: float) -> str:
-    return "-" if math.isnan(p) else "<0.001" if p < 0.001 else f"{p:.3f}"
+def _with(name: str, note: str) -> str:
+    return f"{name} ({note})" if note else name
 
 
 WRAPPED = {"study": "2cm", "claim": "1.6cm", "what must be so": "3.6cm", "effect": "2.4cm"}  # columns
@@ -114,14 +117,15 @@ def _all_levels(found: Sequence[Findings]) -> pd.DataFrame:
         for _, row in summary.iterrows():
             name = arm_name(study.record, [row[column] for column in arms(study.record)])
             scores = {column: row[column] for column in ("mean", "low", "high", "n")}
-            rows.append({"study": study.record.id, "arm": name, "metric": study.record.metric} | scores)
+            study_of = {"study": study.record.id, "trials": study.completeness.share}
+            rows.append(study_of | {"arm": name, "metric": study.record.metric} | scores)
     return pd.DataFrame(rows)
 
 
 def _side_by_side(found: Sequence[Findings]) -> pd.DataFrame:
     """The paper's Table 1 and what was measured in its layout, a row an arm and size."""
     rows = [
-        {"source": "paper", "arm": arm, "labels": count, "score": score, "low": None, "high": None, "n": None}
+        {"source": "paper", "arm": arm, "labels": count, "score": score} | dict.fromkeys(UNKNOWN)
         for arm in (SCRATCH, PRETRAINED)
         for count, score in zip(TABLE_1["counts"], TABLE_1[arm], strict=True)
         if score is not None
@@ -140,6 +144,7 @@ def _side_by_side(found: Sequence[Findings]) -> pd.DataFrame:
                 "low": row[f"{arm}_low"],
                 "high": row[f"{arm}_high"],
                 "n": row["n"],
+                "trials": study.completeness.share,
             }
             for arm in (SCRATCH, PRETRAINED)
             for _, row in levels.iterrows()

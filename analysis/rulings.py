@@ -36,8 +36,8 @@ class Ruling(enum.StrEnum):
 class Evidence:
     """What a study's trials say of one part of a claim.
 
-    effect: of a difference, in the metric's unit (of its logarithm on that scale); of the smallest step, of
-        `rising`; a share of the labels, of `fewer_labels`.
+    effect: of a difference, in the metric's unit (of its logarithm on that scale); of the least certain step,
+        of `rising`; a share of the labels, of `fewer_labels`.
     p_support, p_contradict: corrected for all that the study tests; NaN where there is none.
     gap: the distance of the effect from what would settle it, in its unit; NaN where none is known.
     correction: by how much p values are multiplied, for all that is tested beside.
@@ -121,14 +121,20 @@ def judge_rising(part: Rising, steps: Sequence[Comparison]) -> Evidence:
     return replace(
         judged[least],
         part=part,
-        p_contradict=min(1.0, len(steps) * min(one.p_contradict for one in judged)),
+        p_contradict=_any_of([one.p_contradict for one in judged]),
         correction=1.0 if steps[least].mean > part.margin else len(steps),
         note=f"step {least + 1} of {len(steps)}, the least certain",
     )
 
 
+def _any_of(p_values: Sequence[float]) -> float:
+    """That one of several is so, corrected for their number; NaN where none was tested."""
+    tested = [p for p in p_values if not math.isnan(p)]
+    return min(1.0, len(p_values) * min(tested)) if tested else math.nan
+
+
 def _judged(part: Part, found: Comparison, *, p_support: float, p_contradict: float, gap: float) -> Evidence:
-    if found.n > 1 and found.standard_error == 0:
+    if not found.has_spread:
         note = "all replicates have the same difference, which leaves their spread unknown"
         return Evidence(part=part, effect=found, note=note)
     return Evidence(part=part, effect=found, p_support=p_support, p_contradict=p_contradict, gap=gap)

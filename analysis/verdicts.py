@@ -22,6 +22,7 @@ from analysis.plot_ablation import arm_name, is_number
 from analysis.predictions import Predictions
 from analysis.replicates import by_replicate, with_fold_numbers
 from analysis.rulings import Evidence, Ruling, judge_equivalent, judge_greater, judge_rising, rule
+from analysis.words import counted
 from workbench.settings import ConfigError
 from workbench.study.claims import Claim, Equivalent, FewerLabels, Greater, Part, Rising, read_entered
 from workbench.study.results import StudyRecord, arms, best_tuned, settings_tried
@@ -67,7 +68,7 @@ class Verdict:
         if deciding is None:
             return ""
         why = ""
-        if deciding.leans_against:
+        if deciding.leans_against and deciding.replicates_to_decide is not None:
             why = ", by which one part would be contradicted"
         elif len(self.evidence) > 1:
             why = ", of the part that takes most, for all must hold"
@@ -80,14 +81,14 @@ class Verdict:
 
     @property
     def _deciding(self) -> Evidence | None:
-        """The easiest of the parts that fail, for one is enough; else the hardest, for all must hold."""
+        """The easiest of the parts that fail, for one is enough; else the hardest, for none may stay open."""
         if self.ruling is not Ruling.INCONCLUSIVE:
             return None
         open_parts = [e for e in self.evidence if e.ruling is Ruling.INCONCLUSIVE]
         against = [e for e in open_parts if e.leans_against and e.replicates_to_decide is not None]
         if against:
             return min(against, key=_replicates)
-        return max((e for e in open_parts if not e.leans_against), key=_replicates, default=open_parts[0])
+        return max(open_parts, key=_replicates)
 
 
 def _replicates(evidence: Evidence) -> float:
@@ -228,7 +229,7 @@ def compare(
         raise NotTested("a score of 0 has no logarithm")
     signs = np.array([1.0] * len(of) + [-1.0] * len(than))
     scaled: Callable[[Any], Any] = np.log if scale == "log" else np.asarray
-    notes = [f"{lacking} replicates lack a trial"] if lacking else []
+    notes = [lacking_words(lacking)] if lacking else []
     differences = pd.Series(scaled(values.to_numpy()) @ signs, index=values.index)
     clips = trials.predictions.shared_clips(key for arm in keys for key in arm)
     if clips is None:
@@ -254,6 +255,10 @@ def compare(
         axis=1,
     )
     return crossed_comparison(differences, redrawn, clips), "; ".join(notes)
+
+
+def lacking_words(count: int) -> str:
+    return f"{counted(count, 'replicate')} {'lacks' if count == 1 else 'lack'} a trial"
 
 
 def contrasts(trials: Trials, part: Part) -> list[Contrast]:
@@ -307,7 +312,7 @@ def _examine_greater(trials: Trials, part: Greater) -> Evidence:
         surest,
         correction=len(judged),
         p_support=min(1.0, len(judged) * surest.p_support),
-        p_contradict=max(one.p_contradict for one in judged),
+        p_contradict=float(np.max([one.p_contradict for one in judged])),  # NaN: one was not tested
     )
 
 
@@ -355,7 +360,7 @@ def _examine_labels(trials: Trials, part: FewerLabels, table: pd.DataFrame) -> E
     if found.reduction is None:
         notes.insert(0, f"{found.reach} within the label counts measured")
     if curves.left_out:
-        notes.append(f"{len(curves.left_out)} replicates lack a trial")
+        notes.append(lacking_words(len(curves.left_out)))
     return Evidence(
         part=part,
         effect=_saving(found, by_replicates, part.at_least, curves),
@@ -419,14 +424,16 @@ def _verdict(
     done = table[table.state == "complete"]
     entry = record.entered[claim_id]
     trials = entry.get("trials", {"since": None, "earlier": []})  # which older studies did not keep
-    computed = [predictions.computed(key) for key in rests_on["key"]]
+    # What an arm has tried and not chosen was seen, too.
+    seen = done.merge(rests_on[arms(record)].drop_duplicates()) if record.tuned else rests_on
+    computed = [predictions.computed(key) for key in seen["key"]]
     return Verdict(
         claim_id=claim_id,
         claim=claim,
         record=record,
         evidence=evidence,
         runs=tuple(sorted(rests_on["run_id"])),
-        scale=scale_of(record, done),
+        scale=scale_of(record, rests_on if len(rests_on) else done),
         since=entry["since"],
         changed=bool(entry["earlier"]),
         before_runs=_set_before(entry["since"], computed),
@@ -476,15 +483,20 @@ def _set_before(since: str | None, computed: Sequence[datetime.datetime | None])
 
 
 def scale_of(record: StudyRecord, done: pd.DataFrame) -> str:
-    """In words, for a verdict holds at no other. `done` is of studies with the same preset and data."""
+    """In words, for a verdict holds at no other. `done` are the trials that it rests on."""
     parts = [f"preset {record.preset}", f"data {data_name(record)}"]
     if "parameters" in done:
-        parts.append(f"{done['parameters'].max() / 1e6:.2f} M parameters")
+        parts.append(f"{_range_of(done['parameters'] / 1e6, '.2f')} M parameters")
     if "labelled_clips" in done:
-        parts.append(f"{done['labelled_clips'].max():,.0f} labelled clips")
+        parts.append(f"{_range_of(done['labelled_clips'], ',.0f')} labelled clips")
     if "pool_hours" in done:
-        parts.append(f"{done['pool_hours'].max():.1f} h of pre-training audio")
+        parts.append(f"{_range_of(done['pool_hours'], '.1f')} h of pre-training audio")
     return ", ".join(parts)
+
+
+def _range_of(values: pd.Series, form: str) -> str:
+    low, high = format(values.min(), form), format(values.max(), form)
+    return low if low == high else f"{low} to {high}"
 
 
 def data_name(record: StudyRecord) -> str:

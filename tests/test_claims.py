@@ -70,6 +70,23 @@ def test_a_claim_set_after_its_runs_is_told(tmp_path):
         assert (verdict.before_runs is None) == (year is None)
 
 
+def test_what_an_arm_tried_and_did_not_choose_was_seen_too():
+    """A claim that is set after it was not set before its runs, though the chosen ones came later."""
+    record, table = simulated(
+        FOLDER / "scratch.yaml", "quick", score_with(True, 1e-3, np.random.default_rng(1))
+    )
+    used = set(study_verdicts(record, table, NoPredictions())[0].runs)
+    assert record.tuned
+    unused = set(table[~table["run_id"].isin(used)]["key"])
+    assert unused
+
+    class Computed(NoPredictions):
+        def computed(self, key):
+            return datetime.datetime(2020 if key in unused else 2100, 1, 1, tzinfo=datetime.UTC)
+
+    assert ", after the first of its runs" in describe(study_verdicts(record, table, Computed())[0])
+
+
 def test_seeds_that_were_added_after_a_first_look_are_told(tmp_path):
     """And settings that were changed; the claim itself stays as it was set."""
     (tmp_path / "claims.yaml").write_text((FOLDER / "claims.yaml").read_text())

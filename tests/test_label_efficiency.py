@@ -9,6 +9,7 @@ import pytest
 
 from analysis import command, label_efficiency
 from analysis.bench_coverage import SHAPES
+from analysis.estimators import holm
 from analysis.label_curves import NoCurves, level_table, study_curves, study_reductions
 from analysis.label_efficiency import describe, main
 from analysis.label_reduction import label_reduction
@@ -164,6 +165,27 @@ def test_test_clips_that_all_trials_share_are_in_the_intervals() -> None:
     assert "intervals of differences, and of the labels, are over replicates and 200 test clips" in text
     with pytest.raises(NoCurves, match="predictions that intervals need were deleted"):
         study_curves(record, table, SharedClips(None))
+
+
+def test_a_metric_that_few_test_clips_leave_undefined_gives_no_curves() -> None:
+    class Undefined(SharedClips):
+        def resampled(self, key: str) -> np.ndarray:
+            return np.where(np.arange(300) == 7, np.nan, super().resampled(key))
+
+    with pytest.raises(NoCurves, match="10 test clips are too few, for mAP is not defined on every redraw"):
+        study_curves(_record(), _table(), Undefined(10))
+
+
+def test_differences_that_are_all_the_same_have_no_p_value() -> None:
+    """Accuracy on few clips moves in steps, and may by chance move alike in all replicates."""
+    table = _table()
+    table.loc[table["labelled_clips"] == 480, "test/mAP"] = 0.5
+    table.loc[(table["labelled_clips"] == 480) & (table["regime"] == "pretrained"), "test/mAP"] = 0.75
+    levels = level_table(study_curves(_record(), table, NoPredictions())).set_index("labels")
+    assert levels.loc[480, "difference"] == 0.25
+    assert levels.loc[480, ["difference_low", "difference_high", "p", "p_holm"]].isna().all()
+    others = levels.drop(480)
+    np.testing.assert_array_equal(others["p_holm"], holm(others["p"]))
 
 
 def test_tables_without_two_curves_are_refused() -> None:

@@ -103,7 +103,7 @@ def test_a_page_says_what_was_found_at_which_scale_and_how_to_run_it_again(page_
     text, study = page_of("label_fraction", _better_with_labels(np.random.default_rng(0)))
     verdict = study.verdicts[0]
     assert f"✓ {verdict.ruling}" in text
-    assert "preset quick, data corpus, 0.40 M parameters, 480 labelled clips" in text
+    assert "preset quick, data corpus, 0.40 M parameters, 30 to 480 labelled clips" in text
     assert "do\nnot stand for them" in text
     # The paper's numbers, marked as such.
     assert "paper's Table 1" in text
@@ -382,6 +382,6 @@ def test_what_a_search_found_is_shown_and_compared_on_fresh_seeds(searched, tmp_
     assert "The search has gone on since" not in of_best
     assert f"its best is now trial {best['number']}, which this study does not confirm" in of_worst
     # What its importance is of.
-    assert "n = 6 finished trials (without those that were 2 given up early)" in text
+    assert "n = 6 finished trials (2 given up early left no score)" in text
     shares = importances(study.id, Places.read(tmp_path).optuna_url)
     assert max(shares, key=shares.get) == "finetuning.optimiser.peak_lr"

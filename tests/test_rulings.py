@@ -1,13 +1,16 @@
 """What supports a claim, what contradicts it, and what says nothing."""
 
+import math
 import re
 
 import numpy as np
 import pytest
 
 from analysis.estimators import crossed_comparison, paired_comparison
+from analysis.needs import Saving, need_of
 from analysis.rulings import Ruling, judge_equivalent, judge_greater, judge_rising, rule
 from workbench.study.claims import Equivalent, Greater, Rising
+from workbench.study.power import FOLD_OVERLAP
 
 GREATER = Greater(of=("a",), than=("b",), margin=0.01)
 EQUAL = Equivalent(of=("a",), than=("b",), margin=0.02)
@@ -129,6 +132,36 @@ def test_more_seeds_cannot_make_up_for_few_clips():
     )
     assert found(clips, seeds).ruling is Ruling.SUPPORTED
     assert found(100, 1000).ruling is Ruling.INCONCLUSIVE
+
+
+def test_clips_are_not_asked_for_where_seeds_are_what_lacks():
+    noise = 1e-5 * np.random.default_rng(0).normal(size=(300, 1)) * np.ones((1, 3))
+    near = crossed_comparison(_differences(0.0101, 0.05, 3), noise, 1000)
+    assert _ruled(judge_greater(GREATER, near))[0].need.startswith("more than 1,000 seeds")
+
+
+def _saving(n, overlap):
+    return Saving(mean=0.5, low=0.35, high=0.65, n=n, by_replicates=0.15, overlap=overlap)
+
+
+@pytest.mark.parametrize(
+    ("effect", "gap", "words"),
+    [
+        (_saving(3, FOLD_OVERLAP), 0.14, "about 1 more test fold"),
+        (_saving(3, FOLD_OVERLAP), 0.125, "about 2 more test folds"),
+        (_saving(5, FOLD_OVERLAP), 0.1, "there are not enough of them"),
+        (_saving(3, 0.0), 0.14, "about 1 more seed"),
+    ],
+)
+def test_a_share_of_labels_is_decided_by_folds_only_where_some_are_left(effect, gap, words):
+    assert words in need_of(effect, gap).words
+
+
+def test_a_rising_curve_is_contradicted_by_one_step_whichever_are_untested():
+    down, alone = _compared(-0.05, 0.001), paired_comparison([0.0], [0.5])
+    for steps in ([alone, down], [down, alone]):
+        assert judge_rising(RISING, steps).p_contradict < 0.01
+    assert math.isnan(judge_rising(RISING, [alone, alone]).p_contradict)
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 """Verdicts rest on the arms that a claim names; the paper's claims, on data made for them."""
 
 import dataclasses
+import math
 
 import numpy as np
 import pandas as pd
@@ -112,6 +113,19 @@ def test_any_level_is_corrected_for_their_number():
     assert "of 2" in of_two.note
 
 
+@pytest.mark.parametrize("untested", [4, 16])
+def test_any_level_is_not_contradicted_while_one_is_untested(untested):
+    """Whichever of the levels it is; here all others fall short for certain."""
+    trials = _trials()
+    noise = np.random.default_rng(0).normal(0, 1e-4, len(trials.done))
+    trials.done["test/mAP"] = 0.5 - 0.1 * (trials.done.level != 1) + noise
+    part = Greater(of=("all/any",), than=("all/first",), margin=0.0)
+    assert examine(trials, part, trials.done).p_contradict < 0.01
+    lacking = (trials.done.level == untested) & (trials.done.seed != 0)
+    trials.done = trials.done[~lacking]
+    assert math.isnan(examine(trials, part, trials.done).p_contradict)
+
+
 def test_a_level_that_failed_is_missed_and_not_passed_over():
     trials = _trials()
     trials.done = trials.done[trials.done.level != 1]
@@ -213,7 +227,8 @@ def test_a_scale_names_its_data():
         record, table = simulated(FOLDER / f"{name}.yaml", "quick", lambda trial: trial.seed / 10)
         return study_verdicts(record, table, NoPredictions())[0].scale
 
-    assert scale("heads").startswith("preset quick, data corpus, 480 labelled clips")
+    assert scale("heads").startswith("preset quick, data corpus, 60 to 480 labelled clips")
+    assert scale("dropout").startswith("preset quick, data corpus, 60 labelled clips")
     assert scale("esc10_heads").startswith("preset quick, data esc50 esc10, ")
 
 
@@ -237,6 +252,29 @@ def test_a_claim_is_decided_by_its_easiest_failure_or_its_hardest_part():
         failing = [need for need, held_by in zip(needs, errors, strict=True) if held_by < 0]
         assert verdict.replicates_to_decide == (min(failing) if failing else max(needs))
         assert ("would be contradicted" in verdict.need) == bool(failing)
+
+
+def test_a_part_that_no_seeds_decide_leaves_the_claim_open(monkeypatch):
+    """Though the others would be with a few more."""
+    noise = np.random.default_rng(0).normal(0, 0.05, len(_trials().done))
+    table = _trials().done.assign(**{"test/mAP": lambda t: t["test/mAP"] + noise})
+    trials = Trials(_trials().record, table, NoPredictions())
+
+    def part(level, errors):
+        found, _ = compare(trials, [("all", level)], [("all", 1)])
+        margin = found.mean - errors * found.standard_error
+        return Greater(of=(f"all/{level}",), than=("all/1",), margin=margin)
+
+    parts = part(4, 1.0), part(16, -1e-4)
+    claim = Claim(says="?", where="?", parts=parts)
+    record = dataclasses.replace(trials.record, entered=enter({"mine": claim}, [], {}), claims=["mine"])
+    verdict = study_verdicts(record, table, NoPredictions())[0]
+    few, never = verdict.evidence
+    assert few.replicates_to_decide is not None
+    assert (never.replicates_to_decide, never.leans_against) == (None, True)
+    assert verdict.replicates_to_decide is None
+    assert "more than 1,000 seeds" in verdict.need
+    assert "would be contradicted" not in verdict.need
 
 
 # --- the paper's claims -------------------------------------------------------------------------------------

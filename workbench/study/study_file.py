@@ -43,7 +43,7 @@ class StudyFile:
     search: Search | None = None
     regimes: Any = None  # names from the preset, or {name: {dotted path: value}}
     seeds: tuple[int, ...] = (0,)
-    folds: tuple[int, ...] = ()  # test folds, each a replicate beside the seeds
+    folds: tuple[int, ...] = ()  # test folds: then they are the replicates, and their seeds are averaged
     metric: Literal["mAP", "macro_auc", "d_prime", "lwlrap", "accuracy"] = "mAP"
     resources: Resources = field(default_factory=Resources)
     presets: dict[str, Any] = None  # type: ignore[assignment]  # preset -> what it changes in this file

@@ -43,7 +43,10 @@ def _print_grid(record: StudyRecord, done: pd.DataFrame, console: Console) -> No
     for column in (*record.axes, *record.regimes):
         shown.add_column(column, justify="right")
     cells: dict[tuple[Any, ...], dict[str, str]] = {}  # level -> regime -> text
-    groups = done.groupby([*record.axes, "regime"], dropna=False)[f"test/{record.metric}"]
+    metric, arm = f"test/{record.metric}", [*record.axes, "regime"]
+    if done["fold"].notna().all():  # folds are the replicates, whatever seeds they are run with
+        done = done.groupby([*arm, "fold"], dropna=False, sort=False)[metric].mean().reset_index()
+    groups = done.groupby(arm, dropna=False)[metric]
     for (*place, regime), values in groups:
         cells.setdefault(tuple(place), {})[str(regime)] = _cell(values)
     for level, by_regime in cells.items():
