@@ -77,7 +77,8 @@ def _by_seeds(
         needed = pairs_to_decide(left, deviation, confidence=confidence)
         if needed is not None:
             return _more_seeds(needed, have)
-        return Need("more than 1,000 seeds, so near to its margin is the effect")
+        if by_clips <= gap / math.sqrt(2):  # clips leave seeds the half of the variance
+            return Need("more than 1,000 seeds, so near to its margin is the effect")
     share = 2 * (by_clips / gap) ** 2 if gap else math.inf  # so that clips leave half of the variance
     if not 0 < share <= MOST_CLIPS:
         return Need("more than 1,000 seeds, so near to its margin is the effect")

@@ -167,10 +167,16 @@ def _num_against(parts: Sequence[Evidence]) -> int:
 
 
 def _ruled(evidence: Evidence, support_factor: float, contradict_factor: float) -> Evidence:
-    if math.isnan(evidence.p_support):
+    if math.isnan(evidence.p_support) and math.isnan(evidence.p_contradict):
         return evidence  # by its interval, or not at all
-    support = min(1.0, evidence.p_support * support_factor)
-    contradict = min(1.0, evidence.p_contradict * contradict_factor)
+    # NaN, where one side was not tested, stays NaN, and is below nothing.
+    support, contradict = (
+        float(np.minimum(1.0, p * factor))
+        for p, factor in (
+            (evidence.p_support, support_factor),
+            (evidence.p_contradict, contradict_factor),
+        )
+    )
     ruling = Ruling.INCONCLUSIVE
     if contradict < ERROR_RATE:
         ruling = Ruling.CONTRADICTED

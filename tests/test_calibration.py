@@ -156,7 +156,8 @@ def test_measuring_that_runs_out_of_memory_says_what_needs_less(study, tmp_path,
     job = Job("finetune", config, FakeModel().extent(config.data))
     device = Device("cpu", threads=1, concurrency=3, num_gpus=0)
     with pytest.raises(
-        ConfigError, match=r"resources\.concurrency: is 3, and measuring .* ran out of memory"
+        ConfigError,
+        match=r"resources\.concurrency: is 3, .* for lack of memory perhaps",
     ):
         Calibration(tmp_path, device).measure([job], lambda line: None)
 

@@ -57,6 +57,13 @@ def test_a_copy_is_prepared_inspected_and_trained_on(pristine, tmp_path, capsys,
     assert "start.npy: not as it was written" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("name", ["sheet.txt", "sheet"])
+def test_a_sheet_is_a_picture(pristine, tmp_path, capsys, name):
+    assert _run("prepare", "esc50", "--root", pristine[0], "--to", tmp_path / "set", "--workers", 1) == 0
+    assert _run("inspect", tmp_path / "set", "--sheet", tmp_path / name) == 2
+    assert "--sheet: must end in one of .png," in capsys.readouterr().err
+
+
 def test_it_is_said_that_a_set_is_there(pristine, tmp_path, capsys):
     for _ in range(2):
         assert _run("prepare", "esc50", "--root", pristine[0], "--to", tmp_path / "set", "--workers", 1) == 0

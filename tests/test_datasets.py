@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from workbench.data import DATASETS, corpus, fingerprint, load_splits
+from workbench.data.clips import DataError
 from workbench.data_config import (
     AudioSetData,
     CorpusData,
@@ -237,6 +238,33 @@ def test_a_larger_pool_begins_with_the_smaller(tmp_path):
         waveform, labels = corpus.synthesis.synthesise(recipe, "pool", i)
         np.testing.assert_array_equal(large.read(np.array([i]))[0][0], waveform)
         np.testing.assert_array_equal(large.labels.matrix()[i], labels)
+
+
+@pytest.mark.parametrize("which", ["pool-000000.npy", "labelled-000000.labels.npy"])
+@pytest.mark.parametrize("bytes_left", [0, 200])
+def test_a_file_of_the_corpus_that_a_copy_left_short_is_named(tmp_path, which, bytes_left):
+    config = _small_corpus(tmp_path)
+    load_splits(config, tmp_path, 0, quiet)
+    (path,) = tmp_path.glob(f"corpus-*/{which}")
+    path.write_bytes(path.read_bytes()[:bytes_left])
+    with pytest.raises(DataError, match=rf"{which}: is damaged .* delete it, and the same command makes it"):
+        load_splits(config, tmp_path, 0, quiet)
+    path.unlink()
+    (path.parent / which.replace(".labels", "")).unlink(missing_ok=True)
+    load_splits(config, tmp_path, 0, quiet)
+
+
+def test_the_corpus_leaves_nothing_on_a_full_disk_and_says_which(tmp_path, monkeypatch):
+    def full(file):
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(corpus.os, "fsync", full)
+        patch.setattr(corpus.os, "sched_getaffinity", lambda pid: {0})  # in this process
+        with pytest.raises(OSError, match=r"corpus-\w+: .*No space left on device; make room there"):
+            load_splits(_small_corpus(tmp_path), tmp_path, 0, quiet)
+    assert not list(tmp_path.rglob("*.tmp"))
+    load_splits(_small_corpus(tmp_path), tmp_path, 0, quiet)
 
 
 def test_clip_counts_are_not_in_the_corpus_fingerprint_and_the_recipe_is():

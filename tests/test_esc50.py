@@ -101,6 +101,18 @@ def test_esc10_is_a_column_of_the_table(pristine, tmp_path):
     assert splits.fingerprint != fingerprint(Esc50Data(root=str(pristine[0])))
 
 
+def test_a_spreadsheet_writes_true_its_own_way_and_anything_else_is_named(esc50, tmp_path):
+    root, rows = esc50
+    for row in rows:
+        row["esc10"] = row["esc10"].upper()
+    write_table(root, rows)
+    assert (len(_load(root, tmp_path, subset="esc10").train)) == 18
+    rows[3]["esc10"] = "yes"
+    write_table(root, rows)
+    with pytest.raises(DataError, match="line 5: esc10 must be True or False, is 'yes'"):
+        _load(root, tmp_path, subset="esc10")
+
+
 def _spoil(root, rows):
     """One file for each way not to be audio: their names."""
     names = [row["filename"] for row in rows]

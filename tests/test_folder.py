@@ -304,6 +304,16 @@ def test_links_are_followed_but_not_in_circles(tmp_path):
     assert set(_labels(LAYOUTS["folder"].read(tmp_path / "mine", strictly))) == {"a/1.wav", "b/1.wav"}
 
 
+def test_folders_that_link_to_each_other_are_gone_through_once(tmp_path):
+    """By their own names, where links give them others: audio that is listed twice may be on two sides."""
+    _write_files(tmp_path, ["dog/1.wav", "cat/1.wav", "owl/1.wav"])
+    for here in ("dog", "cat", "owl"):
+        for there in {"dog", "cat", "owl"} - {here}:
+            (tmp_path / here / f"a {there}").symlink_to(tmp_path / there)
+    (tmp_path / "a puppy").symlink_to(tmp_path / "dog")
+    assert set(_labels(LAYOUTS["folder"].read(tmp_path, strictly))) == {"dog/1.wav", "cat/1.wav", "owl/1.wav"}
+
+
 @pytest.mark.parametrize("files", [[], ["notes/readme.txt"]])
 def test_a_folder_without_recordings_is_refused(tmp_path, files):
     for file in files:

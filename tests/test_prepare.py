@@ -21,7 +21,7 @@ from workbench.data import LAYOUTS, fingerprint, load_splits, prepare
 from workbench.data.__main__ import main
 from workbench.data.clips import DataError
 from workbench.data.listing import strictly
-from workbench.data.prepared import FAULTS, FILES, REMARKS, open_prepared, verify
+from workbench.data.prepared import FAULTS, FILES, REMARKS, is_prepared, open_prepared, verify
 from workbench.data_config import Esc50Data
 
 from .small_datasets import identity_of, no_report, parts_of, quiet, write_table
@@ -134,7 +134,10 @@ def test_a_full_disk_at_the_very_end_loses_nothing(pristine, tmp_path, monkeypat
     with monkeypatch.context() as patch:
         patch.setattr(prepare, last, full)
         assert main(command) == 2
-    assert "No space left" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "No space left" in said
+    assert f"{folder}: " in said
+    assert "make room there" in said
     made = {path.name: path.stat().st_mtime_ns for path in folder.glob("audio-*.int16")}
     assert len(made) == 6
     assert main(command) == 0
@@ -176,8 +179,43 @@ def test_a_copy_that_changed_since_its_fingerprint_is_not_filed_under_it(esc50, 
     soundfile.write(copy / "audio" / rows[0]["filename"], np.full(16_000, 0.25), 16_000)
     with pytest.raises(DataError, match="files were changed, or could not be read, while they were decoded"):
         load_splits(config, tmp_path / "root", 0, quiet, before)
-    assert not list((tmp_path / "root").glob("esc50-*"))
+    assert not any(map(is_prepared, (tmp_path / "root").glob("esc50-*")))
     assert len(load_splits(config, tmp_path / "root", 0, quiet).train) == 27
+
+
+def test_a_prepared_set_is_refused_where_another_was_planned_with(esc50, tmp_path):
+    """On another node, or replaced meanwhile: what is trained on it must not be filed under the first."""
+    copy, rows = esc50
+    _prepare(copy, tmp_path / "set", workers=1)
+    config = Esc50Data(root=str(tmp_path / "set"))
+    planned = fingerprint(config)
+    assert len(load_splits(config, tmp_path / "root", 0, quiet, planned).train) == 27
+    soundfile.write(copy / "audio" / rows[0]["filename"], np.full(16_000, 0.25), 16_000)
+    shutil.rmtree(tmp_path / "set")
+    _prepare(copy, tmp_path / "set", workers=1)
+    with pytest.raises(DataError, match=r"set: is not the set that was planned with \(fingerprint"):
+        load_splits(config, tmp_path / "root", 0, quiet, planned)
+
+
+def test_what_a_kill_or_a_full_disk_left_goes_before_more_is_written(pristine, tmp_path):
+    left = tmp_path / "set" / "audio-000000.int16.0123.tmp"
+    left.parent.mkdir()
+    left.write_bytes(b"half of it")
+    seen = []
+    _prepare(pristine[0], tmp_path / "set", workers=1, progress=lambda *_: seen.append(left.exists()))
+    assert seen
+    assert not any(seen)
+
+
+def test_an_error_names_some_faults_of_many(esc50, tmp_path):
+    copy, rows = esc50
+    for row in rows:
+        (copy / "audio" / row["filename"]).unlink()
+    with pytest.raises(DataError, match="not one of its recordings is left") as error:
+        _prepare(copy, tmp_path / "set", workers=1)
+    *named, last = str(error.value).splitlines()[1:]
+    assert len(named) == prepare.LISTED_FAULTS
+    assert last == f"  and {len(rows) - prepare.LISTED_FAULTS} more"
 
 
 def test_a_decoder_that_dies_is_told_with_where_it_was(pristine, tmp_path, monkeypatch):

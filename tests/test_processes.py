@@ -176,6 +176,14 @@ def test_processes_end_together_when_one_of_them_fails(monkeypatch, tmp_path):
     assert told[1:] == [{"event": "broken", "number": 7, "reason": "disk full"}], "no trial is blamed for it"
 
 
+@pytest.mark.parametrize(
+    ("statuses", "guilty"),
+    [([1, 3], 1), ([3, 1], 0), ([1, 1, -9], 1), ([1, -9], 0), ([-9, 1], 1), ([-9, -9], 0)],
+)
+def test_the_first_complains_that_another_is_gone(statuses, guilty):
+    assert worker._guilty(statuses) == guilty
+
+
 @pytest.mark.slow
 def test_torchrun_trains_a_trial_that_its_study_then_finds(root, project, run, tmp_path):
     study = tmp_path / "mine.yaml"

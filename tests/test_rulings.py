@@ -1,5 +1,6 @@
 """What supports a claim, what contradicts it, and what says nothing."""
 
+import dataclasses
 import math
 import re
 
@@ -162,6 +163,21 @@ def test_a_rising_curve_is_contradicted_by_one_step_whichever_are_untested():
     for steps in ([alone, down], [down, alone]):
         assert judge_rising(RISING, steps).p_contradict < 0.01
     assert math.isnan(judge_rising(RISING, [alone, alone]).p_contradict)
+
+
+def test_one_side_that_was_not_tested_leaves_the_other_to_be_ruled_on():
+    down, alone = _compared(-0.05, 0.001), paired_comparison([0.0], [0.5])
+    down_for_certain = judge_rising(RISING, [alone, down])
+    assert math.isnan(down_for_certain.p_support)
+    others = [judge_greater(GREATER, _compared(0.03, 0.05, 3))] * 3
+    found, *_ = _ruled(down_for_certain, *others)
+    assert found.ruling is Ruling.CONTRADICTED
+    assert found.p_contradict == pytest.approx(4 * down_for_certain.p_contradict)
+    assert math.isnan(found.p_support)
+    half = dataclasses.replace(judge_greater(GREATER, _compared(0.05, 0.001)), p_contradict=math.nan)
+    (found,) = _ruled(half)
+    assert found.ruling is Ruling.SUPPORTED
+    assert math.isnan(found.p_contradict)
 
 
 @pytest.mark.parametrize(

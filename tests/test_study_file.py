@@ -346,7 +346,10 @@ def test_a_logarithm_takes_no_step(write):
         ("question: a\n3: b", "keys are text"),
         ("question: a\n[x]: b", "keys are text"),
         ("question: a\nseeds: [.nan]", "finite"),
-        ("question: a\nseeds: [2020-01-01]", "number or text"),
+        ("question: a\nseeds: [2020-01-01]", "whole number, is '2020-01-01'"),
+        ("question: a\nseeds: [2024-02-30]", "whole number, is '2024-02-30'"),
+        ("question: a\nseeds: [010]", "whole number, is '010'"),
+        ("question: a\nseeds: [1:30]", "whole number, is '1:30'"),
         ("question: !!python/object/apply:os.system ['true']", "not YAML"),
     ],
 )

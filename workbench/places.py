@@ -52,9 +52,10 @@ def _refuse_unusable(optuna_url: str) -> None:
 
     try:
         sqlalchemy.make_url(optuna_url).get_dialect().import_dbapi()
-    except ModuleNotFoundError as error:
-        remedy = "python -m pip install 'psycopg[binary]'" if error.name == "psycopg" else "install it"
-        raise ConfigError("optuna", f"{optuna_url} needs the package {error.name}: {remedy}") from None
+    except ImportError as error:
+        remedy = "python -m pip install 'psycopg[binary]'" if "psycopg" in optuna_url else "install it"
+        what = f"needs the package {error.name}" if error.name else f"cannot be opened ({error})"
+        raise ConfigError("optuna", f"{optuna_url} {what}: {remedy}") from None
     except (ArgumentError, ValueError) as error:
         raise ConfigError("optuna", f"must be an SQLAlchemy URL, is {optuna_url!r} ({error})") from None
 

@@ -56,6 +56,15 @@ class _Loader(yaml.SafeLoader):
     """Safe YAML in which 2e-6 is a number (YAML 1.1 wants 2.0e-6) and a key stands once."""
 
 
+# YAML 1.1 takes 010 for 8, 1:30 for 90, and 2024-02-30 for a date that is none: here they are text.
+_NOT_AS_WRITTEN = ("tag:yaml.org,2002:int", "tag:yaml.org,2002:timestamp")
+_Loader.yaml_implicit_resolvers = {
+    first: [(tag, pattern) for tag, pattern in resolvers if tag not in _NOT_AS_WRITTEN]
+    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:int", re.compile(r"^[-+]?(0|[1-9][\d_]*)$"), list("-+0123456789")
+)
 _Loader.add_implicit_resolver(
     "tag:yaml.org,2002:float",
     re.compile(r"^[-+]?(\d[\d_]*\.?[\d_]*|\.\d[\d_]*)[eE][-+]?\d+$"),

@@ -19,6 +19,7 @@ from workbench.audio.logmel import FLOOR
 from workbench.bench.flops import Kind
 from workbench.config import SAMPLE_RATE, ContrastiveConfig, FrontEndConfig, ModelConfig, TrialConfig
 from workbench.data.clips import ClipSet
+from workbench.model.heads import LEAST, MOST
 from workbench.random_streams import torch_stream
 from workbench.training.finetune import symmetric_divergence
 from workbench.training.masking import span_mask
@@ -86,7 +87,7 @@ class PlainEncoder(nn.Module):
 
 
 class PlainClassifier(nn.Module):
-    """Output dropout, linear, and the core's two poolings."""
+    """Output dropout, linear in the network's precision, and the core's two poolings."""
 
     def __init__(self, config: TrialConfig, num_classes: int) -> None:
         super().__init__()
@@ -100,7 +101,8 @@ class PlainClassifier(nn.Module):
         if self.pooling == "mean":
             return self.linear(context.mean(1)).float()
         probability = torch.sigmoid(self.linear(context).float())
-        return torch.logit(probability.square().sum(1) / probability.sum(1).clamp_min(1e-12), eps=1e-6)
+        pooled = probability.square().sum(1) / probability.sum(1).clamp_min(LEAST)
+        return torch.logit(pooled.clamp(LEAST, MOST))
 
 
 def contrastive_loss(predicted: Tensor, targets: Tensor, distractors: Tensor, temperature: float) -> Tensor:

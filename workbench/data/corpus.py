@@ -12,6 +12,7 @@ from collections import Counter
 from collections.abc import Callable
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 
@@ -19,6 +20,7 @@ from workbench.child_processes import spawned_pool
 from workbench.config import SAMPLE_RATE
 from workbench.data import synthesis
 from workbench.data.clips import ClipSet, DataError, Extent, Splits, labelled_subset
+from workbench.data.disk import writing
 from workbench.data.labels import Labels
 from workbench.data_config import CorpusData
 from workbench.random_streams import numpy_stream
@@ -97,7 +99,8 @@ def load_parts(
     missing = [job for job in _jobs(recipe, parts, folder) if not _waveform_file(*job[1:]).exists()]
     if missing:
         report(f"embedded corpus: making {len(missing) * CLIPS_PER_FILE} clips in {folder}, once")
-        _make_in_parallel(missing, report)
+        with writing(folder):
+            _make_in_parallel(missing, report)
     return [_open_part(folder, part, count) for part, count in parts.items()]
 
 
@@ -159,15 +162,21 @@ def _make_file(job: tuple[synthesis.Recipe, Path, str, int]) -> None:
 
 def _publish(array: np.ndarray, path: Path) -> None:
     aside = path.with_name(f"{path.name}.{uuid.uuid4().hex}.tmp")
-    with aside.open("wb") as file:
-        np.save(file, array, allow_pickle=False)
-    aside.replace(path)
+    try:
+        with aside.open("wb") as file:
+            np.save(file, array, allow_pickle=False)
+            file.flush()
+            os.fsync(file.fileno())
+        aside.replace(path)
+    except BaseException:
+        aside.unlink(missing_ok=True)
+        raise
 
 
 def _open_part(folder: Path, part: str, count: int) -> ClipSet:
     numbers = range(_num_files(count))
-    waveforms = [np.load(_waveform_file(folder, part, n), mmap_mode="r") for n in numbers]
-    labels = [np.load(_label_file(folder, part, n)) for n in numbers]
+    waveforms = [_load(_waveform_file(folder, part, n), mmap_mode="r") for n in numbers]
+    labels = [_load(_label_file(folder, part, n)) for n in numbers]
     samples = waveforms[0].shape[1]
     index = np.arange(count)
     return ClipSet(
@@ -178,3 +187,13 @@ def _open_part(folder: Path, part: str, count: int) -> ClipSet:
         labels=Labels.of_matrix(np.concatenate(labels)[:count]),
         names=np.array([f"{part}/{i}" for i in index]),
     )
+
+
+def _load(path: Path, mmap_mode: Literal["r"] | None = None) -> np.ndarray:
+    """Raises DataError for a file that a copy, or a power cut, has left short."""
+    try:
+        return np.asanyarray(np.load(path, mmap_mode=mmap_mode, allow_pickle=False))
+    except (OSError, ValueError, EOFError) as error:
+        raise DataError(
+            f"{path}: is damaged ({error}); delete it, and the same command makes it again"
+        ) from error

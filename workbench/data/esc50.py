@@ -23,7 +23,11 @@ def read(root: Path, fault: Fault, *, subset: str) -> Listing:
     rows = Rows(fault)
     name_of: dict[int, str] = {}
     for place, row in read_table(table, COLUMNS, fault):
-        if subset == "esc10" and row["esc10"] != "True":
+        is_esc10 = {"true": True, "false": False}.get(row["esc10"].lower())  # spreadsheets write TRUE
+        if is_esc10 is None:
+            fault(place, f"esc10 must be True or False, is {row['esc10']!r}")
+            continue
+        if subset == "esc10" and not is_esc10:
             continue
         name, target = row["filename"], row["target"]
         if wrong := _wrong_value(row):

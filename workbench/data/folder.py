@@ -11,7 +11,6 @@ file is a take of: all takes are on one side. Without `labels.csv` audio lies in
 from __future__ import annotations
 
 import functools
-import os
 import re
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
@@ -21,6 +20,7 @@ from workbench.audio.decode import FORMATS, SOUNDTRACKS
 from workbench.data.clips import DataError
 from workbench.data.listing import Fault, Listing, Row, Rows, is_inside, read_table
 from workbench.data.recordings import Columns, Layout, Recordings, Sides, hold_out
+from workbench.data.walk import files_below, is_a_line
 from workbench.data_config import FolderData
 
 TABLE, CLASSES = "labels.csv", "classes.txt"
@@ -43,36 +43,20 @@ class _Clip(NamedTuple):
 
 
 def audio_files(root: Path, fault: Fault) -> list[str]:
-    """Paths below `root`, at any depth, by their suffixes, sorted; what is hidden is not looked at.
+    """Paths below `root`, at any depth, by their suffixes, sorted.
 
-    Links are followed, but not in circles. Raises OSError for a folder that cannot be read.
+    As `files_below`.
     """
     found = []
-    for folder, folders, names in os.walk(root, followlinks=True, onerror=_raise):
-        here = Path(folder)
-        above = {here.resolve(), *here.resolve().parents}
-        folders[:] = [
-            name for name in folders if not name.startswith(".") and (here / name).resolve() not in above
-        ]
-        for name in names:
-            path = here / name
-            if path.suffix.lower() not in SUFFIXES or name.startswith("."):
-                continue
-            file = path.relative_to(root).as_posix()
-            if _is_a_line(file):
-                found.append(file)
-            else:
-                fault(repr(str(path)), "must be named in UTF-8 without line breaks; rename it")
+    for folder, name in files_below(root):
+        file = folder + name
+        if Path(name).suffix.lower() not in SUFFIXES:
+            continue
+        if is_a_line(file):
+            found.append(file)
+        else:
+            fault(repr(str(root / file)), "must be named in UTF-8 without line breaks; rename it")
     return sorted(found)
-
-
-def _raise(error: OSError) -> None:
-    raise error
-
-
-def _is_a_line(file: str) -> bool:
-    """Whether it can stand in a prepared set's lists."""
-    return file.splitlines() == [file] and file.encode(errors="ignore").decode() == file
 
 
 def read(root: Path, fault: Fault, *, single_label: bool) -> Listing:
@@ -113,7 +97,7 @@ def _of_table(table: Path, fault: Fault) -> Iterator[_Clip]:
     has_splits = any((row.get("split") or "").strip() for _, row in rows)
     for place, row in rows:
         file, split = row["file"].strip(), (row.get("split") or "").strip()
-        if not is_inside(file) or not _is_a_line(file):
+        if not is_inside(file) or not is_a_line(file):
             fault(place, f"file must be a path below {table.parent}, is {file!r}")
         elif has_splits and split not in SPLITS:
             fault(place, f"split must be one of {', '.join(SPLITS)}, for all rows or for none, is {split!r}")

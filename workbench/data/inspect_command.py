@@ -12,12 +12,14 @@ from rich.table import Table
 
 from workbench.audio.logmel import LogMel
 from workbench.config import SAMPLE_RATE, FrontEndConfig
+from workbench.data.clips import DataError
 from workbench.data.prepare_command import describe
 from workbench.data.prepared import FILES, Prepared, open_prepared
 
 SHEET_CLIPS = 20
 SHEET_SECONDS = 10.0
-SHOWN_DUPLICATES = 5
+SHOWN_DUPLICATES, SHOWN_ALIKE = 5, 4  # groups, and clips of a group
+SHEET_ENDINGS = (".png", ".pdf", ".svg", ".jpg")
 BAR = 30  # characters of the longest bar
 
 
@@ -33,6 +35,9 @@ def add_inspect(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
 
 def run_inspect(options: argparse.Namespace) -> int:
     """Prints, and draws the sheet. Raises DataError or OSError."""
+    sheet = options.sheet or Path("figures") / f"{options.folder.resolve().name}.png"
+    if sheet.suffix.lower() not in SHEET_ENDINGS:
+        raise DataError(f"--sheet: must end in one of {', '.join(SHEET_ENDINGS)}, is {sheet}")
     console = Console(highlight=False, soft_wrap=True)
     prepared = open_prepared(options.folder)
     describe(options.folder, console)
@@ -42,7 +47,6 @@ def run_inspect(options: argparse.Namespace) -> int:
     console.print(_histogram(prepared))
     for line in duplicates(prepared):
         console.print(line, markup=False)
-    sheet = options.sheet or Path("figures") / f"{options.folder.resolve().name}.png"
     draw_sheet(prepared, sheet)
     console.print(f"spectrograms: {sheet}", markup=False)
     return 0
@@ -80,7 +84,8 @@ def duplicates(prepared: Prepared) -> list[str]:
     for clips in sorted(groups, key=lambda clips: len(set(prepared.split[clips].tolist())) == 1)[
         :SHOWN_DUPLICATES
     ]:
-        lines.append("  " + " = ".join(files[clip] for clip in clips))
+        more = f" and {len(clips) - SHOWN_ALIKE:,} more" if len(clips) > SHOWN_ALIKE else ""
+        lines.append("  " + " = ".join(files[clip] for clip in clips[:SHOWN_ALIKE]) + more)
     return lines
 
 

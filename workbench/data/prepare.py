@@ -31,6 +31,7 @@ from workbench.audio.decode import (
 from workbench.child_processes import spawned_pool
 from workbench.config import SAMPLE_RATE
 from workbench.data.clips import DataError
+from workbench.data.disk import writing
 from workbench.data.exclusive import exclusive
 from workbench.data.labels import Labels
 from workbench.data.listing import Listing, Row, is_inside
@@ -53,6 +54,7 @@ BYTES_PER_SHARD = (
     1 << 28
 )  # of the copy's files, as they are: what an interruption can lose of long recordings
 MUCH_SHORTER = 0.9
+LISTED_FAULTS = 20  # of those that an error names
 ABSENT = "is not there"
 
 Progress = Callable[[int, int], None]  # clips done, clips in all
@@ -67,17 +69,20 @@ def prepare(
     table_faults: Sequence[str] = (),
     workers: int | None = None,
     strict: bool = False,
+    expected: str | None = None,
     progress: Progress = lambda done, total: None,
 ) -> Header:
     """Write the clips of `listing`, whose files lie below `copy`, to `folder`; what is there is kept.
 
-    `table_faults` are what reading the tables found. `workers=None` is one for each CPU core. Raises
-    DataError where not one file can be read, PyAV would be needed to read some, or with `strict` where any
-    cannot be, and OSError for what the disk does.
+    `table_faults` are what reading the tables found. `workers=None` is one for each CPU core. `expected` is
+    the fingerprint that the set must have. Raises DataError where it has another, not one file can be read,
+    PyAV would be needed to read some, or with `strict` where any cannot be; OSError for what the disk does.
     """
-    with exclusive(folder, wait=True):
+    with exclusive(folder, wait=True), writing(folder):
         if is_prepared(folder):
             return Header.read(folder)
+        for left in folder.glob("*.tmp"):  # of a kill, or a full disk
+            left.unlink()
         rows = in_order(listing)
         _require_decoder(rows, copy)
         jobs = _cut(rows, copy, folder)
@@ -86,11 +91,20 @@ def prepare(
         for count in _run(_make_shard, jobs, workers):
             done += count
             progress(done, len(rows))
-        header = _finish(layout, listing, rows, jobs, table_faults, strict)
+        header = _finish(layout, listing, rows, jobs, table_faults, strict, expected)
         shards = set(folder.glob("audio-*")) - {folder / name for name in header.sha256}
         for left in {*folder.glob("part-*.json"), *folder.glob("*.tmp"), *shards}:
             left.unlink()
     return header
+
+
+def listed(faults: Sequence[str], path: Path | None = None) -> str:
+    """The first of them, a line each, and how many more there are; `path` is a file that has them all."""
+    lines = [f"  {fault}" for fault in sorted(faults)[:LISTED_FAULTS]]
+    if len(faults) > LISTED_FAULTS:
+        where = f", all of them in {path}" if path else ""
+        lines.append(f"  and {len(faults) - LISTED_FAULTS:,} more{where}")
+    return "\n".join(lines)
 
 
 def in_order(listing: Listing) -> list[Row]:
@@ -289,6 +303,7 @@ def _finish(
     jobs: list[_Job],
     table_faults: Sequence[str],
     strict: bool,
+    expected: str | None,
 ) -> Header:
     copy, folder = jobs[0].copy, jobs[0].folder
     splits = sorted({row.split for row in rows})
@@ -315,12 +330,16 @@ def _finish(
                 start += decoded.length
     if not kept:
         raise DataError(
-            "\n  ".join(
-                [f"{copy}: not one of its recordings is left: {len(rows)} files cannot be used", *faults]
-            )
+            f"{copy}: not one of its recordings is left: {len(rows):,} files cannot be used\n{listed(faults)}"
         )
     if strict and faults:
-        raise DataError("\n  ".join([f"{copy}: has {len(faults)} faults", *faults]))
+        raise DataError(f"{copy}: has {len(faults):,} faults\n{listed(faults)}")
+    fingerprint = fingerprint_of(layout, listing, rows, hashes)
+    if expected not in (None, fingerprint):
+        raise DataError(
+            f"{copy}: files were changed, or could not be read, while they were decoded; the same command "
+            "decodes those again"
+        )
     place = np.array(places, np.int64)
     labels = Labels.of_lists([row.classes for row in kept], len(listing.classes))
     index: dict[str, np.ndarray] = {
@@ -336,7 +355,7 @@ def _finish(
     write_columns(folder, index)
     lines = {FILES: [row.file for row in kept], FAULTS: faults, REMARKS: remarks}
     for name, content in lines.items():
-        (folder / name).write_text("".join(f"{line}\n" for line in content))
+        (folder / name).write_text("".join(f"{line}\n" for line in content), encoding="utf-8")
     for name in (*(f"{column}.npy" for column in COLUMNS), *lines):
         checksums[name] = sha256(folder / name)
     header = Header(
@@ -346,7 +365,7 @@ def _finish(
         single_label=listing.single_label,
         splits={split: sum(row.split == split for row in kept) for split in splits},
         samples=int(place[:, 2].sum()),
-        fingerprint=fingerprint_of(layout, listing, rows, hashes),
+        fingerprint=fingerprint,
         shards=len(jobs),
         sha256=checksums,
     )

@@ -22,7 +22,7 @@ from workbench.data.prepared import FAULTS, REMARKS, Header, is_of_a_set, is_pre
 from workbench.places import DEFAULT_ROOT
 
 SHOWN_FAULTS = 10
-# What is wrong with a file; all other faults stand in a table.
+# What is wrong with a file; other faults stand in a table, or are of names.
 OF_A_FILE = re.compile(
     r"(?<!\.csv): (is not there|has no sound track|holds NaN or infinity|is empty|"
     r"was changed while it was read|cannot be (?:decoded|read)(?= \())(?: \(.*\))?$"
@@ -158,10 +158,16 @@ def by_reason(faults: list[str]) -> tuple[list[str], Counter[str]]:
 
     A few files that cannot be read must not drown in thousands of clips that were not downloaded.
     """
-    reasons = [found[1] if (found := OF_A_FILE.search(line)) else "in the tables" for line in faults]
+    reasons = [_reason(line) for line in faults]
     counts = Counter(reasons)
     order = sorted(range(len(faults)), key=lambda number: (counts[reasons[number]], reasons[number]))
     return [faults[number] for number in order], counts
+
+
+def _reason(fault: str) -> str:
+    if found := OF_A_FILE.search(fault):
+        return found[1]
+    return "in the tables" if ".csv" in fault else "in the names of files"
 
 
 def _summary(header: Header) -> str:

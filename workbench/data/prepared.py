@@ -105,7 +105,7 @@ class Prepared:
 
     def lines(self, name: str) -> list[str]:
         """Of `FILES`, one for each clip; of `FAULTS`; or of `REMARKS`."""
-        return (self.folder / name).read_text().splitlines()
+        return (self.folder / name).read_text(encoding="utf-8").splitlines()
 
     def left_out(self) -> tuple[str, ...]:
         """What could not be used: its file, or its place in a table."""

@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import functools
 import hashlib
-import shutil
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,7 +21,7 @@ from workbench.config import SAMPLE_RATE
 from workbench.data import corpus, synthesis
 from workbench.data.clips import DataError, Extent, Splits, labelled_subset
 from workbench.data.listing import Fault, Listing, strictly
-from workbench.data.prepare import content_hash, fingerprint_of, in_order, prepare, stat_of
+from workbench.data.prepare import content_hash, fingerprint_of, in_order, listed, prepare, stat_of
 from workbench.data.prepared import FAULTS, Header, Prepared, is_prepared, open_prepared
 from workbench.data.remote import is_url, open_remote, read_header
 from workbench.data_config import PoolData, RecordedData
@@ -134,7 +133,7 @@ class Copies:
         return self.layout(config).read(root, strictly)
 
     def opened(self, config: RecordedData | PoolData, root: Path, fingerprint: str) -> Prepared | None:
-        """The prepared set; None where the copy is still to be prepared."""
+        """The prepared set; None where the copy is still to be prepared. Raises DataError for another one."""
         if is_url(config.root):
             prepared = open_remote(config.root, root)
         else:
@@ -142,7 +141,12 @@ class Copies:
             if not is_prepared(folder):
                 return None
             prepared = open_prepared(folder)
-        self._checked(config, prepared.header)
+        found = self._checked(config, prepared.header).fingerprint
+        if found != fingerprint:  # on another node, or replaced since: its results would be filed wrongly
+            raise DataError(
+                f"{config.root}: is not the set that was planned with (fingerprint {found[:12]}, not "
+                f"{fingerprint[:12]}); give every machine the same one, and start the command again"
+            )
         return prepared
 
     def prepared(
@@ -157,18 +161,12 @@ class Copies:
         if not is_prepared(folder):
             listing = self.listing(config)
             report(f"{config.root}: decoding {len(listing.rows)} recordings to {folder}, once")
-            header = prepare(self._layout_of(config), listing, Path(config.root), folder)
-            if header.fingerprint != fingerprint:
-                shutil.rmtree(folder)
-                raise DataError(
-                    f"{config.root}: files were changed, or could not be read, while they were decoded; "
-                    "the same command decodes them again"
-                )
-        prepared = open_prepared(folder)
+            prepare(self._layout_of(config), listing, Path(config.root), folder, expected=fingerprint)
+        prepared = self.opened(config, root, fingerprint)
+        assert prepared is not None
         if (faults := prepared.lines(FAULTS)) and not config.skip_unreadable:
-            listed = "\n".join(f"  {fault}" for fault in sorted(faults))
             raise DataError(
-                f"{config.root}: {len(faults)} files cannot be used\n{listed}\n"
+                f"{config.root}: {len(faults)} files cannot be used\n{listed(faults, folder / FAULTS)}\n"
                 f"Mend them, or go on without them with --set {self._setting}.skip_unreadable=true "
                 f"(they were decoded once; to try them again as they are, delete {folder})"
             )

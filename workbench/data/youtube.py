@@ -14,12 +14,11 @@ in milliseconds. Folders do not matter:
 
 from __future__ import annotations
 
-import os
 import re
-from collections.abc import Iterator
 from pathlib import Path
 
 from workbench.audio.decode import FORMATS, SOUNDTRACKS
+from workbench.data.walk import files_below, is_a_line
 
 _ID = r"[A-Za-z0-9_-]{11}"
 _NUMBER = r"[0-9]+(?:\.[0-9]+)?"
@@ -48,7 +47,9 @@ class ClipFiles:
     def __init__(self, root: Path) -> None:
         """Raises OSError for a folder that cannot be read."""
         self._path_of: dict[str, str] = {}  # by the video's id, and the start if the name has one
-        for folder, name in _files_below(root):
+        for folder, name in files_below(root):
+            if not is_a_line(folder + name):  # no list of a prepared set could hold it: not there
+                continue
             stem, dot, suffix = name.rpartition(".")
             if (parts := _NAME.fullmatch(stem)) and (dot + suffix).lower() in _RANK:
                 video, start = parts.groups()
@@ -80,22 +81,3 @@ def _key(video: str, start: str) -> str:
 
 def _preference(path: str) -> tuple[int, str]:
     return _RANK[path[path.rindex(".") :].lower()], path
-
-
-def _files_below(root: Path) -> Iterator[tuple[str, str]]:
-    """Folder ("", or with a "/" behind it) and name of every file; a folder that links lead back to, once."""
-    folders, seen = [""], set()
-    while folders:
-        folder = folders.pop()
-        below = []
-        with os.scandir(root / folder) as entries:
-            for entry in entries:
-                if not entry.is_dir():
-                    yield folder, entry.name
-                    continue
-                status = entry.stat()
-                below.append((entry.name, (status.st_dev, status.st_ino)))
-        for name, inode in sorted(below, reverse=True):
-            if inode not in seen:
-                seen.add(inode)
-                folders.append(f"{folder}{name}/")

@@ -192,7 +192,9 @@ def _make_plan(
             f"{len(later)} of them run the winner again beside the study's own settings, on seeds {seeds}; "
             "a random point stands in for it"
         )
-    model = CostModel(places, cluster.device_of(resources), planner, pack=resources.pack)
+    # A search trains its trials one by one: one may be given up before the others.
+    pack = resources.pack if study is None or study.search is None else 1
+    model = CostModel(places, cluster.device_of(resources), planner, pack=pack)
     if not any(item.stages.missing(has) for item in every):
         nothing = cost_of([], has, model)
         return Plan(planned, model, nothing, nothing)  # nothing to measure for

@@ -223,15 +223,15 @@ def _measure_together(jobs: list[Job], device: Device, with_packs: bool) -> list
     free = free_memory(device.kind) / at_once
     work = [(to_dict(job.config), job.kind, dataclasses.asdict(job.extent)) for job in jobs]
     with spawned_pool(at_once) as pool:
-        futures = [pool.submit(_measure, work, device, free, with_packs) for _ in range(at_once)]
         try:
+            futures = [pool.submit(_measure, work, device, free, with_packs) for _ in range(at_once)]
             columns = zip(*(future.result() for future in futures), strict=True)
         except (BrokenProcessPool, torch.OutOfMemoryError) as error:
             raise ConfigError(
                 "resources.concurrency",
-                f"is {device.concurrency}, and measuring so many trials at once ran out of memory "
-                f"({_first_line(error)}); run fewer (--set resources.concurrency=1), end what else takes "
-                "memory, or take a smaller preset",
+                f"is {device.concurrency}, and measuring so many trials at once has ended, for lack of "
+                f"memory perhaps ({_first_line(error)}); run fewer (--set resources.concurrency=1), end what "
+                "else takes memory, or take a smaller preset",
             ) from error
         return [_combined(column) for column in columns]
 

@@ -65,12 +65,12 @@ class CostModel:
         if not alike:
             return Rates(0.0, 0.0, 0.0, 0, job.batch)
         nearest = min(alike, key=lambda other: abs(math.log(other.batch / job.batch)))
-        rates, times = self._calibration.rates(nearest), job.batch / nearest.batch
+        rates, times = self._calibration.rates(nearest), job.settings.batch_size / nearest.settings.batch_size
         return replace(
             rates,
             update_seconds=rates.update_seconds * times,
             packed_update_seconds=rates.packed_update_seconds * times,
-            bytes=round(rates.bytes * times),
+            bytes=round(rates.bytes * job.batch / nearest.batch),
             measured_batch=job.batch,
         )
 

@@ -23,7 +23,7 @@ from workbench.study.search import Choice, Search, Winner
 # Settings that cannot change a result.
 PLACEMENT = ("resources", "data.root", "pool.root", "model.recompute", "compile")
 CONFIRM_SEEDS = "search.confirm_seeds"
-MOST_REFUSED = 1000  # random points of a space that cannot be run, before the space is refused
+MOST_REFUSED = 1000  # random points of a space that cannot be run, in a row, before the space is refused
 SETTINGS, DEFAULT, FOUND = "settings", "default", "found"  # a confirmation's axis, and its levels
 
 
@@ -185,6 +185,7 @@ class Study:
                 if refused == MOST_REFUSED:
                     raise
                 continue
+            refused = 0
             yield point
 
     def _extremes(self) -> dict[str, tuple[Any, ...]]:

@@ -21,7 +21,7 @@ from workbench.config import TrialConfig
 from workbench.random_streams import derive
 from workbench.settings import ConfigError
 from workbench.store import Stage
-from workbench.study.definition import Study
+from workbench.study.definition import MOST_REFUSED, Study
 from workbench.study.plan import PlannedTrial, Planner, place, work_of, work_to_do
 from workbench.study.search import Choice, Integer, Search
 from workbench.study.trial_storage import (
@@ -362,20 +362,22 @@ class SearchLedger(Ledger):
 
     def _next(self, like: PlannedTrial | None) -> Assignment | None:
         """A proposal that need not wait; some that must are kept for later."""
-        in_a_row = 0
+        in_a_row = refused = 0
         while self._not_begun() and len(self._entered) < self._look_ahead:
             number = len(self._optuna.get_trials(deepcopy=False))
             self._optuna.sampler = _sampler(self._search, number)
             assignment = self._suggest(self._optuna.ask())
-            if assignment is None or self._tell_known(assignment):
+            if assignment is None:
+                refused += 1
+            elif self._tell_known(assignment):
                 in_a_row += 1
-                if in_a_row == NOTHING_NEW:
-                    self._found_nothing_new = True
-                    self._optuna.set_user_attr(EXHAUSTED, self._search.num_trials)
             elif self._must_wait(assignment.planned):
                 self._entered.append(assignment)
             else:
                 return assignment
+            if in_a_row == NOTHING_NEW or refused == MOST_REFUSED:
+                self._found_nothing_new = True
+                self._optuna.set_user_attr(EXHAUSTED, self._search.num_trials)
         return None
 
     def _tell_known(self, assignment: Assignment) -> bool:

@@ -102,13 +102,20 @@ def _run_in_processes(trial: dict[str, Any], settings: dict[str, Any], report: R
             process.wait()
     if not has_ended:
         statuses = [process.returncode for process in family]
-        guilty = next((rank for rank, status in enumerate(statuses) if status > 0), 0)  # others were killed
+        guilty = _guilty(statuses)
         found = words[guilty].last()
         if statuses[guilty] == BROKEN:
             report({"event": "broken", "number": trial["number"], "reason": found})
         else:  # killed, or short of memory: as when a worker dies
             reason = f"process {guilty} of the trial ended with {statuses[guilty]}: {found}"
             report({"event": "died", "number": trial["number"], "reason": reason})
+
+
+def _guilty(statuses: list[int]) -> int:
+    """Whose end was not another's doing: the others are killed, and the first complains that one is gone."""
+    own = [rank for rank, status in enumerate(statuses) if status == BROKEN]
+    own += [rank for rank, status in enumerate(statuses) if status > 0 and rank > 0]
+    return next(iter(own), 0)
 
 
 def _end_together(family: list[subprocess.Popen[str]]) -> None:
