@@ -54,7 +54,7 @@ def launch(tmp_path, monkeypatch):
         monkeypatch.setattr(run, "run_trials", run_trials)
         study = load_study(path)
         books = run.Books(study, places, places.store())
-        run._run_trials(study, books, places, plan, "command", Console(file=io.StringIO()))
+        run._run_trials(study, books, places, plan, "command", "to go on", Console(file=io.StringIO()))
 
     return launch
 
