@@ -267,13 +267,13 @@ def test_twice_the_updates_stand_beside_the_label_reduction(tmp_path):
         "quick",
         lambda t: (
             0.5
-            + 0.02 * np.log2(t.config.finetuning.steps / 1000)
-            + 0.001 * t.seed * t.config.finetuning.steps / 1000
+            + 0.02 * np.log2(t.config.finetuning.steps / 900)
+            + 0.001 * t.seed * t.config.finetuning.steps / 900
         ),
     )
     stages = StoredStages(Store(tmp_path / "store"))
     text = render([labels, longer], tmp_path, stages, "")
-    line = "2,000 updates in place of 1,000 for training from scratch (480 labels, convergence-quick)"
+    line = "1,800 updates in place of 900 for training from scratch (480 labels, convergence-quick)"
     half = stats.t.ppf(0.975, 2) * 0.001 / np.sqrt(3)
     assert f"{line}: +0.021 (95 % interval {0.021 - half:+.3f} to {0.021 + half:+.3f}, n = 3" in text
     assert "was not measured here" not in text
