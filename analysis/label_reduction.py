@@ -10,7 +10,7 @@ from enum import StrEnum
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy import optimize, stats
-from scipy.interpolate import PchipInterpolator
+from scipy.interpolate import Akima1DInterpolator, PchipInterpolator
 
 from analysis.estimators import FloatArray
 
@@ -111,7 +111,7 @@ def label_reduction(
     reads its table. The interval holds each label count at which a paired t-test over replicates does not
     tell the curve from the score (Fieller's method, so that the noise of both arms and their pairing
     count); with `draws` over test clips as well, both combined as in `crossed_comparison`. The curve may
-    lie anywhere from the straight to the smooth one: between measured counts its shape is unknown, and with
+    lie anywhere among a straight and two smooth ones: between measured counts its shape is unknown, and with
     many replicates this is what is left. Noise may differ between levels. A bootstrap over few replicates
     is much too narrow (`bootstrap_labels`).
 
@@ -143,7 +143,7 @@ def label_reduction(
     if len(scores) > 1:
         grid = np.union1d(np.linspace(place[0], place[-1], GRID_POINTS), place)
         lacking = _lacking(place, scores @ pool, targets, grid)
-        clip_error = np.zeros((2, len(grid)))
+        clip_error = np.zeros(len(grid))
         if draws is not None:
             redrawn = _lacking(place, draws.pretrained @ pool, share * draws.scratch[..., column], grid)
             clip_error = _shared_deviation(redrawn)
@@ -290,14 +290,18 @@ def monotone(scores: FloatArray) -> tuple[FloatArray, FloatArray]:
 
 
 def _lacking(place: FloatArray, scores: FloatArray, targets: FloatArray, grid: FloatArray) -> FloatArray:
-    """How far the straight and the smooth curve through scores (..., P) exceed targets (...): (2, ..., G)."""
+    """How far curves through scores (..., P) exceed targets (...): (3, ..., G).
+
+    Straight, and two smooth ones: PCHIP, and modified Akima, which bends more where a curve levels off.
+    """
     straight = scores @ np.array([np.interp(grid, place, one) for one in np.eye(len(place))])
     smooth = PchipInterpolator(place, scores, axis=-1)(grid)
-    return np.stack([straight, smooth]) - targets[..., None]
+    bent = Akima1DInterpolator(place, scores, axis=-1, method="makima")(grid)
+    return np.stack([straight, smooth, bent]) - targets[..., None]
 
 
 def _shared_deviation(redrawn: FloatArray) -> FloatArray:
-    """What redrawn clips do to all replicates alike (2, G), from (2, R, n, G).
+    """What redrawn clips do to all replicates alike (3, G), from (3, R, n, G).
 
     The root of the mean covariance of two replicates.
     """
@@ -309,13 +313,13 @@ def _shared_deviation(redrawn: FloatArray) -> FloatArray:
 def _not_told_apart(
     lacking: FloatArray, clip_error: FloatArray, clips: int, overlap: float, confidence: float
 ) -> NDArray[np.bool_]:
-    """Where on the grid what is lacking (2, n, G) may be nothing.
+    """Where on the grid what is lacking (3, n, G) may be nothing.
 
-    Between both curves, and beyond either as far as its own noise may have it.
+    Between the curves, and beyond any as far as its own noise may have it.
     """
     n = lacking.shape[1]
     mean, error = lacking.mean(axis=1), lacking.std(axis=1, ddof=1) * math.sqrt(1 / n + overlap)
-    gap = np.abs(mean[1] - mean[0])
+    gap = mean.max(axis=0) - mean.min(axis=0)
     critical = _critical(gap, np.hypot(error, clip_error).max(axis=0), n - 1, confidence)
     half_width = critical * error
     if clips:  # each source at the same error rate, by its own degrees of freedom
