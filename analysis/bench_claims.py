@@ -23,9 +23,10 @@ import pandas as pd
 from scipy import optimize
 
 from analysis.bench_coverage import most_wrong
+from analysis.contrasts import Trials, contrasts
 from analysis.predictions import Predictions
 from analysis.rulings import Ruling
-from analysis.verdicts import Trials, contrasts, study_verdicts
+from analysis.verdicts import study_verdicts
 from workbench.study.claims import Claim, Equivalent, FewerLabels, Greater, Part, Rising, enter
 from workbench.study.definition import Study, Trial
 from workbench.study.plan import place

@@ -15,11 +15,12 @@ from collections.abc import Sequence
 import pandas as pd
 
 from analysis.command import run
+from analysis.contrasts import ORDINALS, level_words
 from analysis.estimators import Comparison
 from analysis.findings import Findings
 from analysis.rulings import ERROR_RATE, Evidence
 from analysis.stored import StoredStages
-from analysis.verdicts import ORDINALS, Verdict, level_words
+from analysis.verdicts import Verdict
 from workbench.places import Places
 from workbench.study.claims import Equivalent, FewerLabels, Greater, Part, Rising
 from workbench.study.results import StudyRecord

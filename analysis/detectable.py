@@ -9,9 +9,10 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
+from analysis.contrasts import Contrast, NotTested, Trials, compare, contrasts
 from analysis.estimators import Comparison
 from analysis.predictions import Predictions
-from analysis.verdicts import Contrast, NotTested, Trials, claims_of, compare, contrasts
+from analysis.verdicts import claims_of
 from workbench.study.claims import Claim, Greater
 from workbench.study.power import detectable_difference
 from workbench.study.results import StudyRecord, best_tuned

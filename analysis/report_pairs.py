@@ -6,10 +6,10 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
+from analysis.contrasts import Trials, compare, ordered_levels
 from analysis.estimators import Comparison, holm
 from analysis.findings import Findings
 from analysis.plot_ablation import short
-from analysis.verdicts import Trials, compare, ordered_levels
 from analysis.words import p_words
 from workbench.study.results import best_tuned
 

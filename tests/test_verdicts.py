@@ -11,10 +11,12 @@ from scipy import stats
 from analysis import bench_claims
 from analysis.bench_claims import Simulation, edges
 from analysis.claims import describe
+from analysis.contrasts import Trials, compare, level_words
 from analysis.detectable import Detectable, study_detectable
+from analysis.examination import examine
 from analysis.predictions import resampled_metric
 from analysis.rulings import Ruling
-from analysis.verdicts import Trials, compare, examine, level_words, study_verdicts
+from analysis.verdicts import study_verdicts
 from workbench.study.claims import Claim, Greater, enter, read_claims
 from workbench.study.power import detectable_difference
 from workbench.study.study_file import load_study
