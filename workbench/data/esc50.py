@@ -23,11 +23,7 @@ def read(root: Path, fault: Fault, *, subset: str) -> Listing:
     rows = Rows(fault)
     name_of: dict[int, str] = {}
     for place, row in read_table(table, COLUMNS, fault):
-        is_esc10 = {"true": True, "false": False}.get(row["esc10"].lower())  # spreadsheets write TRUE
-        if is_esc10 is None:
-            fault(place, f"esc10 must be True or False, is {row['esc10']!r}")
-            continue
-        if subset == "esc10" and not is_esc10:
+        if subset == "esc10" and row["esc10"].lower() == "false":  # spreadsheets write FALSE
             continue
         name, target = row["filename"], row["target"]
         if wrong := _wrong_value(row):
@@ -48,6 +44,8 @@ def _wrong_value(row: dict[str, str]) -> str | None:
         return f"fold must be 1 to {NUM_FOLDS}, is {row['fold']!r}"
     if not row["target"].isdecimal():
         return f"target must be a class number, is {row['target']!r}"
+    if row["esc10"].lower() not in ("true", "false"):
+        return f"esc10 must be True or False, is {row['esc10']!r}"
     name = row["filename"]
     if not is_name(name):
         return f"filename must be a name inside audio/, is {name!r}"

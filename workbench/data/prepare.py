@@ -50,9 +50,8 @@ from workbench.data.prepared import (
 from workbench.settings import digest
 
 CLIPS_PER_SHARD = 256
-BYTES_PER_SHARD = (
-    1 << 28
-)  # of the copy's files, as they are: what an interruption can lose of long recordings
+# Of the copy's files, as they are: what an interruption can lose of long recordings.
+BYTES_PER_SHARD = 1 << 28
 MUCH_SHORTER = 0.9
 LISTED_FAULTS = 20  # of those that an error names
 ABSENT = "is not there"
@@ -93,7 +92,7 @@ def prepare(
             progress(done, len(rows))
         header = _finish(layout, listing, rows, jobs, table_faults, strict, expected)
         shards = set(folder.glob("audio-*")) - {folder / name for name in header.sha256}
-        for left in {*folder.glob("part-*.json"), *folder.glob("*.tmp"), *shards}:
+        for left in {*folder.glob("part-*.json"), *shards}:
             left.unlink()
     return header
 

@@ -153,17 +153,16 @@ class Copies:
         self, config: RecordedData | PoolData, root: Path, report: Callable[[str], None], fingerprint: str
     ) -> Prepared:
         """The prepared set, made if it is not there. Raises DataError for files that cannot be used."""
-        if is_url(config.root) or is_prepared(Path(config.root)):
-            prepared = self.opened(config, root, fingerprint)
-            assert prepared is not None
-            return prepared
+        prepared = self.opened(config, root, fingerprint)
         folder = self._folder(config, root, fingerprint)
-        if not is_prepared(folder):
+        if prepared is None:
             listing = self.listing(config)
             report(f"{config.root}: decoding {len(listing.rows)} recordings to {folder}, once")
             prepare(self._layout_of(config), listing, Path(config.root), folder, expected=fingerprint)
-        prepared = self.opened(config, root, fingerprint)
-        assert prepared is not None
+            prepared = self.opened(config, root, fingerprint)
+            assert prepared is not None
+        if is_url(config.root) or is_prepared(Path(config.root)):
+            return prepared  # what it leaves out was told when it was made
         if (faults := prepared.lines(FAULTS)) and not config.skip_unreadable:
             raise DataError(
                 f"{config.root}: {len(faults)} files cannot be used\n{listed(faults, folder / FAULTS)}\n"
