@@ -2,10 +2,13 @@
 
 import numpy as np
 import pytest
+import torch
 from scipy import stats
 
 from workbench.data.labels import Labels
-from workbench.training.batches import BalancedClasses, ShuffledEpochs
+from workbench.training.batches import BalancedClasses, ShuffledEpochs, neighbours
+from workbench.training.finetune import new_clip_model, predict
+from workbench.training.pretrain import new_encoder
 
 SHAPES = [(12, 4), (10, 4), (7, 3), (5, 8), (3, 10), (1, 4), (6, 1)]  # clips N, batch size B
 
@@ -92,3 +95,25 @@ def test_balanced_steps_do_not_depend_on_each_other():
     expected = [first.batch(step) for step in range(5)]
     for step in (4, 0, 2, 4):
         np.testing.assert_array_equal(second.batch(step), expected[step])
+
+
+def test_a_batch_that_is_evaluated_is_bounded_though_one_recording_lasts_for_hours():
+    """What is no longer than usual is heard in the same batches as ever."""
+    lengths = np.random.default_rng(0).integers(1, 60 * 16_000, 200)
+    assert neighbours(lengths) == [(0, 64), (64, 128), (128, 192), (192, 200)]
+    lengths[[70, 150]] = 2 * 3600 * 16_000
+    found = neighbours(lengths)
+    assert [clip for begin, end in found for clip in range(begin, end)] == list(range(200))
+    padded = [(end - begin) * lengths[begin:end].max() for begin, end in found]
+    assert max(padded) == lengths.max()  # those of two hours alone
+    assert len(found) < 30
+
+
+def test_how_clips_are_batched_changes_no_score(tiny_trial, tiny_splits, monkeypatch):
+    cpu = torch.device("cpu")
+    model = new_clip_model(
+        tiny_trial, new_encoder(tiny_trial, tiny_splits.pool, cpu), len(tiny_splits.classes)
+    )
+    together = predict(tiny_trial, model, tiny_splits.test, cpu)
+    monkeypatch.setattr("workbench.training.batches.HEARD_SECONDS", 5.0)
+    np.testing.assert_allclose(predict(tiny_trial, model, tiny_splits.test, cpu), together, atol=1e-5)

@@ -18,11 +18,12 @@ from workbench.data.noise import noise_clips
 from workbench.settings import ConfigError
 from workbench.training import compiled
 from workbench.training import pretrain as pretrain_module
-from workbench.training.finetune import finetune, finetune_together
+from workbench.training.finetune import finetune_together
 from workbench.training.loop import Run, Stopped
 from workbench.training.objectives import Contrastive
 from workbench.training.pretrain import new_encoder, pretrain, pretrain_together
 
+from .trained import finetuned
 from .trained_alike import assert_same_history, assert_same_weights
 
 UPDATES = 6
@@ -64,10 +65,6 @@ def _pretrain(trial, splits, run=None):
     return pretrain(trial, splits.pool, run or Run())
 
 
-def _finetune(trial, splits):
-    return finetune(trial, splits, new_encoder(trial, splits.pool, CPU), Run())
-
-
 def _num_shapes(padded):
     """A micro-batch may happen to be without a shorter clip."""
     return 2 if padded else 1
@@ -105,7 +102,7 @@ def test_compiled_fine_tuning_is_the_plain_one(
 ):
     trial = with_changes(trial, changes)
     splits = padded_splits if padded else tiny_splits
-    ours, plain = _finetune(_compiled(trial), splits), _finetune(trial, splits)
+    ours, plain = finetuned(_compiled(trial), splits), finetuned(trial, splits)
     assert_same_weights(ours.model.state_dict(), plain.model.state_dict(), TOLERANCE)
     assert_same_history(ours.history, plain.history, 1e-3)
     assert 1 <= _graphs() <= _num_shapes(padded)  # validation is not compiled
@@ -129,12 +126,12 @@ def test_a_compiled_pack_is_its_trials_alone(trial, tiny_splits, with_changes):
         return new_encoder(one, tiny_splits.pool, CPU)
 
     pretrained = pretrain_together([(_compiled(one), tiny_splits.pool, Run()) for one in trials])
-    finetuned = finetune_together([(_compiled(one), tiny_splits, encoder(one), Run()) for one in trials])
+    fitted = finetune_together([(_compiled(one), tiny_splits, encoder(one), Run()) for one in trials])
     assert _graphs() == 2
-    for ours, theirs, one in zip(pretrained, finetuned, trials, strict=True):
+    for ours, theirs, one in zip(pretrained, fitted, trials, strict=True):
         alone = _pretrain(one, tiny_splits)
         assert_same_weights(ours.encoder.state_dict(), alone.encoder.state_dict(), TOLERANCE)
-        alone = _finetune(one, tiny_splits)
+        alone = finetuned(one, tiny_splits)
         assert_same_weights(theirs.model.state_dict(), alone.model.state_dict(), TOLERANCE)
 
 
@@ -231,7 +228,7 @@ def test_torchs_compiler_computes_and_draws_the_same(trial, padded_splits, monke
     monkeypatch.setattr(compiled, "BACKEND", "inductor")
     ours, plain = _pretrain(_compiled(trial), padded_splits), _pretrain(trial, padded_splits)
     assert_same_weights(ours.encoder.state_dict(), plain.encoder.state_dict(), TOLERANCE)
-    ours, plain = _finetune(_compiled(trial), padded_splits), _finetune(trial, padded_splits)
+    ours, plain = finetuned(_compiled(trial), padded_splits), finetuned(trial, padded_splits)
     assert_same_weights(ours.model.state_dict(), plain.model.state_dict(), TOLERANCE)
     assert _graphs() == 2
 

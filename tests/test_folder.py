@@ -19,12 +19,11 @@ from workbench.data.recordings import columns_listed
 from workbench.data_config import FolderData
 from workbench.settings import ConfigError, from_dict, identity, to_dict
 from workbench.study.study_file import load_study
-from workbench.training.finetune import finetune, score
-from workbench.training.loop import Run
-from workbench.training.pretrain import new_encoder
+from workbench.training.finetune import score
 
 from .small_datasets import parts_of, quiet
 from .small_folder import COLUMNS, folder_rows, write_folder, write_sound, write_table
+from .trained import finetuned
 
 
 @pytest.fixture(scope="module")
@@ -228,7 +227,7 @@ def test_a_trial_is_trained_and_judged_as_the_setting_says(tmp_path, single):
         finetuning=FinetuningConfig(steps=1, batch_size=4, num_evaluations=1),
     )
     splits = load_splits(trial.data, tmp_path / "prepared", 0, quiet)
-    model = finetune(trial, splits, new_encoder(trial, splits.pool, torch.device("cpu")), Run()).model
+    model = finetuned(trial, splits).model
     metrics, scores = score(trial, model, splits.test, torch.device("cpu"), "test")
     assert ("test/accuracy" in metrics) == single
     assert np.allclose(scores.sum(axis=1), 1.0, atol=1e-5) == single

@@ -1,4 +1,4 @@
-"""Training learns, repeats itself exactly, survives a stop at any step, and ends where it diverges."""
+"""Training learns, keeps the best weights, ends where it diverges, and is the sum of its parts."""
 
 import contextlib
 import dataclasses
@@ -10,64 +10,20 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from workbench.config import (
-    Constant,
-    Cosine,
-    FinetuningConfig,
-    OptimiserConfig,
-    Step,
-    ThreeStage,
-    WarmupLinear,
-)
+from workbench.config import OptimiserConfig, WarmupLinear
 from workbench.data_config import CorpusData
-from workbench.training import batches as batches_module
 from workbench.training import finetune as finetune_module
 from workbench.training import loop
 from workbench.training import pretrain as pretrain_module
-from workbench.training.batches import neighbours
-from workbench.training.checkpoint import TrainingState
-from workbench.training.finetune import (
-    Finetuning,
-    _loss,
-    finetune,
-    predict,
-    score,
-    symmetric_divergence,
-)
+from workbench.training.finetune import Finetuning, _loss, finetune, predict, score, symmetric_divergence
 from workbench.training.loop import Course, Diverged, Run, Stopped
 from workbench.training.metrics import average_precision
 from workbench.training.pretrain import Pretraining, new_encoder, pretrain
-from workbench.training.schedule import learning_rate_scale
+
+from .trained import finetuned
+from .trained_alike import assert_identical_weights
 
 CPU = torch.device("cpu")
-
-
-class StopAt:
-    """A tracker that ends the training after an update, as a kill would."""
-
-    class Stopped(Exception):
-        pass
-
-    def __init__(self, step):
-        self.step = step
-
-    def progress(self, stage, step, steps):
-        if step == self.step:
-            raise self.Stopped
-
-    def log(self, stage, step, metrics):
-        pass
-
-
-def _finetune(trial, splits, run=None):
-    encoder = new_encoder(trial, splits.pool, CPU)
-    return finetune(trial, splits, encoder, run or Run())
-
-
-def _assert_same(first, second):
-    assert first.keys() == second.keys()
-    for name in first:
-        assert torch.equal(first[name], second[name]), name
 
 
 def test_clips_shorter_than_a_frame_train_and_are_judged(tiny_trial, tiny_splits):
@@ -79,7 +35,7 @@ def test_clips_shorter_than_a_frame_train_and_are_judged(tiny_trial, tiny_splits
     parts = {name: shortened(getattr(tiny_splits, name)) for name in ("pool", "train", "validation", "test")}
     splits = dataclasses.replace(tiny_splits, **parts)
     pretrain(tiny_trial, splits.pool, Run())
-    model = _finetune(tiny_trial, splits).model
+    model = finetuned(tiny_trial, splits).model
     probabilities = predict(tiny_trial, model, splits.test, CPU)
     assert probabilities.shape == (len(splits.test), len(splits.classes))
     assert np.isfinite(probabilities).all()
@@ -108,7 +64,7 @@ def test_finetuning_fits_its_clips_and_beats_chance_on_others(tiny_trial, tiny_s
         "finetuning.optimiser.peak_lr": 5e-3,
     }
     trial = with_changes(tiny_trial, changes)
-    result = _finetune(trial, tiny_splits)
+    result = finetuned(trial, tiny_splits)
     losses = [row["loss"] for row in result.history if "loss" in row]
     assert losses[-1] < 0.6 * losses[0]
     chance = tiny_splits.test.labels.matrix().mean()
@@ -116,69 +72,6 @@ def test_finetuning_fits_its_clips_and_beats_chance_on_others(tiny_trial, tiny_s
     assert test["test/mAP"] > 1.3 * chance
     seen = predict(trial, result.model, tiny_splits.train, CPU)
     assert np.nanmean(average_precision(seen, tiny_splits.train.labels.matrix())) > 0.6
-
-
-# --- it repeats itself --------------------------------------------------------------------------------------
-
-
-def test_the_same_seed_gives_the_same_run_and_another_seed_another(tiny_trial, tiny_splits, with_changes):
-    first = pretrain(tiny_trial, tiny_splits.pool, Run())
-    torch.rand(7)  # whatever else draws from the global generator
-    second = pretrain(tiny_trial, tiny_splits.pool, Run())
-    _assert_same(first.encoder.state_dict(), second.encoder.state_dict())
-    assert first.history == second.history
-    other = pretrain(with_changes(tiny_trial, {"seed": 1}), tiny_splits.pool, Run())
-    assert other.history != first.history
-
-
-@pytest.mark.parametrize("stop", [1, 7, 29])
-def test_pretraining_resumes_exactly_at_any_step(tiny_trial, tiny_splits, tmp_path, stop):
-    whole = pretrain(tiny_trial, tiny_splits.pool, Run())
-    checkpoint = tmp_path / "checkpoint.safetensors"
-    run = Run(tracker=StopAt(stop + 1), checkpoint=checkpoint, save_seconds=0)
-    with pytest.raises(StopAt.Stopped):
-        pretrain(tiny_trial, tiny_splits.pool, run)
-    assert TrainingState.load(checkpoint).step == stop
-    resumed = pretrain(tiny_trial, tiny_splits.pool, Run(checkpoint=checkpoint))
-    _assert_same(whole.encoder.state_dict(), resumed.encoder.state_dict())
-    assert whole.history == resumed.history
-
-
-@pytest.mark.parametrize("log_points", [50, 4])
-@pytest.mark.parametrize("stop", [3, 15, 22])  # before, at and after the first of two evaluations
-def test_finetuning_resumes_exactly_at_any_step(
-    tiny_trial, tiny_splits, tmp_path, stop, log_points, monkeypatch
-):
-    monkeypatch.setattr("workbench.training.loop.LOG_POINTS", log_points)
-    whole = _finetune(tiny_trial, tiny_splits)
-    checkpoint = tmp_path / "checkpoint.safetensors"
-    run = Run(tracker=StopAt(stop + 1), checkpoint=checkpoint, save_seconds=0)
-    with pytest.raises(StopAt.Stopped):
-        _finetune(tiny_trial, tiny_splits, run)
-    resumed = _finetune(tiny_trial, tiny_splits, Run(checkpoint=checkpoint))
-    _assert_same(whole.model.state_dict(), resumed.model.state_dict())
-    assert whole.history == resumed.history
-    assert whole.validation == resumed.validation
-
-
-def test_a_stop_while_saving_leaves_the_previous_checkpoint(tiny_trial, tiny_splits, tmp_path, monkeypatch):
-    checkpoint = tmp_path / "checkpoint.safetensors"
-    with pytest.raises(StopAt.Stopped):
-        pretrain(
-            tiny_trial,
-            tiny_splits.pool,
-            Run(tracker=StopAt(6), checkpoint=checkpoint, save_seconds=0),
-        )
-    before = checkpoint.read_bytes()
-    import os
-
-    def full(descriptor):
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(OSError, match="No space"):
-        pretrain(tiny_trial, tiny_splits.pool, Run(checkpoint=checkpoint, save_seconds=0))
-    assert checkpoint.read_bytes() == before
 
 
 # --- it ends well -------------------------------------------------------------------------------------------
@@ -197,36 +90,19 @@ def test_a_diverging_run_ends_with_what_it_last_saw(tiny_trial, tiny_splits, wit
     assert "peak_lr" in str(error.value)
 
 
-def test_what_diverges_between_log_points_replaces_no_checkpoint(tiny_trial, tiny_splits, tmp_path):
-    task = Pretraining(tiny_trial, tiny_splits.pool, CPU)
-    run = Run(checkpoint=tmp_path / "checkpoint.safetensors", save_seconds=0.0)
-    course = Course(task, dataclasses.replace(task.settings, steps=1000), seed=0, run=run)
-
-    def updated(loss):
-        course.updated([{"loss": torch.tensor(loss)}], torch.ones(()), dict)
-
-    for loss in (0.5, 0.25):
-        updated(loss)
-    with pytest.raises(Diverged, match="no longer finite by update 3"):
-        updated(math.nan)
-    assert TrainingState.load(run.checkpoint).step == 2
-    again = Course(task, course.config, seed=0, run=run)
-    assert loop._on_host(again._window) == [{"loss": 0.5}, {"loss": 0.25}]
-
-
 @pytest.mark.parametrize("metric", ["mAP", "lwlrap", "macro_auc"])
 def test_the_weights_that_are_kept_are_the_best_by_the_metric_of_their_data(
     tiny_trial, tiny_splits, with_changes, monkeypatch, metric
 ):
     monkeypatch.setattr(CorpusData, "metric", metric)
-    result = _finetune(with_changes(tiny_trial, {"finetuning.num_evaluations": 10}), tiny_splits)
+    result = finetuned(with_changes(tiny_trial, {"finetuning.num_evaluations": 10}), tiny_splits)
     name = f"validation/{metric}"
     assert result.validation[name] == max(row[name] for row in result.history if name in row)
 
 
 def test_the_best_weights_by_validation_are_kept(tiny_trial, tiny_splits, with_changes):
     trial = with_changes(tiny_trial, {"finetuning.num_evaluations": 10})
-    result = _finetune(trial, tiny_splits)
+    result = finetuned(trial, tiny_splits)
     scores = {row["step"]: row["validation/mAP"] for row in result.history if "validation/mAP" in row}
     assert len(scores) == 10
     assert result.validation["validation/mAP"] == max(scores.values())
@@ -322,7 +198,7 @@ def test_accumulation_gives_the_gradients_of_the_whole_batch(tiny_trial, tiny_sp
         },
     )
     accumulated = with_changes(plain, {"finetuning.accumulation": 4})
-    first, second = _finetune(plain, tiny_splits), _finetune(accumulated, tiny_splits)
+    first, second = finetuned(plain, tiny_splits), finetuned(accumulated, tiny_splits)
     for one, other in zip(first.history, second.history, strict=True):  # Adam hides a constant factor
         assert one == pytest.approx(other, rel=1e-4)
     assert all("grad_norm" in row for row in first.history if "loss" in row)
@@ -332,13 +208,14 @@ def test_accumulation_gives_the_gradients_of_the_whole_batch(tiny_trial, tiny_sp
 
 def test_a_frozen_encoder_does_not_move(tiny_trial, tiny_splits, with_changes):
     trial = with_changes(tiny_trial, {"finetuning.freeze_encoder": True})
-    result = _finetune(trial, tiny_splits)
-    _assert_same(new_encoder(trial, tiny_splits.pool, CPU).state_dict(), result.model.encoder.state_dict())
+    result = finetuned(trial, tiny_splits)
+    untrained = new_encoder(trial, tiny_splits.pool, CPU)
+    assert_identical_weights(untrained.state_dict(), result.model.encoder.state_dict())
 
 
 def test_an_updated_encoder_moves_all_that_the_context_depends_on(tiny_trial, tiny_splits):
     before = dict(new_encoder(tiny_trial, tiny_splits.pool, CPU).named_parameters())
-    after = dict(_finetune(tiny_trial, tiny_splits).model.encoder.named_parameters())
+    after = dict(finetuned(tiny_trial, tiny_splits).model.encoder.named_parameters())
     still = {name for name in before if torch.equal(before[name], after[name])}
     assert still == {"mask_vector", "out_of_context.weight", "out_of_context.bias"}
 
@@ -363,101 +240,17 @@ def test_losses_are_torchs_and_the_divergence_is_the_definition(single_label):
     torch.testing.assert_close(metrics["classification_loss"], expected)
 
 
-@pytest.mark.parametrize(
-    ("schedule", "expected"),
-    [
-        (WarmupLinear(warmup=0.1), {0: 0.1, 9: 1.0, 10: 1.0, 55: 0.5, 99: 1 / 90}),
-        (ThreeStage(), {0: 1 / 30, 29: 1.0, 30: 1.0, 59: 1.0, 79: 0.1, 99: 0.01}),
-        (Constant(), {0: 1.0, 99: 1.0}),
-        (Constant(warmup=0.5), {24: 0.5, 50: 1.0}),
-        (Cosine(warmup=0.0), {0: 1.0, 50: 0.5, 99: 0.00025}),
-        (Step(milestones=(0.5, 0.75)), {0: 1.0, 49: 1.0, 50: 0.1, 74: 0.1, 75: 0.01}),
-    ],
-    ids=lambda value: getattr(value, "kind", ""),
-)
-def test_schedules(schedule, expected):
-    for step, scale in expected.items():
-        assert learning_rate_scale(schedule, step, 100) == pytest.approx(scale, abs=2e-5), step
-
-
-@pytest.mark.parametrize("schedule", [WarmupLinear(), ThreeStage(), Constant(), Cosine(), Step()])
-@pytest.mark.parametrize("steps", [1, 2, 3, 1000])
-def test_schedules_stay_between_nothing_and_the_peak(schedule, steps):
-    scales = [learning_rate_scale(schedule, step, steps) for step in range(steps)]
-    assert all(0 <= scale <= 1 for scale in scales)
-    assert max(scales) > 0
-
-
 def test_consistency_loss_trains_on_two_versions(tiny_trial, tiny_splits, with_changes):
     trial = with_changes(tiny_trial, {"finetuning.consistency_weight": 2.0, "finetuning.steps": 4})
-    row = _finetune(trial, tiny_splits).history[0]
+    row = finetuned(trial, tiny_splits).history[0]
     assert row["consistency_loss"] > 0
     assert row["loss"] == pytest.approx(row["classification_loss"] + 2 * row["consistency_loss"], rel=1e-5)
 
 
 def test_class_balanced_sampling_is_used(tiny_trial, tiny_splits, with_changes):
-    plain = _finetune(tiny_trial, tiny_splits).history
+    plain = finetuned(tiny_trial, tiny_splits).history
     balanced = with_changes(tiny_trial, {"finetuning.class_balanced": True})
-    assert _finetune(balanced, tiny_splits).history != plain
-
-
-def test_the_default_finetuning_is_the_papers():
-    paper = FinetuningConfig()
-    assert paper.consistency_weight == 2.0
-    assert (paper.schedule.warmup, paper.schedule.hold) == (0.3, 0.3)
-    assert paper.augmentation.jitter_samples == 200
-    assert paper.augmentation.time_mask == 0.2
-    assert paper.augmentation.mixup == 0.5
-
-
-# --- each setting reaches the training ----------------------------------------------------------------------
-
-PRETRAINING_CHANGES = {
-    "batch_size": 8,
-    "accumulation": 2,
-    "gain_db": 6.0,
-    "mel_shift": 2,
-    "objective.mask_fraction": 0.5,
-    "objective.mask_span": 3,
-    "objective.num_distractors": 5,
-    "objective.temperature": 0.5,
-    "optimiser.peak_lr": 1e-3,
-    "optimiser.betas": (0.5, 0.9),
-    "optimiser.weight_decay": 0.5,
-    "optimiser.max_grad_norm": 1e-3,
-    "schedule": Cosine(warmup=0.1),
-}
-FINETUNING_CHANGES = {
-    "batch_size": 8,
-    "accumulation": 2,
-    "pooling": "mean",
-    "freeze_encoder": True,
-    "output_dropout": 0.5,
-    "consistency_weight": 2.0,
-    "class_balanced": True,
-    "augmentation.jitter_samples": 0,
-    "augmentation.time_mask": 0.0,
-    "augmentation.mixup": None,
-    "optimiser.peak_lr": 1e-3,
-    "optimiser.weight_decay": 0.5,
-    "schedule": Cosine(warmup=0.1),
-}
-
-
-@pytest.mark.parametrize("path", PRETRAINING_CHANGES)
-def test_every_pretraining_setting_reaches_the_training(tiny_trial, tiny_splits, with_changes, path):
-    base = with_changes(tiny_trial, {"pretraining.steps": 4})
-    changed = with_changes(base, {f"pretraining.{path}": PRETRAINING_CHANGES[path]})
-    histories = [pretrain(trial, tiny_splits.pool, Run()).history for trial in (base, changed)]
-    assert histories[0] != histories[1]
-
-
-@pytest.mark.parametrize("path", FINETUNING_CHANGES)
-def test_every_finetuning_setting_reaches_the_training(tiny_trial, tiny_splits, with_changes, path):
-    base = with_changes(tiny_trial, {"finetuning.steps": 4})
-    changed = with_changes(base, {f"finetuning.{path}": FINETUNING_CHANGES[path]})
-    histories = [_finetune(trial, tiny_splits).history for trial in (base, changed)]
-    assert histories[0] != histories[1]
+    assert finetuned(balanced, tiny_splits).history != plain
 
 
 @pytest.mark.slow
@@ -479,24 +272,3 @@ def test_bf16_learns_as_float32_does(tiny_trial, tiny_splits, with_changes, monk
     rounded = losses()
     assert rounded != exact
     assert rounded == pytest.approx(exact, rel=0.02)
-
-
-def test_a_batch_that_is_evaluated_is_bounded_though_one_recording_lasts_for_hours():
-    """What is no longer than usual is heard in the same batches as ever."""
-    lengths = np.random.default_rng(0).integers(1, 60 * 16_000, 200)
-    assert neighbours(lengths) == [(0, 64), (64, 128), (128, 192), (192, 200)]
-    lengths[[70, 150]] = 2 * 3600 * 16_000
-    batches = neighbours(lengths)
-    assert [clip for begin, end in batches for clip in range(begin, end)] == list(range(200))
-    padded = [(end - begin) * lengths[begin:end].max() for begin, end in batches]
-    assert max(padded) == lengths.max()  # those of two hours alone
-    assert len(batches) < 30
-
-
-def test_how_clips_are_batched_changes_no_score(tiny_trial, tiny_splits, monkeypatch):
-    model = finetune_module.new_clip_model(
-        tiny_trial, new_encoder(tiny_trial, tiny_splits.pool, CPU), len(tiny_splits.classes)
-    )
-    together = predict(tiny_trial, model, tiny_splits.test, CPU)
-    monkeypatch.setattr(batches_module, "HEARD_SECONDS", 5.0)
-    np.testing.assert_allclose(predict(tiny_trial, model, tiny_splits.test, CPU), together, atol=1e-5)

@@ -1,4 +1,4 @@
-"""Two trainings that should give the same, but for the order in which numbers are added up."""
+"""Two trainings that should give the same: exactly, or but for the order in which numbers are added up."""
 
 import pytest
 import torch
@@ -6,6 +6,13 @@ import torch
 # Batch norm takes a bias before it away again, and softmax a bias of all keys: their gradients are rounding
 # alone, whose sign Adam follows.
 WITHOUT_EFFECT = ("depthwise.bias", "running_mean", "query_key_value.bias")
+
+
+def assert_identical_weights(first, second):
+    """State dictionaries, to the last bit."""
+    assert first.keys() == second.keys()
+    for name in first:
+        assert torch.equal(first[name], second[name]), name
 
 
 def assert_same_weights(ours, theirs, tolerance=2e-3):
