@@ -234,21 +234,28 @@ def test_a_scale_names_its_data():
     assert scale("esc10_heads").startswith("preset quick, data esc50 esc10, ")
 
 
+def _noisy_trials():
+    trials = _trials()
+    noise = np.random.default_rng(0).normal(0, 0.05, len(trials.done))
+    trials.done["test/mAP"] += noise
+    return trials
+
+
+def _held_by(errors, trials, level):
+    """That `level` is above level 1: a part that holds, or fails, by so many standard errors."""
+    found, _ = compare(trials, [("all", level)], [("all", 1)])
+    margin = found.mean - errors * found.standard_error
+    return Greater(of=(f"all/{level}",), than=("all/1",), margin=margin)
+
+
 def test_a_claim_is_decided_by_its_easiest_failure_or_its_hardest_part():
-    noise = np.random.default_rng(0).normal(0, 0.05, len(_trials().done))
-    table = _trials().done.assign(**{"test/mAP": lambda t: t["test/mAP"] + noise})
-    trials = Trials(_trials().record, table, NoPredictions())
+    trials = _noisy_trials()
 
-    def part(level, errors):
-        """That fails, or holds, by so many standard errors: fewer than decide it."""
-        found, _ = compare(trials, [("all", level)], [("all", 1)])
-        margin = found.mean - errors * found.standard_error
-        return Greater(of=(f"all/{level}",), than=("all/1",), margin=margin)
-
-    for errors in ((1.0, 0.8), (-1.0, 0.8), (-1.0, -0.8), (0.8, -1.0)):
-        claim = Claim(says="?", where="?", parts=tuple(map(part, (4, 16), errors)))
+    for errors in ((1.0, 0.8), (-1.0, 0.8), (-1.0, -0.8), (0.8, -1.0)):  # fewer than decide a part
+        parts = tuple(_held_by(few, trials, level) for few, level in zip(errors, (4, 16), strict=True))
+        claim = Claim(says="?", where="?", parts=parts)
         record = dataclasses.replace(trials.record, entered=enter({"mine": claim}, [], {}), claims=["mine"])
-        verdict = study_verdicts(record, table, NoPredictions())[0]
+        verdict = study_verdicts(record, trials.done, NoPredictions())[0]
         assert {evidence.ruling for evidence in verdict.evidence} == {Ruling.INCONCLUSIVE}
         needs = [evidence.replicates_to_decide for evidence in verdict.evidence]
         failing = [need for need, held_by in zip(needs, errors, strict=True) if held_by < 0]
@@ -258,19 +265,12 @@ def test_a_claim_is_decided_by_its_easiest_failure_or_its_hardest_part():
 
 def test_a_part_that_no_seeds_decide_leaves_the_claim_open(monkeypatch):
     """Though the others would be with a few more."""
-    noise = np.random.default_rng(0).normal(0, 0.05, len(_trials().done))
-    table = _trials().done.assign(**{"test/mAP": lambda t: t["test/mAP"] + noise})
-    trials = Trials(_trials().record, table, NoPredictions())
+    trials = _noisy_trials()
 
-    def part(level, errors):
-        found, _ = compare(trials, [("all", level)], [("all", 1)])
-        margin = found.mean - errors * found.standard_error
-        return Greater(of=(f"all/{level}",), than=("all/1",), margin=margin)
-
-    parts = part(4, 1.0), part(16, -1e-4)
+    parts = _held_by(1.0, trials, 4), _held_by(-1e-4, trials, 16)
     claim = Claim(says="?", where="?", parts=parts)
     record = dataclasses.replace(trials.record, entered=enter({"mine": claim}, [], {}), claims=["mine"])
-    verdict = study_verdicts(record, table, NoPredictions())[0]
+    verdict = study_verdicts(record, trials.done, NoPredictions())[0]
     few, never = verdict.evidence
     assert few.replicates_to_decide is not None
     assert (never.replicates_to_decide, never.leans_against) == (None, True)
