@@ -184,6 +184,31 @@ def test_several_gpus_agree_on_stopping_now_and_then(tiny_trial, tiny_splits, mo
 # --- its parts ----------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("most", [10**6, 16_000])
+def test_log_mels_are_standardised_by_all_clips_each_by_its_beginning(
+    tiny_trial, tiny_splits, monkeypatch, most
+):
+    monkeypatch.setattr(pretrain_module, "STATISTICS_SAMPLES", most)
+    pool = tiny_splits.pool
+    front_end = new_encoder(tiny_trial, pool, CPU).front_end
+    heard = [pool.read(np.array([clip]))[0][:, :most] for clip in range(len(pool))]
+    frames = torch.cat([front_end.log_mel(waveform)[0] for waveform in heard]).double()
+    torch.testing.assert_close(front_end.mean, frames.mean(0).float())
+    torch.testing.assert_close(front_end.std, frames.std(0).float())
+
+
+def test_silence_is_standardised_by_a_deviation_that_is_not_zero(tiny_trial, tiny_splits):
+    source = np.zeros(16_000, np.int16)
+    pool = dataclasses.replace(
+        tiny_splits.pool,
+        sources=(source,),
+        source=np.zeros(len(tiny_splits.pool), int),
+        start=np.zeros(len(tiny_splits.pool), int),
+        length=np.full(len(tiny_splits.pool), 160),
+    )
+    assert (new_encoder(tiny_trial, pool, CPU).front_end.std == 1e-3).all()
+
+
 def test_accumulation_gives_the_gradients_of_the_whole_batch(tiny_trial, tiny_splits, with_changes):
     """Without batch statistics and dropout, which see micro-batches, the update is the same."""
     plain = with_changes(

@@ -29,7 +29,9 @@ from workbench.training.objectives import Hidden, Metrics, build_objective, coll
 from workbench.training.pack import pack_key, train_together
 
 STAGE: Literal["pretrain"] = "pretrain"
-STATISTICS_CLIPS = 512  # heard for the standardisation of the log-mel
+# Heard for the standardisation of the log-mel: so many clips, and of a longer recording its first minute.
+STATISTICS_CLIPS = 512
+STATISTICS_SAMPLES = 60 * SAMPLE_RATE
 
 
 @dataclass
@@ -140,13 +142,20 @@ def _statistics(front_end: LogMel, pool: ClipSet) -> tuple[Tensor, Tensor]:
     """Mean and standard deviation (M,) of each log-mel band over clips spread evenly through the pool."""
     chosen = np.unique(np.linspace(0, len(pool) - 1, STATISTICS_CLIPS).round().astype(int))
     shortest = front_end.config.hop_samples
-    frames = []
-    for begin, end in neighbours(pool.length[chosen]):
-        waveforms, samples = pool.read(chosen[begin:end], min_samples=shortest)
+    count = 0
+    total, squares = torch.zeros(2, front_end.config.num_mels, dtype=torch.float64)
+    for begin, end in neighbours(np.minimum(pool.length[chosen], STATISTICS_SAMPLES)):
+        waveforms, samples = pool.read(
+            chosen[begin:end], min_samples=shortest, max_samples=STATISTICS_SAMPLES
+        )
         for waveform, length in zip(waveforms, samples.clamp_min(shortest).tolist(), strict=True):
-            frames.append(front_end.log_mel(waveform[None, :length])[0])
-    every = torch.cat(frames).double()
-    return every.mean(0), every.std(0).clamp_min(1e-3)
+            frames = front_end.log_mel(waveform[None, :length])[0].double()
+            count += len(frames)
+            total += frames.sum(0)
+            squares += frames.square().sum(0)
+    mean = total / count
+    variance = (squares - count * mean.square()) / max(1, count - 1)
+    return mean, variance.clamp_min(1e-6).sqrt()
 
 
 def crop_samples(config: TrialConfig, stage: StageKind) -> int:
