@@ -18,6 +18,7 @@ from analysis.predictions import Predictions
 from analysis.replicates import by_replicate, with_fold_numbers
 from analysis.words import counted
 from workbench.study.claims import Equivalent, FewerLabels, Greater, Part, Rising
+from workbench.study.definition import shown
 from workbench.study.results import StudyRecord
 
 OF_FOLDS = "test folds, whose training sets overlap, are the replicates"
@@ -67,10 +68,10 @@ class Trials:
             complete, every = complete.intersection(rows.index), every.union(rows.index)
         if not len(complete):
             raise NotTested("no replicate has finished in all of its arms")
-        shown = [rows.loc[complete] for rows in columns]
-        self.used |= {run for rows in shown for run in rows["run_id"]}
-        values = pd.DataFrame({i: rows[metric] for i, rows in enumerate(shown)}, index=complete)
-        return values, [list(rows["key"]) for rows in shown], len(every) - len(complete)
+        common = [rows.loc[complete] for rows in columns]
+        self.used |= {run for rows in common for run in rows["run_id"]}
+        values = pd.DataFrame({i: rows[metric] for i, rows in enumerate(common)}, index=complete)
+        return values, [list(rows["key"]) for rows in common], len(every) - len(complete)
 
     def resolve(self, names: Sequence[str]) -> list[list[tuple[str, Any]]]:
         """(regime, level) of each `regime/level`, in every way that `any` may be read. Raises NotTested."""
@@ -107,7 +108,7 @@ class Trials:
         if word == "base":
             if not self.record.axes:
                 raise NotTested("the study varies no setting")
-            value = _setting(self.record.base, self.record.axes[0])
+            value = shown(_setting(self.record.base, self.record.axes[0]))
             if value not in levels:
                 raise NotTested(f"the preset's own {self.record.axes[0]}, {value}, is not among the levels")
             return value
@@ -132,7 +133,7 @@ def level_words(record: StudyRecord) -> str:
     words = dict(zip(map(repr, levels), ([word] for word in ORDINALS), strict=False))
     words.setdefault(repr(levels[-1]), []).append("last")
     with contextlib.suppress(NotTested):
-        words.setdefault(repr(_setting(record.base, record.axes[0])), []).append("base")
+        words.setdefault(repr(shown(_setting(record.base, record.axes[0]))), []).append("base")
     return ", ".join(f"{level} ({', '.join(words.get(repr(level), ['-']))})" for level in levels)
 
 

@@ -76,12 +76,11 @@ def test_each_trial_is_handed_out_once_and_no_pretraining_twice_at_a_time(open_l
 def test_trials_that_train_together_are_found_by_the_stage_that_they_need_next(open_ledger):
     ledger = open_ledger()
     first = ledger.next()
-    assert (
-        ledger.num_ready(first.planned) == 2
-    )  # the other seed's, of both regimes; they share a pre-training
     pack = [first]
+    ready = ledger.num_ready(first.planned)  # the other seed's, of both regimes; they share a pre-training
     while (following := ledger.next(like=first.planned)) is not None:
         pack.append(following)
+    assert ready == len(pack) - 1
     needed = [a.planned.stages.pretrain.key for a in pack]
     key = pack_key(first.planned.trial.config, "pretrain")
     assert [pack_key(a.planned.trial.config, "pretrain") for a in pack] == [key] * len(pack)
@@ -174,6 +173,22 @@ def test_the_work_left_counts_a_shared_pretraining_once(open_ledger):
     assert ledger.work_left() == 3 * one + fine - work_of(first.planned.trial.config)["finetune"]
 
 
+def test_what_is_ready_to_train_together_is_as_many_as_are_then_given(open_ledger):
+    """At every moment of the study, whatever has been trained."""
+    trained = set()
+    ledger = open_ledger(trained)
+    while (first := ledger.next()) is not None:
+        ready = ledger.num_ready(first.planned)
+        pack = [first]
+        while (following := ledger.next(like=first.planned)) is not None:
+            pack.append(following)
+        assert ready == len(pack) - 1
+        for assignment in pack:
+            trained.update(stage.key for stage in assignment.planned.stages.all())
+            ledger.complete(assignment.number, 0.5)
+    assert ledger.num_left == 0
+
+
 SEARCH = """
 question: Which?
 preset: smoke
@@ -206,6 +221,17 @@ def test_a_search_hands_out_as_many_trials_as_asked_also_when_fewer_are_asked_la
     fewer = open_search(SEARCH.replace("num_trials: 3", "num_trials: 2"))
     assert fewer.num_left == 0
     assert open_search(SEARCH.replace("num_trials: 3", "num_trials: 5")).num_left == 2
+
+
+def test_the_work_left_in_a_search_is_of_all_its_trials(open_search):
+    trained = set()
+    ledger = open_search(store=FakeStore(trained))
+    config = (first := ledger.next()).planned.trial.config
+    pretrain, finetune = (work_of(config)[kind] for kind in ("pretrain", "finetune"))
+    assert ledger.work_left() == pretrain + 3 * finetune
+    trained.update(stage.key for stage in first.planned.stages.all())
+    ledger.complete(first.number, 0.1)
+    assert ledger.work_left() == 2 * finetune
 
 
 def test_a_search_takes_over_what_was_cut_off_with_the_same_point(open_search):

@@ -14,7 +14,7 @@ from workbench.config import SAMPLE_RATE, FinetuningConfig, ModelConfig, Pretrai
 from workbench.data import LAYOUTS
 from workbench.data.clips import DataError
 from workbench.data.listing import strictly
-from workbench.data.pool import cut, first_hours
+from workbench.data.pool import cut, extent, fingerprint, first_hours
 from workbench.data.prepare import prepare
 from workbench.data.recordings import Columns, hold_out
 from workbench.data_config import CorpusData, Esc50Data, FolderData, PoolData
@@ -402,6 +402,22 @@ def test_a_pools_place_is_not_part_of_a_studys_name(tmp_path):
     assert study.id == "mine-smoke"
     assert {trial.config.pool.hours for trial in study.trials()} == {1.0, 10.0}
     assert {trial.config.pool.root for trial in study.trials()} == {"/audio"}
+
+
+def test_a_pool_that_the_command_line_brings_makes_another_study(tmp_path):
+    """Else its results would be shown as those of the study without one."""
+    path = tmp_path / "mine.yaml"
+    path.write_text("{question: '?', preset: smoke}")
+    ids = {
+        load_study(path, assignments=settings).id
+        for settings in ((), ("pool.root=/audio",), ("pool.root=/speech",), ("pool={root: /audio}",))
+    }
+    assert len(ids) == 4
+
+
+def test_a_split_that_a_folder_has_not_is_refused_by_the_plan(audio, tmp_path):
+    with pytest.raises(DataError, match=r"no split 'eval'.*--set 'pool=\{root: "):
+        extent(PoolData(root=str(audio), splits=("eval",)), tmp_path, fingerprint(PoolData(root=str(audio))))
 
 
 def test_pools_can_be_compared(tmp_path):

@@ -29,17 +29,18 @@ def test_one_seed_shows_nothing():
     assert detectable_difference(1) == math.inf
 
 
-def test_the_noise_of_pairs_is_taken_from_earlier_results(study, tmp_path):
+@pytest.mark.parametrize("levels", [(1, 2), ("null", 0.5)])
+def test_the_noise_of_pairs_is_taken_from_earlier_results(study, tmp_path, levels):
     assert earlier_deviation(study, tmp_path) is None
     generator = np.random.default_rng(0)
     rows = []
     for seed in range(400):
         shared = generator.normal(0, 10)  # of the seed: gone in a pair's difference
-        for level in (1, 2):
+        for gain, level in enumerate(levels):
             rows.append(
                 {
                     "number": 0, "state": "complete", "reason": "", "level": level, "regime": "full",
-                    "seed": seed, "fold": None, "test/mAP": shared + level + generator.normal(0, 0.5),
+                    "seed": seed, "fold": None, "test/mAP": shared + gain + generator.normal(0, 0.5),
                 }
             )  # fmt: skip
     for name, preset in (("other-study-smoke", "smoke"), ("smoke-quick", "quick")):
@@ -49,6 +50,10 @@ def test_the_noise_of_pairs_is_taken_from_earlier_results(study, tmp_path):
         definition = {key: value for key, value in vars(record).items() if key != "folder"}
         (folder / "study.json").write_text(json.dumps(definition))
         pd.DataFrame(rows).to_csv(folder / "trials.csv", index=False)
+    nothing_yet = tmp_path / "begun-smoke"
+    nothing_yet.mkdir()
+    (nothing_yet / "study.json").write_text((tmp_path / "other-study-smoke" / "study.json").read_text())
+    pd.DataFrame().to_csv(nothing_yet / "trials.csv", index=False)
     deviation, name = earlier_deviation(study, tmp_path)
     assert name == "other-study-smoke"
     assert deviation == pytest.approx(0.5 * math.sqrt(2), rel=0.1)

@@ -1,5 +1,6 @@
 """Study files: what they become, and how wrong ones are refused."""
 
+import copy
 from pathlib import Path
 
 import pytest
@@ -156,6 +157,16 @@ def test_a_schedule_is_replaced_whole(write):
         ({"vary": {"model.num_heads": [2, 5]}}, "model.num_heads", ["5", "16", "divide"]),
         ({"vary": {"model.head_count": [1]}}, "model.head_count", ["unknown key", "num_heads"]),
         ({"vary": {"model.kernel": [8]}}, "model.kernel", ["odd", "8", "7 or 9"]),
+        ({"settings": {"seed": 7}}, "seed", ["seeds"]),
+        ({"regimes": {"all": {"seed": 7}}}, "seed", ["seeds"]),
+        ({"tune": {"seed": [7, 8]}}, "seed", ["seeds"]),
+        (
+            {"settings": {"data": {"kind": "esc50", "test_fold": 3}}, "folds": [1, 2]},
+            "data.test_fold",
+            ["folds"],
+        ),
+        ({"regimes": {}}, "regimes", ["mapping", "{}"]),
+        ({"settings": {"model": {"dropout": 0.2}}}, "model", ["put aside", "model.dropout"]),
         ({"vary": {"model.num_heads": [1, 1]}}, "vary.model.num_heads", ["repeat"]),
         ({"vary": {"model.num_heads": 4}}, "vary.model.num_heads", ["list"]),
         ({"vary": {"model.num_heads": ["4"]}}, "model.num_heads", ["whole number", "'4'"]),
@@ -232,12 +243,10 @@ SEARCH = {
 
 def test_a_search_is_checked_at_its_corners(write):
     assert load_study(write(SEARCH)).search.num_trials == 3
-    SEARCH["search"]["space"]["model.num_heads"] = {"kind": "choice", "values": [2, 5]}
-    try:
-        with pytest.raises(ConfigError, match="does not divide"):
-            load_study(write(SEARCH))
-    finally:
-        del SEARCH["search"]["space"]["model.num_heads"]
+    wrong = copy.deepcopy(SEARCH)
+    wrong["search"]["space"]["model.num_heads"] = {"kind": "choice", "values": [2, 5]}
+    with pytest.raises(ConfigError, match="does not divide"):
+        load_study(write(wrong))
 
 
 RATE = "finetuning.optimiser.peak_lr"

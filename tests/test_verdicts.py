@@ -94,6 +94,8 @@ def test_the_words_for_levels_are_told():
     assert level_words(_trials().record) == "1 (first), 4 (second, base), 16 (third, last)"
     named = a_record(levels=["linear", "cosine"], base={"level": "step"})
     assert level_words(named) == "linear (first), cosine (second, last)"
+    nothing = a_record(levels=["null", 0.5], base={"level": None})
+    assert level_words(nothing) == "null (first, base), 0.5 (second, last)"
     assert level_words(a_record(axes=[], levels=[])) == ""
 
 

@@ -37,7 +37,7 @@ def study_command(
 
 
 def ui_command(root: Path) -> str:
-    return "make ui" if root == DEFAULT_ROOT else f"make ui MLRUNS={root}"
+    return "make ui" if root == DEFAULT_ROOT else f"make ui MLRUNS={shlex.quote(str(root))}"
 
 
 def figure_command(study_id: str, root: Path) -> str:

@@ -17,7 +17,16 @@ from workbench.data.folder import audio_files
 from workbench.data.labels import Labels
 from workbench.data.listing import Fault, Listing, Row
 from workbench.data.prepared import Header, Prepared
-from workbench.data.recordings import Columns, Copies, Layout, Sides, chance_of, columns_of, mean_seconds
+from workbench.data.recordings import (
+    Columns,
+    Copies,
+    Layout,
+    Sides,
+    chance_of,
+    columns_listed,
+    columns_of,
+    mean_seconds,
+)
 from workbench.data_config import PoolData
 
 SPLIT = "pool"
@@ -49,7 +58,7 @@ def sides(config: PoolData, clips: Columns) -> Sides:
         if split not in clips.splits:
             raise DataError(
                 f"{config.root}: has no split {split!r}, which pool.splits names; it has "
-                f"{', '.join(clips.splits)}"
+                f"{', '.join(clips.splits)} (all of it: --set 'pool={{root: {config.root}}}')"
             )
     heard, none = clips.of(*(config.splits or clips.splits)), np.empty(0, np.int64)
     if not len(heard):
@@ -89,6 +98,7 @@ def extent(config: PoolData, root: Path, fingerprint: str) -> Extent:
             len(clips), clips.hours * 3600 / len(clips), np.minimum(clips.length / SAMPLE_RATE, crop)
         )
     listing = _COPIES.listing(config)
+    sides(config, columns_listed(listing))
     seconds = mean_seconds(config, listing)
     each = max(1, int(seconds // crop))
     every = each * len(listing.rows)

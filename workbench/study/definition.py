@@ -20,8 +20,9 @@ from workbench.settings import ConfigError, digest, from_dict, identity, to_dict
 from workbench.study.claims import Claim
 from workbench.study.search import Choice, Search, Winner
 
-# Settings that cannot change a result.
+# Settings that cannot change a result, or say where the same data lie.
 PLACEMENT = ("resources", "data.root", "pool.root", "model.recompute", "compile")
+SECTIONS = ("model", "pretraining", "finetuning")  # of a preset
 CONFIRM_SEEDS = "search.confirm_seeds"
 MOST_REFUSED = 1000  # random points of a space that cannot be run, in a row, before the space is refused
 SETTINGS, DEFAULT, FOUND = "settings", "default", "found"  # a confirmation's axis, and its levels
@@ -72,6 +73,7 @@ class Study:
     claims: dict[str, Claim | None]  # by their ids; None where no claims.yaml lies beside the study
     preset: str
     overrides: dict[str, Any]  # from the command line
+    has_pool: bool  # without them
     base: dict[str, Any]  # a whole trial, before regime, level, seed and fold
     levels: tuple[dict[str, Any], ...]
     axes: tuple[str, ...]  # the dotted paths that the study is about
@@ -91,7 +93,12 @@ class Study:
         Of the command line's settings; and of what a search looks through, or has found.
         """
         without = (*PLACEMENT, CONFIRM_SEEDS)  # with more seeds the same search goes on, and its confirmation
-        overrides = {path: value for path, value in self.overrides.items() if not path.startswith(without)}
+        brings_pool = {"pool.root"} if not self.has_pool else set()
+        overrides = {
+            path: value
+            for path, value in self.overrides.items()
+            if path in brings_pool or not path.startswith(without)
+        }
         parts: list[Any] = [overrides] if overrides else []
         if self.search is not None:  # what it has learned holds for its space, base, place and score alone
             parts += [to_dict(self.search.space), _without_placement(self.base), self.regimes]
@@ -111,10 +118,12 @@ class Study:
             set_path(raw, path, value)
         raw["seed"] = seed
         if fold is not None:
+            if "test_fold" in raw["data"]:
+                raise ConfigError("data.test_fold", "is one of `folds`; name it there, not as a setting")
             set_path(raw, "data.test_fold", fold)
         config = from_dict(TrialConfig, raw)
-        shown = {path: _shown(level[path]) for path in (*self.axes, *self.tuned) if path in level}
-        return Trial(level=shown, regime=regime, seed=seed, fold=fold, config=config)
+        of_level = {path: shown(level[path]) for path in (*self.axes, *self.tuned) if path in level}
+        return Trial(level=of_level, regime=regime, seed=seed, fold=fold, config=config)
 
     def trials(self) -> list[Trial]:
         """Every trial of a grid: seed by seed, so that whole replicates come in first."""
@@ -207,7 +216,7 @@ def _without_placement(base: dict[str, Any]) -> dict[str, Any]:
     return kept
 
 
-def _shown(value: Any) -> Any:
+def shown(value: Any) -> Any:
     """A level's value for tables and figures: numbers and text as they are, anything else as short text."""
     if isinstance(value, Mapping) and set(value) == {"kind"}:
         return value["kind"]
@@ -217,7 +226,10 @@ def _shown(value: Any) -> Any:
 
 
 def set_path(raw: dict[str, Any], path: str, value: Any) -> None:
-    """Set `a.b.c` in nested dictionaries. Raises ConfigError where the way leads through a value."""
+    """Set `a.b.c` in nested dictionaries.
+
+    Raises ConfigError where the way leads through a value, or a section would lose the preset's other values.
+    """
     *parents, last = path.split(".")
     node = raw
     for depth, key in enumerate(parents):
@@ -229,4 +241,9 @@ def set_path(raw: dict[str, Any], path: str, value: Any) -> None:
         if not isinstance(child, dict):
             raise ConfigError(path, f"{'.'.join(parents[: depth + 1])} is {child!r}, and has no parts")
         node = child
+    if path in SECTIONS and isinstance(value, Mapping) and isinstance(node.get(last), Mapping):
+        parts = ", ".join(f"{path}.{name}" for name in value)
+        raise ConfigError(
+            path, f"would put aside all else that the preset says of it; set its parts: {parts}"
+        )
     node[last] = copy.deepcopy(value)

@@ -105,8 +105,10 @@ class Ledger:
         return assignment
 
     def num_ready(self, like: PlannedTrial) -> int:
-        """How many `next(like)` could give now."""
-        return sum(self._is_ready(a.planned, like) for a in self._entered)
+        """How many `next(like)` could give now: of those that need the same stage next, one."""
+        waiting = [*self._not_begun(), *(a.planned for a in self._entered)]
+        ready = [planned for planned in waiting if self._is_ready(planned, like)]
+        return len({tuple(planned.stages.missing(self.store.has)[:1]) for planned in ready})
 
     def _next(self, like: PlannedTrial | None) -> Assignment | None:
         raise NotImplementedError
@@ -246,9 +248,6 @@ class GridLedger(Ledger):
     def _not_begun(self) -> list[PlannedTrial]:
         return self._pending
 
-    def num_ready(self, like: PlannedTrial) -> int:
-        return super().num_ready(like) + sum(self._is_ready(planned, like) for planned in self._pending)
-
     def _next(self, like: PlannedTrial | None) -> Assignment | None:
         """The longest of those that need not wait, so that workers do not wait for it at the end."""
         ready = [planned for planned in self._pending if self._is_ready(planned, like)]
@@ -317,7 +316,7 @@ class SearchLedger(Ledger):
         assert study.search is not None
         self._search = study.search
         self._look_ahead = LOOK_AHEAD * workers
-        self._typical = planner.plan(study.corners()[0])
+        self._likely = planner.plan_study(study)
         self._found_nothing_new = self._optuna.user_attrs.get(EXHAUSTED) == study.search.num_trials
         self._refuse_other_scores()
         for frozen in self._cut_off_trials():
@@ -347,7 +346,7 @@ class SearchLedger(Ledger):
         return sum(map(counts, trials)) - len(self._forgotten())
 
     def _not_begun(self) -> list[PlannedTrial]:
-        return [] if self._found_nothing_new else [self._typical] * (self.num_trials - self._num_proposed())
+        return [] if self._found_nothing_new else self._likely[self._num_proposed() :]
 
     def next(self, like: PlannedTrial | None = None) -> Assignment | None:
         if like is not None:

@@ -30,7 +30,11 @@ def earlier_deviation(study: Study, folder: Path) -> tuple[float, str] | None:
         record = StudyRecord.read(definition)
         if (record.preset, record.metric) != (study.preset, study.metric) or record.search:
             continue
-        deviation, count = paired_deviation(record, pd.read_csv(path), pairs)
+        try:
+            table = pd.read_csv(path, keep_default_na=False, na_values=[""])  # a level may be called null
+        except pd.errors.EmptyDataError:  # of a study that no trial of has ended
+            continue
+        deviation, count = paired_deviation(record, table, pairs)
         if count:
             found.append((record.id == study.id, count, record.id, deviation))
     if not found:

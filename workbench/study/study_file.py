@@ -80,9 +80,11 @@ def _resolve(path: Path, raw: dict[str, Any], preset: str | None, overrides: dic
         set_path(base, dotted, value)
     levels, axes, tuned = _levels(file)
     regimes = _regimes(file, preset_regimes)
+    varied = _varied(levels, regimes, file)
+    has_pool = base.get("pool") is not None or any(path.split(".")[0] == "pool" for path in varied)
     for dotted, value in overrides.items():
         if dotted.split(".")[0] in TRIAL_KEYS:
-            _refuse_varied(dotted, levels, regimes, file)
+            _refuse_varied(dotted, varied)
             set_path(base, dotted, value)
     study = Study(
         name=file.name or path.stem,
@@ -90,6 +92,7 @@ def _resolve(path: Path, raw: dict[str, Any], preset: str | None, overrides: dic
         claims=_claims(path, file),
         preset=chosen,
         overrides=overrides,
+        has_pool=has_pool,
         base=base,
         levels=levels,
         axes=axes,
@@ -259,7 +262,7 @@ def _regimes(file: StudyFile, of_preset: dict[str, dict[str, Any]]) -> dict[str,
     chosen = file.regimes
     if chosen is None:
         return {"all": {}}
-    if isinstance(chosen, Mapping):
+    if isinstance(chosen, Mapping) and chosen:
         for name, values in chosen.items():
             if not isinstance(values, Mapping):
                 raise ConfigError(f"regimes.{name}", f"must be {{path: value}}, is {values!r}")
@@ -275,16 +278,18 @@ def _regimes(file: StudyFile, of_preset: dict[str, dict[str, Any]]) -> dict[str,
     return {name: of_preset[name] for name in chosen}
 
 
-def _refuse_varied(
-    dotted: str,
-    levels: tuple[dict[str, Any], ...],
-    regimes: dict[str, dict[str, Any]],
-    file: StudyFile,
-) -> None:
-    varied = {path for level in levels for path in level}
-    varied |= {path for regime in regimes.values() for path in regime}
-    varied |= set(file.search.space) if file.search else set()
-    varied |= {"seed"} | ({"data.test_fold"} if file.folds else set())
+def _varied(
+    levels: tuple[dict[str, Any], ...], regimes: dict[str, dict[str, Any]], file: StudyFile
+) -> set[str]:
+    """Dotted paths that the study sets for each trial itself."""
+    found = {path for changes in (*levels, *regimes.values()) for path in changes}
+    found |= set(file.search.space) if file.search else set()
+    if "seed" in found | set(file.settings or ()):
+        raise ConfigError("seed", "is no setting; name it in `seeds`")
+    return found | {"seed"} | ({"data.test_fold"} if file.folds else set())
+
+
+def _refuse_varied(dotted: str, varied: set[str]) -> None:
     for path in varied:
         if f"{dotted}.".startswith(f"{path}."):
             raise ConfigError(
