@@ -258,6 +258,17 @@ def test_a_batch_that_is_too_large_is_extrapolated():
     assert _extrapolated([(2, 1.0), (8, 2.5)], 8) == 2.5
 
 
+def test_trials_at_once_leave_each_its_threads(monkeypatch):
+    monkeypatch.setattr("os.sched_getaffinity", lambda process: set(range(16)))
+    at_once = {
+        (threads, processes): Device.of(
+            Resources(device="cpu", threads=threads, processes=processes)
+        ).concurrency
+        for threads, processes in ((1, 1), (8, 1), (2, 4), (32, 1))
+    }
+    assert at_once == {(1, 1): 16, (8, 1): 2, (2, 4): 2, (32, 1): 1}
+
+
 def test_resources_that_are_not_there_are_refused():
     with pytest.raises(ConfigError, match="no GPU"):
         Device.of(Resources(device="cuda"))

@@ -18,7 +18,6 @@ import psutil
 import pytest
 
 from workbench.commands import study_command
-from workbench.places import Places
 from workbench.settings import ConfigError
 from workbench.study.calibration import Device
 from workbench.study.cluster import Cluster, Node
@@ -309,44 +308,6 @@ def test_a_machine_measures_with_its_share_of_the_trials():
     spread = Device("cpu", threads=1, concurrency=5, num_gpus=0, num_machines=2)
     assert spread.at_once_here == 3
     assert spread.key == Device("cpu", threads=1, concurrency=3, num_gpus=0).key
-
-
-@pytest.mark.parametrize(
-    "line",
-    [
-        "optuna: postgresql+psycopg://me:secret@db/optuna",
-        "optuna: postgresql+psycopg:///optuna?host=db&password=secret",
-        "mlflow: https://me:secret@tracking",
-    ],
-)
-def test_a_password_is_refused(tmp_path, line):
-    (tmp_path / "places.yaml").write_text(line)
-    with pytest.raises(ConfigError, match="holds a password") as caught:
-        Places.read(tmp_path)
-    assert "secret" not in str(caught.value)
-
-
-@pytest.mark.parametrize(
-    ("line", "words"),
-    [
-        ("optuna: mysql+nosuchdriver://db/optuna", "must be an SQLAlchemy URL"),
-        ("optuna: mysql+pymysql://db/optuna", "needs the package pymysql"),
-        ("optuna: results", "must be an SQLAlchemy URL"),
-    ],
-)
-def test_a_storage_that_cannot_be_opened_is_refused_at_once(tmp_path, line, words):
-    (tmp_path / "places.yaml").write_text(line)
-    with pytest.raises(ConfigError, match=words) as caught:
-        Places.read(tmp_path)
-    assert str(caught.value).startswith(f"{tmp_path / 'places.yaml'}: optuna")
-
-
-def test_places_are_read_as_people_write_them(tmp_path, monkeypatch):
-    monkeypatch.setenv("HOME", "/home/me")
-    (tmp_path / "places.yaml").write_text("store: ~/stages\ndata: ~/audio\nmlflow: 'http://[::1:5000'\n")
-    places = Places.read(tmp_path)
-    assert (places.store_location, str(places.data)) == ("/home/me/stages", "/home/me/audio")
-    assert places.mlflow_uri == "http://[::1:5000", "what opens it will say what is wrong"
 
 
 def test_the_command_to_go_on_names_the_cluster():

@@ -308,8 +308,10 @@ search:
 """
 
 
-def test_settings_that_cannot_stand_together_do_not_end_a_search(open_search):
-    ledger = open_search(CANNOT_STAND_TOGETHER)
+@pytest.mark.parametrize("sampler", ["random", "tpe", "qmc"])
+def test_settings_that_cannot_stand_together_do_not_end_a_search(open_search, sampler):
+    text = CANNOT_STAND_TOGETHER.replace("sampler: random", f"sampler: {sampler}")
+    ledger = open_search(text)
     assert len(Planner().plan_study(ledger.study)) == 12, "the plan passes them over, too"
     while (assignment := ledger.next()) is not None:
         ledger.complete(assignment.number, 0.5)
@@ -317,7 +319,29 @@ def test_settings_that_cannot_stand_together_do_not_end_a_search(open_search):
     refused = [t for t in ledger._optuna.get_trials(deepcopy=False) if "refused" in t.user_attrs]
     assert refused, "this seed draws such a point"
     assert all("must not exceed 1" in trial.user_attrs["reason"] for trial in refused)
-    assert open_search(CANNOT_STAND_TOGETHER).num_left == 0
+    assert open_search(text).num_left == 0
+
+
+@pytest.mark.parametrize("sampler", ["random", "tpe", "qmc"])
+def test_a_search_goes_on_after_its_first_trial_has_failed(open_search, sampler):
+    ledger = open_search(SEARCH.replace("pruner: median", f"sampler: {sampler}"))
+    ledger.fail(ledger.next().number, "no luck")
+    points = set()
+    while (assignment := ledger.next()) is not None:
+        points.add(assignment.planned.key)
+        ledger.complete(assignment.number, 0.5)
+    assert len(points) == 2
+
+
+def test_successive_halving_gives_up_what_is_behind(open_search):
+    ledger = open_search(SEARCH.replace("pruner: median", "pruner: successive_halving").replace(": 3", ": 9"))
+    for score in (0.9, 0.8, 0.7, 0.6):
+        number = ledger.next().number
+        for step in range(1, 5):
+            ledger.should_prune(number, step, score)
+        ledger.complete(number, score)
+    behind = ledger.next().number
+    assert any(ledger.should_prune(behind, step, 0.1) for step in range(1, 5))
 
 
 def test_a_kill_at_settings_that_cannot_stand_together_does_not_end_a_search(open_search):

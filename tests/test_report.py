@@ -383,5 +383,7 @@ def test_what_a_search_found_is_shown_and_compared_on_fresh_seeds(searched, tmp_
     assert f"its best is now trial {best['number']}, which this study does not confirm" in of_worst
     # What its importance is of.
     assert "n = 6 finished trials (2 given up early left no score)" in text
+    assert importances(study.id, f"sqlite:///{tmp_path / 'copied.db'}") == {}
+    assert not (tmp_path / "copied.db").exists(), "nothing is created to find out"
     shares = importances(study.id, Places.read(tmp_path).optuna_url)
     assert max(shares, key=shares.get) == "finetuning.optimiser.peak_lr"

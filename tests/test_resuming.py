@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from workbench.training import loop
-from workbench.training.checkpoint import TrainingState
+from workbench.training.checkpoint import TrainingState, save_tensors
 from workbench.training.loop import Course, Diverged, Run
 from workbench.training.pretrain import Pretraining, pretrain
 
@@ -92,6 +92,17 @@ def test_a_stop_while_saving_leaves_the_previous_checkpoint(tiny_trial, tiny_spl
     with pytest.raises(OSError, match="No space"):
         pretrain(tiny_trial, tiny_splits.pool, Run(checkpoint=checkpoint, save_seconds=0))
     assert checkpoint.read_bytes() == before
+
+
+def test_a_checkpoint_that_cannot_be_read_says_what_to_do(tiny_trial, tiny_splits, tmp_path):
+    checkpoint = tmp_path / "checkpoint.safetensors"
+    for content in (b"", b"not tensors at all"):
+        checkpoint.write_bytes(content)
+        with pytest.raises(OSError, match=r"checkpoint\.safetensors is no checkpoint .* delete it"):
+            pretrain(tiny_trial, tiny_splits.pool, Run(checkpoint=checkpoint))
+    save_tensors(checkpoint, {"model/weight": torch.zeros(1)}, {"step": 3})  # of another version
+    with pytest.raises(OSError, match="delete it"):
+        pretrain(tiny_trial, tiny_splits.pool, Run(checkpoint=checkpoint))
 
 
 def test_what_diverges_between_log_points_replaces_no_checkpoint(tiny_trial, tiny_splits, tmp_path):

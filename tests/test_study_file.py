@@ -166,6 +166,20 @@ def test_a_schedule_is_replaced_whole(write):
             ["folds"],
         ),
         ({"regimes": {}}, "regimes", ["mapping", "{}"]),
+        (
+            {
+                "vary": None,
+                "seeds": [0],
+                "regimes": ["full"],
+                "search": {
+                    "space": {"model.dropout": {"kind": "uniform", "low": 0, "high": 0.5}},
+                    "num_trials": 2,
+                },
+                "resources": {"pack": 4},
+            },
+            "resources.pack",
+            ["search", "one by one"],
+        ),
         ({"settings": {"model": {"dropout": 0.2}}}, "model", ["put aside", "model.dropout"]),
         ({"vary": {"model.num_heads": [1, 1]}}, "vary.model.num_heads", ["repeat"]),
         ({"vary": {"model.num_heads": 4}}, "vary.model.num_heads", ["list"]),
@@ -239,6 +253,20 @@ SEARCH = {
         "num_trials": 3,
     },
 }
+
+
+@pytest.mark.parametrize("kind", ["integer", "uniform"])
+def test_a_search_is_checked_at_what_its_steps_reach(write, kind):
+    """Five heads do not divide the width, and are never drawn from 1 to 5 by threes."""
+    search = copy.deepcopy(SEARCH)
+    path = "model.num_heads" if kind == "integer" else "finetuning.output_dropout"
+    low, high, step = (1, 5, 3) if kind == "integer" else (0.2, 1.0, 0.5)  # of dropout 1 is too much
+    search["search"]["space"] = {path: {"kind": kind, "low": low, "high": high, "step": step}}
+    reached = {"integer": {1, 4}, "uniform": {0.2, 0.7}}[kind]
+    study = load_study(write(search))
+    assert {trial.level[path] for trial in study.corners()} == reached
+    drawn = {trial.level[path] for trial in study.random_trials()}
+    assert drawn <= reached
 
 
 def test_a_search_is_checked_at_its_corners(write):

@@ -14,7 +14,8 @@ def code_commit() -> str | None:
 
     As it was when the process first asked: what is changed later is not what runs.
     """
-    describe = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=12"]
+    here = ["git", "-C", str(Path(__file__).parent)]
+    describe = [*here, "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"]  # by no tag's name
     with contextlib.suppress(OSError):
         found = subprocess.run(describe, capture_output=True, text=True, check=False)
         return found.stdout.strip() or None

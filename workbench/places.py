@@ -19,6 +19,7 @@ FILE = "places.yaml"
 class PlacesFile:
     """`places.yaml`: what does not lie below the results folder. None: it does."""
 
+    # Folders are meant from the results folder, where they are relative.
     store: str | None = None  # a folder that every node sees, or an fsspec URL
     data: str | None = None  # a folder, on every node
     optuna: str | None = None  # an SQLAlchemy URL, such as postgresql+psycopg://host/optuna
@@ -36,6 +37,12 @@ class PlacesFile:
                 )
         if self.optuna is not None:
             _refuse_unusable(self.optuna)
+        if _is_url(self.data or ""):
+            raise ConfigError("data", f"must be a folder, is {self.data!r}; prepared sets may lie at URLs")
+        if not (self.mlflow or "sqlite:").startswith(("http://", "https://", "sqlite:")):
+            raise ConfigError(
+                "mlflow", f"must be a tracking server's address (http, https), or sqlite, is {self.mlflow!r}"
+            )
 
 
 def _holds_a_password(url: str) -> bool:
@@ -83,11 +90,11 @@ class Places:
         except ConfigError as error:
             raise ConfigError(f"{path}: {error.path}" if error.path else str(path), error.message) from None
         here = root.resolve()
-        store = file.store or str(here / "store")
+        store = file.store or "store"
         return cls(
             root=root,
-            store_location=store if _is_url(store) else str(Path(store).expanduser()),
-            data=Path(file.data).expanduser() if file.data else root / "data",
+            store_location=store if _is_url(store) else str(here / Path(store).expanduser()),
+            data=here / Path(file.data).expanduser() if file.data else root / "data",
             optuna_url=file.optuna or f"sqlite:///{here / 'optuna.db'}",
             mlflow_uri=file.mlflow or f"sqlite:///{here / 'mlflow.db'}",
         )

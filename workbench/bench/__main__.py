@@ -63,6 +63,10 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     if unknown := set(options.parts) - set(PARTS):
         parser.error(f"no part {', '.join(sorted(unknown))}; valid: {', '.join(PARTS)}")
+    if options.device == "cuda" and not torch.cuda.is_available():
+        parser.error("--device is cuda, and torch finds no GPU here")
+    if options.json is not None and not options.json.parent.is_dir():
+        parser.error(f"--json: {options.json.parent} is no folder")
     device = torch.device(options.device or ("cuda" if torch.cuda.is_available() else "cpu"))
     torch.set_num_threads(options.threads or len(os.sched_getaffinity(0)))
     parts = options.parts or PARTS

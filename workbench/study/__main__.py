@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import functools
 import os
 import signal
 import sys
@@ -19,7 +20,7 @@ from workbench.settings import ConfigError
 from workbench.study import cluster
 from workbench.study.claims import is_claims_file
 from workbench.study.definition import Resources, Study
-from workbench.study.interruption import StudyInterrupted
+from workbench.study.interruption import StudyBusy, StudyInterrupted, StudyStopped
 from workbench.study.plan import PlannedTrial, Planner, print_stages, print_trials
 from workbench.study.study_file import load_study
 
@@ -31,7 +32,10 @@ T = TypeVar("T")
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """0 when every trial has ended well, 1 when some failed, 2 when nothing could be run."""
+    """0 when every trial has ended well, 1 when some failed or a study was stopped, 2 when one could not run.
+
+    130 after Ctrl-C.
+    """
     options = _parser().parse_args(arguments)
     console = Console(highlight=False, soft_wrap=True)
     if options.address is not None:
@@ -48,7 +52,7 @@ def main(arguments: list[str] | None = None) -> int:
         if (address := cluster.cluster_address()) is not None:
             cluster.look(address)  # before anything takes time
         if options.dry_run:
-            return _dry_run(studies, places, console)
+            return _dry_run(studies, places, console, retry_failed=options.retry_failed)
         from workbench.study.results import enter_claims  # not sooner: it takes seconds
 
         for study in studies:  # before the first of them runs: they share stages
@@ -115,13 +119,13 @@ def _without_claims(paths: list[Path]) -> list[Path]:
     return studies
 
 
-def _dry_run(studies: list[Study], places: Places, console: Console) -> int:
+def _dry_run(studies: list[Study], places: Places, console: Console, *, retry_failed: bool) -> int:
     """Print what would be run, and what it costs; of several studies, what they share too.
 
     What cannot fit here is said at the end: it may be planned here for another machine. So is whose data are
     not here.
     """
-    store = places.store()
+    has = functools.cache(places.store().has)  # a plan is of one moment
     planner = Planner()
     refused: list[str] = []
     together: list[PlannedTrial] = []
@@ -129,17 +133,22 @@ def _dry_run(studies: list[Study], places: Places, console: Console) -> int:
     for study in studies:
         _print_question(study, console)
         try:
-            planned = planner.plan_study(study)
+            planned = _left(study, planner.plan_study(study), places, retry_failed=retry_failed)
         except DataError as error:
             refused.append(f"{study.id}: {error}")
             console.print("cannot be planned: its data are not here", markup=False)
             continue
+        except StudyStopped as error:
+            refused.append(f"{study.id}: {error}")
+            continue
         if study.search is None:
-            print_trials(planned, store.has, lambda line: console.print(line, markup=False))
+            print_trials(planned, has, lambda line: console.print(line, markup=False))
         else:
-            count = study.search.num_trials
-            console.print(f"a search of {count} trials by {study.search.sampler}; reckoned at random points:")
-        later = planner.plan_confirmation(study)
+            console.print(
+                f"a search of {study.search.num_trials} trials by {study.search.sampler}; "
+                f"{len(planned)} to run, reckoned at random points:"
+            )
+        later = planner.plan_confirmation(study) if planned else []
         plan = _make_plan(study, planned, places, planner, console, resources=study.resources, later=later)
         refused += map(str, _refusal(plan, places))
         together += planned + later
@@ -183,7 +192,7 @@ def _make_plan(
     def write(line: str) -> None:
         console.print(line, markup=False)
 
-    has = places.store().has
+    has = functools.cache(places.store().has)  # a plan is of one moment
     every = [*planned, *later]
     print_stages(every, has, write)
     if later:
@@ -209,8 +218,7 @@ def _make_plan(
 def _run(study: Study, path: Path, places: Places, options: argparse.Namespace, console: Console) -> int:
     # Ray and MLflow take seconds to import; a wrong file or a dry run should not wait for them.
     from workbench.study.cost import refuse_what_cannot_fit
-    from workbench.study.run import StudyBusy, run_study, stopped_message
-    from workbench.study.tune import StudyStopped
+    from workbench.study.run import run_study, stopped_message
 
     command = study_command([path], options.preset, options.assignments, options.root, options.address)
     to_go_on = _to_go_on(options)
@@ -272,7 +280,6 @@ def _is_exhausted(study: Study, places: Places) -> bool:
 
 def _read(look: Callable[[Study, str], T], study: Study, places: Places) -> T:
     from workbench.study.trial_storage import LEDGER_ERRORS, first_line
-    from workbench.study.tune import StudyStopped
 
     try:
         return look(study, places.optuna_url)

@@ -130,7 +130,7 @@ class Device:
                 f"is {resources.processes}, and each takes a GPU, of which torch finds {gpus} here; "
                 f"use at most {gpus}, or resources.device=cpu",
             )
-        there = gpus or len(os.sched_getaffinity(0))
+        there = gpus or len(os.sched_getaffinity(0)) // resources.threads
         concurrency = resources.concurrency or max(1, there // resources.processes)
         kind = "cuda" if gpus else "cpu"
         return cls(kind, resources.threads, concurrency, gpus, processes=resources.processes)

@@ -136,7 +136,8 @@ class CostModel:
     def trial_bytes(self, config: TrialConfig) -> float:
         """Peak memory of a process that trains such a trial, or a pack of them; or of its GPU."""
         peak = max(self._rates(job).bytes * self.pack_size(config, job.kind) for job in self._jobs(config))
-        return peak + (WORKER_BYTES if self.device.kind == "cpu" else 0)
+        several = self.device.processes if self.device.processes > 1 else 0  # beside their worker
+        return peak + (WORKER_BYTES * (1 + several) if self.device.kind == "cpu" else 0)
 
     def stage_bytes(self, config: TrialConfig) -> dict[str, float]:
         """What each finished stage takes on disk."""
@@ -255,7 +256,7 @@ def _making_seconds(extent: Extent) -> float:
     for index in range(MAKING_CLIPS):
         synthesis.synthesise(recipe, "timing", index)
     each = (time.perf_counter() - began) / MAKING_CLIPS
-    return each * extent.unprepared_clips / (os.cpu_count() or 1)
+    return each * extent.unprepared_clips / len(os.sched_getaffinity(0))
 
 
 def makespan(

@@ -32,7 +32,7 @@ SETTINGS, DEFAULT, FOUND = "settings", "default", "found"  # a confirmation's ax
 class Resources:
     """What running takes; no result depends on it beyond rounding."""
 
-    concurrency: int | None = None  # trials at once; None: one for each CPU core, or GPU
+    concurrency: int | None = None  # trials at once; None: as many as there are cores, or GPUs, for
     threads: int = 1  # of torch, a trial
     device: Literal["auto", "cpu", "cuda"] = "auto"
     processes: int = 1  # that share a trial's batches, each with a GPU, or so many threads, of its own
@@ -200,7 +200,7 @@ class Study:
     def _extremes(self) -> dict[str, tuple[Any, ...]]:
         assert self.search is not None
         return {
-            path: d.values if isinstance(d, Choice) else (d.low, d.high)
+            path: d.values if isinstance(d, Choice) else (d.low, d.largest)
             for path, d in self.search.space.items()
         }
 

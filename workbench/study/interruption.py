@@ -1,4 +1,4 @@
-"""Ctrl-C: once to stop cleanly, twice to stop now."""
+"""What ends a study before its last trial; Ctrl-C: once to stop cleanly, twice to stop now."""
 
 from __future__ import annotations
 
@@ -11,6 +11,14 @@ from typing import Any
 import fsspec
 
 ASK_SECONDS = 1.0  # between a worker's looks at the flag
+
+
+class StudyBusy(RuntimeError):
+    """Another process runs this study."""
+
+
+class StudyStopped(RuntimeError):
+    """Something other than a trial has failed; the same command goes on with what is left."""
 
 
 class StudyInterrupted(RuntimeError):

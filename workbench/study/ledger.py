@@ -9,11 +9,13 @@ from __future__ import annotations
 
 import datetime
 import math
-from collections.abc import Callable, Iterable, Mapping
+import warnings
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 import optuna
+from optuna.exceptions import ExperimentalWarning
 from optuna.samplers import BaseSampler
 from optuna.trial import FrozenTrial, TrialState
 
@@ -39,6 +41,7 @@ from workbench.study.trial_storage import (
 from workbench.training.pack import pack_key
 
 LOOK_AHEAD = 2  # trials, for each worker, that a search may propose while they wait for a stage
+STUCK = 10  # refused proposals in a row after which a search draws at random
 NOTHING_NEW = 100  # proposals in a row that were all tried before end a search
 
 
@@ -363,8 +366,8 @@ class SearchLedger(Ledger):
         """A proposal that need not wait; some that must are kept for later."""
         in_a_row = refused = 0
         while self._not_begun() and len(self._entered) < self._look_ahead:
-            number = len(self._optuna.get_trials(deepcopy=False))
-            self._optuna.sampler = _sampler(self._search, number)
+            proposed = self._optuna.get_trials(deepcopy=False)
+            self._optuna.sampler = _sampler(self._search, len(proposed), at_random=_is_stuck(proposed))
             assignment = self._suggest(self._optuna.ask())
             if assignment is None:
                 refused += 1
@@ -449,17 +452,27 @@ def open_ledger(
     return GridLedger(study, planner, url, store=store, work=work, retry_failed=retry_failed)
 
 
-def _sampler(search: Search, number: int) -> BaseSampler:
+def _is_stuck(proposed: Sequence[FrozenTrial]) -> bool:
+    """Whether the last proposals were refused, one after the other: a sampler does not learn from these."""
+    last = proposed[-STUCK:]
+    return len(last) == STUCK and all(REFUSED in trial.user_attrs for trial in last)
+
+
+def _sampler(search: Search, number: int, *, at_random: bool = False) -> BaseSampler:
     """Seeded by the trial's number: a search that is resumed proposes what it would have proposed."""
     seed = derive(search.seed, "sampler", number) % 2**32
-    match search.sampler:
+    match "random" if at_random else search.sampler:
         case "tpe":
             return optuna.samplers.TPESampler(seed=seed, constant_liar=True)  # mind what is running
         case "random":
             return optuna.samplers.RandomSampler(seed=seed)
         case "qmc":
-            # One scrambled sequence for all trials: its seed must not change with the number.
-            return optuna.samplers.QMCSampler(seed=search.seed, scramble=True)
+            # One scrambled sequence for all trials: its seed must not change with the number. Until a trial
+            # has ended Optuna draws at random, which with that seed would be the same point for ever.
+            first = optuna.samplers.RandomSampler(seed=seed)
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", ExperimentalWarning)
+                return optuna.samplers.QMCSampler(seed=search.seed, scramble=True, independent_sampler=first)
 
 
 def _pruner(search: Search | None) -> optuna.pruners.BasePruner:

@@ -17,6 +17,7 @@ from workbench.study.trial_storage import Ended
 from workbench.study.tune import Watcher
 
 TRUST_SECONDS = 60.0  # that the plan's rate counts for, beside what is seen
+DRAW_SECONDS = 0.5  # between redraws on a terminal: to reckon the time that is left takes some
 PLAIN_SECONDS = 20.0  # between status lines where the output is no terminal
 
 
@@ -104,10 +105,12 @@ class Progress(Watcher):
         self._draw(at_once=False)
 
     def _draw(self, *, at_once: bool) -> None:
-        if self._console.is_terminal:
+        since = time.monotonic() - self._printed
+        if self._console.is_terminal and (at_once or since >= DRAW_SECONDS):
+            self._printed = time.monotonic()
             lines = [running.line() for running in self._running.values()]
             self._live.update(Group(*(Text(line) for line in [*lines, self._status()])))
-        elif not at_once and time.monotonic() - self._printed >= PLAIN_SECONDS:
+        elif not self._console.is_terminal and not at_once and since >= PLAIN_SECONDS:
             self._printed = time.monotonic()
             for line in [*(r.line() for r in self._running.values()), self._status()]:
                 self._console.print(line, markup=False, highlight=False, soft_wrap=True)

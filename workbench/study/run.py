@@ -18,24 +18,20 @@ from workbench.data import make_ready
 from workbench.places import Places
 from workbench.settings import digest
 from workbench.stages import read_result
-from workbench.store import Store, write_text
+from workbench.store import Stage, Store, write_text
 from workbench.study import results
 from workbench.study.cost import Cost, CostModel, Plan, duration
 from workbench.study.definition import Study, Trial
-from workbench.study.interruption import Interruption, StudyInterrupted
+from workbench.study.interruption import Interruption, StudyBusy, StudyInterrupted, StudyStopped
 from workbench.study.ledger import Assignment, GridLedger, Work, open_ledger
 from workbench.study.plan import PlannedTrial, Planner, work_of
 from workbench.study.progress import Progress
 from workbench.study.summary import print_summary
 from workbench.study.tracking import TRACKING_ERRORS, Elsewhere, Tracking
-from workbench.study.trial_storage import LEDGER_ERRORS, Ended, first_line
-from workbench.study.tune import StudyStopped, ray_started, run_trials
+from workbench.study.trial_storage import Ended, first_line
+from workbench.study.tune import BOOKS_ERRORS, ray_started, run_trials
 
 NAMED_FILES = 20  # of those that are left out; of AudioSet that can be 100,000
-
-
-class StudyBusy(RuntimeError):
-    """Another process runs this study."""
 
 
 class Books:
@@ -66,6 +62,7 @@ class Books:
         self._places = places
         self.store = store
         self._needed: set[str] = set()
+        self._to_compute: set[Stage] = set()
         with self.closed_by_errors():
             self._refer(self.ledger.known())
             for ended in self.ledger.ended():
@@ -93,6 +90,12 @@ class Books:
     def begin(self, assignment: Assignment) -> None:
         """The trial is handed out: what it finds or computes is needed from now on, not from its end."""
         self._refer([assignment.planned])
+        self._to_compute |= set(assignment.planned.stages.missing(self.store.has))
+
+    def seconds_taken(self) -> dict[Stage, float]:
+        """By the stages that trials have computed since they were begun."""
+        computed = filter(self.store.has, self._to_compute)
+        return {stage: self.store.facts(stage)["seconds"] for stage in computed}
 
     def record(self, number: int) -> Ended | None:
         """Bring the trial of that number into MLflow, if it has ended; how it did."""
@@ -157,7 +160,7 @@ def run_study(
                 except Elsewhere as error:
                     console.print(f"not kept in MLflow: {error}", markup=False)
             well = books.close()
-    except (OSError, *LEDGER_ERRORS, *TRACKING_ERRORS) as error:
+    except BOOKS_ERRORS as error:
         raise StudyStopped(f"what is kept of the study could not be written: {first_line(error)}") from error
     print_summary(record, table, places.root, console)
     if interrupted:
@@ -186,8 +189,8 @@ def _run_trials(
     interrupted = False
     if ledger.num_left:
         began = time.monotonic()
-        missing = {stage for item in plan.planned for stage in item.stages.missing(store.has)}
-        if missing or study.search is not None:  # what is all found needs no audio
+        is_missing = any(item.stages.missing(store.has) for item in plan.planned)
+        if is_missing or study.search is not None:  # what is all found needs no audio
             _prepare_data(study, places, console)
         console.print(f"{ledger.num_left} of {ledger.num_trials} trials to run", markup=False)
         interruption = Interruption(_flag(study, places))
@@ -212,13 +215,12 @@ def _run_trials(
             run_trials(
                 ledger, places, progress, model.device, interruption, pack_size=_pack_size(model, store)
             )
+        model.learn(ledger.known(), books.seconds_taken())
         to_confirm = study.search is not None and study.search.confirm_seeds
         interrupted = interruption.requested
         if interrupted and (ledger.num_left or to_confirm):
             raise StudyInterrupted(finished=False)
         _judge_estimate(plan.cost, time.monotonic() - began, folder, console)
-        new = [stage for stage in missing if store.has(stage)]
-        model.learn(plan.planned, {stage: store.facts(stage)["seconds"] for stage in new})
     return results.StudyRecord.read(definition), interrupted
 
 

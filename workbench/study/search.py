@@ -28,7 +28,16 @@ class Uniform:
         if self.log:
             return float(np.exp(generator.uniform(np.log(self.low), np.log(self.high))))
         value = float(generator.uniform(self.low, self.high))
-        return value if self.step is None else self.low + (value - self.low) // self.step * self.step
+        return value if self.step is None else self._at_step(value)
+
+    @property
+    def largest(self) -> float:
+        """That can be drawn: `high`, or the last step below it."""
+        return self.high if self.step is None else self._at_step(self.high)
+
+    def _at_step(self, value: float) -> float:
+        assert self.step is not None
+        return self.low + (value - self.low) // self.step * self.step
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,6 +57,11 @@ class Integer:
         if self.log:
             return round(float(np.exp(generator.uniform(np.log(self.low), np.log(self.high)))))
         return self.low + int(generator.integers((self.high - self.low) // self.step + 1)) * self.step
+
+    @property
+    def largest(self) -> int:
+        """That can be drawn: `high`, or the last step below it."""
+        return self.low + (self.high - self.low) // self.step * self.step
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -156,6 +156,11 @@ def _check(study: Study, file: StudyFile) -> None:
         for name in ("vary", "tune"):
             if getattr(file, name) is not None:
                 raise ConfigError(name, "cannot stand beside search; put its paths into search.space")
+        if (study.resources.pack or 1) > 1:
+            raise ConfigError(
+                "resources.pack",
+                "must be 1 in a search, which trains its trials one by one: a pruner may end any of them",
+            )
         trials = study.corners() + _compared_with(study, study.search)
     if study.metric == "accuracy" and not all(t.config.data.single_label for t in trials):
         raise ConfigError("metric", "accuracy needs single-label data, and these clips have several labels")

@@ -48,7 +48,7 @@ class Ended:
 
 def ended_trials(study: Study, url: str) -> list[Ended]:
     """Those of a study that may never have been run; nothing is created to find out."""
-    known = _known(study, url)
+    known = _known(study.id, url)
     if known is None:
         return []
     forgotten = known.user_attrs.get(FORGOTTEN, ())
@@ -58,19 +58,20 @@ def ended_trials(study: Study, url: str) -> list[Ended]:
 
 def is_exhausted(study: Study, url: str) -> bool:
     """Whether a search found nothing new any more before it had as many trials as it asks for."""
-    known = _known(study, url)
+    known = _known(study.id, url)
     if known is None or study.search is None:
         return False
     return bool(known.user_attrs.get(EXHAUSTED) == study.search.num_trials)
 
 
-def _known(study: Study, url: str) -> optuna.Study | None:
+def _known(study_id: str, url: str) -> optuna.Study | None:
+    """What the storage has of it; nothing is created to find out."""
     if url.startswith("sqlite:///") and not Path(url.removeprefix("sqlite:///")).exists():
         return None
     if not sqlalchemy.inspect(sqlalchemy.create_engine(url, poolclass=NullPool)).has_table("studies"):
         return None
     try:
-        return optuna.load_study(study_name=study.id, storage=open_storage(url))
+        return optuna.load_study(study_name=study_id, storage=open_storage(url))
     except KeyError:
         return None
 
@@ -81,9 +82,8 @@ def importances(study_id: str, url: str) -> dict[str, float]:
     Of its complete trials; empty for fewer than four, where all scores are the same, or where the storage
     does not have the search (results that were copied without it).
     """
-    try:
-        known = optuna.load_study(study_name=study_id, storage=open_storage(url))
-    except KeyError:
+    known = _known(study_id, url)
+    if known is None:
         return {}
     complete = [t for t in known.get_trials(deepcopy=False, states=(TrialState.COMPLETE,)) if counts(t)]
     if len(complete) < 4 or len({trial.value for trial in complete}) == 1:
@@ -102,7 +102,16 @@ def first_line(error: BaseException) -> str:
     """What an error of a database says, without its statement; Optuna hides it behind one of its own."""
     if isinstance(error, LEDGER_ERRORS) and error.__cause__ is not None:
         return first_line(error.__cause__)
-    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    return _lines(error)[0]
+
+
+def last_line(error: BaseException) -> str:
+    """What is at the end of a traceback that stands for an error."""
+    return _lines(error)[-1]
+
+
+def _lines(error: BaseException) -> list[str]:
+    return str(error).strip().splitlines() or [type(error).__name__]
 
 
 def open_storage(url: str) -> optuna.storages.RDBStorage:

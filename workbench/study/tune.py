@@ -42,18 +42,17 @@ from workbench.places import Places
 from workbench.settings import to_dict
 from workbench.store.stage import write_json
 from workbench.study.calibration import Device
-from workbench.study.interruption import Interruption
+from workbench.study.interruption import Interruption, StudyStopped
 from workbench.study.ledger import Assignment, Ledger
 from workbench.study.plan import PlannedTrial
+from workbench.study.tracking import TRACKING_ERRORS
+from workbench.study.trial_storage import LEDGER_ERRORS, first_line, last_line
 from workbench.study.worker import ENDS, work
 
 WORKER_DEATHS = 3  # survived by a trial; each time it is handed out again, and goes on from its checkpoint
 RAY_UNITS = 10_000  # of a GPU: Ray rounds what is asked for to whole ones
+BOOKS_ERRORS = (OSError, *LEDGER_ERRORS, *TRACKING_ERRORS)
 WATCH_SECONDS = 0.5  # between looks at whether Ray's servers live
-
-
-class StudyStopped(RuntimeError):
-    """Something other than a trial has failed; the same command goes on with what is left."""
 
 
 class Watcher:
@@ -126,8 +125,9 @@ def run_trials(
     try:
         tuner.fit()
     except (RayError, tune.TuneError) as error:
-        reason = str(error).strip().splitlines()[-1]
-        raise StudyStopped(f"Ray ended before the study did ({reason})") from error
+        if handout.failure is not None:
+            raise handout.failure from error
+        raise StudyStopped(f"Ray ended before the study did ({last_line(error)})") from error
     finally:
         shutil.rmtree(folder, ignore_errors=True)
     if handout.broken:
@@ -220,7 +220,7 @@ def _start_ray(num_cpus: int) -> None:
     try:
         _init_ray(num_cpus)
     except Exception as error:  # Ray raises bare ones here
-        raise StudyStopped(f"Ray could not be started ({str(error).strip().splitlines()[0]})") from error
+        raise StudyStopped(f"Ray could not be started ({first_line(error)})") from error
 
 
 def _init_ray(num_cpus: int) -> None:
@@ -270,8 +270,21 @@ class _Handout(Searcher):
         self._open: dict[str, set[int]] = {}  # Tune's id -> the ledger's numbers that have not ended
         self._deaths: Counter[int] = Counter()  # of workers, by the ledger's number
         self.broken = ""  # why no further trial makes sense
+        self.failure: BaseException | None = None  # of the books; Tune makes a text of what is raised
+
+    @contextlib.contextmanager
+    def _kept_failure(self) -> Iterator[None]:
+        try:
+            yield
+        except BOOKS_ERRORS as error:
+            self.failure = error
+            raise
 
     def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
+        with self._kept_failure():
+            return self._suggest(trial_id)
+
+    def _suggest(self, trial_id: str) -> dict[str, Any] | str | None:
         if self._ledger.num_left == 0 or self.broken or self._interruption.requested:
             return Searcher.FINISHED
         group = self._next_group()
@@ -301,26 +314,28 @@ class _Handout(Searcher):
         return group
 
     def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
-        match result.get("event"):
-            case "progress":
-                self._watcher.progress(result["number"], result["stage"], result["step"], result["steps"])
-            case "note":
-                self._watcher.note(result["text"])
-            case event if event in ENDS:
-                self._end(trial_id, result)
+        with self._kept_failure():
+            match result.get("event"):
+                case "progress":
+                    self._watcher.progress(result["number"], result["stage"], result["step"], result["steps"])
+                case "note":
+                    self._watcher.note(result["text"])
+                case event if event in ENDS:
+                    self._end(trial_id, result)
 
     def on_trial_complete(
         self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False
     ) -> None:
         result = result or {}
-        if result.get("event") in ENDS:
-            self._end(trial_id, result)
-        for number in sorted(self._open.pop(trial_id, ())):
-            if result.get("event") == "validation" and not error:
-                self._ledger.prune(number)
-            else:
-                self._survive(number)
-            self._watcher.ended(number)
+        with self._kept_failure():
+            if result.get("event") in ENDS:
+                self._end(trial_id, result)
+            for number in sorted(self._open.pop(trial_id, ())):
+                if result.get("event") == "validation" and not error:
+                    self._ledger.prune(number)
+                else:
+                    self._survive(number)
+                self._watcher.ended(number)
 
     def _end(self, trial_id: str, result: dict[str, Any]) -> None:
         """As the trial itself has told, once."""

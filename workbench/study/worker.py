@@ -52,7 +52,10 @@ def work(config: dict[str, Any], settings: dict[str, Any], report: Report) -> No
         os.chdir(settings["folder"])  # a cluster's worker starts elsewhere; data.root may be relative
     trials = config["trials"]
     if settings["processes"] > 1:
-        _run_in_processes(trials[0], settings, report)
+        try:
+            _run_in_processes(trials[0], settings, report)
+        except OSError as error:  # they could not be started: not the trial's fault
+            report({"event": "broken", "number": trials[0]["number"], "reason": str(error)})
         return
     if len(trials) == 1:
         _run(trials[0], settings, torch.device(settings["device"]), report)
@@ -77,17 +80,15 @@ def _run_in_processes(trial: dict[str, Any], settings: dict[str, Any], report: R
     command = [sys.executable, "-m", "workbench.study.worker"]
     command += [json.dumps({"trial": trial, "settings": settings})]
     with tempfile.TemporaryDirectory() as folder:
-        family = [
-            subprocess.Popen(
-                command,
-                stdout=subprocess.PIPE if rank == 0 else subprocess.DEVNULL,
-                stderr=subprocess.PIPE,
-                text=True,
-                env=dict(os.environ) | processes.as_one_of(rank, count, Path(folder) / "meeting"),
-                preexec_fn=die_with_parent,
-            )
-            for rank in range(count)
-        ]
+        family: list[subprocess.Popen[str]] = []
+        for rank in range(count):
+            own = processes.as_one_of(rank, count, Path(folder) / "meeting")
+            try:
+                family.append(_start(command, own, is_first=rank == 0))
+            except OSError:
+                for process in family:
+                    process.kill()
+                raise
         threading.Thread(target=_end_together, args=(family,), daemon=True).start()
         first = family[0]
         assert first.stdout is not None
@@ -109,6 +110,16 @@ def _run_in_processes(trial: dict[str, Any], settings: dict[str, Any], report: R
         else:  # killed, or short of memory: as when a worker dies
             reason = f"process {guilty} of the trial ended with {statuses[guilty]}: {found}"
             report({"event": "died", "number": trial["number"], "reason": reason})
+
+
+def _start(command: list[str], own: dict[str, str], *, is_first: bool) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        command,
+        stdout=subprocess.PIPE if is_first else subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=dict(os.environ) | own,
+    )
 
 
 def _guilty(statuses: list[int]) -> int:

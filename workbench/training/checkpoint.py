@@ -70,6 +70,18 @@ class TrainingState:
 
     @classmethod
     def load(cls, path: Path) -> TrainingState:
+        """What `save` wrote. Raises OSError for anything else."""
+        from safetensors import SafetensorError
+
+        try:
+            return cls._load(path)
+        except (SafetensorError, KeyError, TypeError, ValueError) as error:
+            raise OSError(
+                f"{path} is no checkpoint of this version ({error}); delete it, and its training begins anew"
+            ) from error
+
+    @classmethod
+    def _load(cls, path: Path) -> TrainingState:
         tensors, facts = load_tensors(path)
         model: dict[str, Tensor] = {}
         best: dict[str, Tensor] = {}
