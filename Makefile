@@ -34,11 +34,11 @@ $(VENV)/installed: requirements.lock pyproject.toml
 	@touch $@
 
 study: install
-	@$(BIN)/python -m workbench.study $(STUDY) --root $(MLRUNS) $(ARGS)
+	@$(BIN)/python -m workbench.study $(STUDY) --root "$(MLRUNS)" $(ARGS)
 
 evidence: install
-	@$(BIN)/python -m workbench.study $(EVIDENCE:%=studies/%.yaml) --root $(MLRUNS) $(ARGS); status=$$?; \
-		[ $$status -gt 1 ] || $(BIN)/python analysis/report.py --root $(MLRUNS) || exit; exit $$status
+	@$(BIN)/python -m workbench.study $(EVIDENCE:%=studies/%.yaml) --root "$(MLRUNS)" $(ARGS); status=$$?; \
+		[ $$status -gt 2 ] || $(BIN)/python analysis/report.py --root "$(MLRUNS)" || exit; exit $$status
 
 test: install
 	@$(BIN)/python -m pytest -n 2
@@ -63,7 +63,7 @@ format: install
 ui: install
 	@echo "http://127.0.0.1:$(PORT)"
 	@MLFLOW_DISABLE_TELEMETRY=true MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false $(BIN)/mlflow ui --host 127.0.0.1 \
-		--port $(PORT) --workers 1 --backend-store-uri sqlite:///$(abspath $(MLRUNS))/mlflow.db
+		--port $(PORT) --workers 1 --backend-store-uri "sqlite:///$$(realpath "$(MLRUNS)")/mlflow.db"
 
 # The versions that were tested, for every platform and Python that pyproject.toml admits.
 lock: install

@@ -96,7 +96,7 @@ def power_law(scale: float, exponent: float) -> Callable[[FloatArray], FloatArra
 
 QUICK_LABELS = (120, 240, 480, 960, 1920)
 SHAPES = {
-    # About what label_fraction measured in quick: truly 30 % fewer labels.
+    # Curves such as label_fraction has at quick, with four times its labels: truly 30 % fewer.
     "quick": Shape(QUICK_LABELS, logistic(0.69, 8.46), logistic(0.645, 7.77), 0.006, (0.016, 0.008)),
     # Power laws through the ends of the paper's Table 1: 81 % fewer, with counts three apart.
     "paper": Shape(

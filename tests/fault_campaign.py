@@ -1,6 +1,6 @@
 """Kill a study at seeded random moments, again and again, and count what that spoils: a Markdown table.
 
-`python -m tests.fault_campaign --kills 60 --seed 0 --table FILE`; about a minute a kill on two cores. The
+`python -m tests.fault_campaign --kills 60 --seed 0 --table FILE`; half a minute a kill on two cores. The
 smoke study is run once undisturbed, as the reference; then in fresh results folders, where each launch gets
 one kill and the same command is started again at once, until the study ends. Ends with 1 if anything was
 spoilt.

@@ -212,7 +212,7 @@ ScheduleConfig = WarmupLinear | ThreeStage | Constant | Cosine | Step
 
 @dataclass(frozen=True, kw_only=True)
 class PretrainingConfig:
-    """The paper's pre-training (2.3) by default; batch size and clipping are not stated there."""
+    """The paper's pre-training (2.3) by default; it states no batch size, span length or clipping."""
 
     steps: int = 300_000
     batch_size: int = 64  # clips

@@ -14,7 +14,7 @@ from workbench.settings import ConfigError
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """0 when it was done, 2 when it could not be, 130 after Ctrl-C."""
+    """0 when it was done, 1 when `verify` found damage, 2 when it could not be done, 130 after Ctrl-C."""
     options = _parser().parse_args(arguments)
     try:
         status: int = options.run(options)
