@@ -2,6 +2,7 @@
 
 import contextlib
 import ipaddress
+import socket
 import time
 
 import optuna
@@ -79,6 +80,12 @@ def listening(driver):
     family = {driver, *(child.pid for child in family_of(driver))}
     sockets = psutil.net_connections(kind="inet")
     return {s.laddr for s in sockets if s.status == psutil.CONN_LISTEN and s.pid in family}
+
+
+def free_port():
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
 
 
 def is_loopback(text):

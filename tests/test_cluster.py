@@ -6,7 +6,6 @@ import os
 import pwd
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -28,6 +27,7 @@ from .books import (
     assert_each_ended_once,
     family_of,
     figures,
+    free_port,
     is_loopback,
     listening,
     optuna_trials,
@@ -50,12 +50,6 @@ pids = [node.all_processes["raylet"][0].process.pid for node in nodes]
 print(json.dumps({"address": cluster.address, "raylets": pids}), flush=True)
 sys.stdin.read()
 """
-
-
-def _free_port():
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 @contextlib.contextmanager
@@ -102,7 +96,7 @@ def postgres(folder):
     if not (initdb and server):
         pytest.skip("needs PostgreSQL's initdb and postgres (Debian: postgresql)")
 
-    home, port = folder / "postgres", _free_port()
+    home, port = folder / "postgres", free_port()
     home.mkdir()
     user = {}
     if os.getuid() == 0:  # as which it refuses to run
@@ -133,7 +127,7 @@ def _databases_made(port):
 @pytest.fixture(scope="module")
 def mlflow_server(folder, postgres):
     """The URI of a tracking server on PostgreSQL."""
-    port = _free_port()
+    port = free_port()
     command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port)]
     command += ["--workers", "1", "--backend-store-uri", f"{postgres}/mlflow"]
     command += ["--artifacts-destination", str(folder / "artifacts")]
@@ -255,7 +249,7 @@ def test_a_killed_raylet_loses_nothing(
 def test_a_server_that_is_gone_is_named(tmp_path, data_root, calibration, run, monkeypatch, places, words):
     (tmp_path / "data").symlink_to(data_root)
     (tmp_path / "calibration").symlink_to(calibration)
-    port = _free_port()
+    port = free_port()
     (tmp_path / "places.yaml").write_text(places.format(port=port))
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
     done = run(tmp_path)
@@ -275,7 +269,7 @@ def test_a_server_that_is_gone_is_named(tmp_path, data_root, calibration, run, m
     ],
 )
 def test_a_cluster_that_is_not_there_ends_in_one_message(tmp_path, run, address, words):
-    port = _free_port()
+    port = free_port()
     done = run(tmp_path, SMOKE, "--address", address.format(port=port))
     assert done.returncode == 2
     assert done.stderr == f"--address: {words.format(port=port)}\n"

@@ -10,7 +10,7 @@ REFUSE_OTHERS = """
 import sys
 
 OTHERS = {"ray", "optuna", "mlflow", "yaml", "rich", "safetensors", "matplotlib", "seaborn"}
-OTHERS |= {"pandas", "scipy"}
+OTHERS |= {"pandas", "scipy", "sklearn", "psutil", "sqlalchemy", "soxr", "av"}
 
 
 class Refuse:

@@ -12,12 +12,13 @@ import numpy as np
 import pytest
 import soundfile
 
-from workbench.data import load_splits, prepare
+from workbench.data import LAYOUTS, load_splits, prepare
 from workbench.data.__main__ import main
 from workbench.data.prepare_command import by_reason
 from workbench.data.prepared import is_prepared, open_prepared
 from workbench.data_config import Esc50Data
 
+from .books import assert_all_gone, family_of
 from .small_audioset import write_audioset
 from .small_datasets import no_report, write_esc50, write_table
 from .small_dcase2019 import write_dcase2019
@@ -107,6 +108,14 @@ TABLES = {  # layout: how a copy is written, a table that it cannot do without, 
     "kinetics700": (write_kinetics700, "train.csv", "label"),
     "magnatagatune": (write_magnatagatune, "annotations_final.csv", "mp3_path"),
 }
+
+
+# Read as another layout's are; of several tables, each with rows of its own; and without any.
+READ_AS_ANOTHERS, OF_SEVERAL, WITHOUT = {"esc10", "folder_single"}, {"fsdkaggle2019"}, {"pool"}
+
+
+def test_no_layout_is_forgotten_here():
+    assert set(TABLES) | READ_AS_ANOTHERS | OF_SEVERAL | WITHOUT == set(LAYOUTS)
 
 
 @pytest.mark.parametrize("layout", TABLES)
@@ -227,8 +236,11 @@ def test_a_preparation_that_was_ended_goes_on(end, pristine, tmp_path, monkeypat
     while len(list(folder.glob("part-*.json"))) < 18 and time.monotonic() < deadline:
         time.sleep(0.01)
     if end == signal.SIGKILL:
+        workers = family_of(command.pid)
+        assert workers
         command.kill()
         command.wait()
+        assert_all_gone(workers)
     else:
         os.killpg(command.pid, end)  # as a terminal does
         assert command.wait(timeout=30) == 130

@@ -3,6 +3,7 @@
 import dataclasses
 import multiprocessing
 import re
+import typing
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ from workbench.data.clips import DataError
 from workbench.data_config import (
     AudioSetData,
     CorpusData,
+    DataConfig,
     Dcase2019Data,
     Esc50Data,
     FolderData,
@@ -83,6 +85,10 @@ SMALL = {  # folder of its audio, if it has any -> config
     "magnatagatune": _small_magnatagatune,
     "kinetics700": _small_kinetics700,
 }
+
+
+def test_every_kind_of_data_is_a_dataset_that_keeps_the_contract():
+    assert {kind().kind for kind in typing.get_args(DataConfig)} == set(DATASETS) == set(SMALL)
 
 
 class Case:

@@ -1,11 +1,12 @@
 """Span masks and the contrastive task, against their definitions."""
 
 import math
+import typing
 
 import pytest
 import torch
 
-from workbench.config import ContrastiveConfig
+from workbench.config import ContrastiveConfig, ObjectiveConfig
 from workbench.training.masking import masked_positions, span_mask
 from workbench.training.objectives import OBJECTIVES, Contrastive, collapse_metrics
 
@@ -170,6 +171,10 @@ def test_collapse_metrics_of_what_diverged_are_no_numbers():
 
 
 # --- the contract that every objective keeps ----------------------------------------------------------------
+
+
+def test_every_objective_of_the_configuration_is_there():
+    assert set(typing.get_args(ObjectiveConfig) or [ObjectiveConfig]) == set(OBJECTIVES)
 
 
 @pytest.fixture(params=list(OBJECTIVES), ids=lambda config: config.__name__)

@@ -101,6 +101,11 @@ COPIES = {
         "is in line",
     ),
 }
+READ_AS_ANOTHERS, WITHOUT_TABLES = {"esc10", "folder"}, {"pool"}
+
+
+def test_no_layout_is_forgotten_here():
+    assert set(COPIES) | READ_AS_ANOTHERS | WITHOUT_TABLES == set(LAYOUTS)
 
 
 def _bytes_of(samples, kind, **options):

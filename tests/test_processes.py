@@ -163,7 +163,7 @@ def test_processes_end_together_when_one_of_them_fails(monkeypatch, tmp_path):
     began = time.monotonic()
     told = []
     worker._run_in_processes({"number": 7}, {"processes": 3}, told.append)
-    assert time.monotonic() - began < 20
+    assert time.monotonic() - began < 55, "the others would sleep for a minute"
     assert told == [
         {
             "event": "died",

@@ -1,12 +1,15 @@
 """Trials in threads train together at each training, one thread at a time, and end as they would alone."""
 
+import re
 import threading
 import time
 
 import pytest
 import torch
 
+from workbench.config import TrialConfig
 from workbench.data.clips import DataError
+from workbench.data_config import Esc50Data
 from workbench.training import pack, rendezvous
 from workbench.training.checkpoint import TrainingState
 from workbench.training.finetune import finetune, score
@@ -16,6 +19,7 @@ from workbench.training.pretrain import pretrain
 from workbench.training.rendezvous import PackFailed, Rendezvous
 
 from .trained_alike import assert_same_weights
+from .variants import variants
 
 UPDATES = 4
 CPU = torch.device("cpu")
@@ -142,18 +146,26 @@ def test_one_thread_runs_at_a_time():
     assert most == [1] * 5
 
 
-def test_what_a_pack_shares_is_in_its_key(tiny_trial, with_changes):
-    def key(kind, **changes):
-        return pack_key(with_changes(tiny_trial, {k.replace("__", "."): v for k, v in changes.items()}), kind)
+# What may differ between the trials of a pack: each draws, and updates, for itself.
+THEIR_OWN = {
+    "pretrain": r"seed|model\.dropout|data\.(?!clip_seconds)|finetuning\.|"
+    r"pretraining\.(steps|gain_db|mel_shift|optimiser|schedule)",
+    "finetune": r"seed|model\.dropout|data\.(?!clip_seconds)|pretraining\.|"
+    r"finetuning\.(steps|class_balanced|num_evaluations|augmentation|optimiser|schedule)",
+}
 
-    for kind, stage in (("pretrain", "pretraining"), ("finetune", "finetuning")):
-        own = key(kind)
-        same = [{"seed": 9}, {f"{stage}__steps": 7}, {f"{stage}__optimiser__peak_lr": 0.1}]
-        same += [{"model__dropout": 0.3}, {"data__label_fraction": 0.5}]
-        assert {key(kind, **change) for change in same} == {own}
-        other = [{f"{stage}__batch_size": 4}, {"model__width": 32}, {"model__dropout": 0.0}]
-        other += [{"front_end__num_mels": 32}, {"data__clip_seconds": 3.2}]
-        assert own not in {key(kind, **change) for change in other}
-    assert key("finetune") != key("finetune", finetuning__freeze_encoder=True)
-    assert key("pretrain", compile=True) not in {None, key("pretrain")}
-    assert key("pretrain", model__recompute=True) is None
+
+@pytest.mark.parametrize("kind", THEIR_OWN)
+def test_whatever_a_pack_shares_is_in_its_key(kind):
+    trial = TrialConfig()
+    own = pack_key(trial, kind)
+    found = {path: pack_key(changed, kind) == own for path, changed in variants(trial)}
+    assert found == {path: bool(re.match(THEIR_OWN[kind], path)) for path in found}
+
+
+def test_what_a_pack_cannot_take_has_no_key(tiny_trial, with_changes):
+    for kind in ("pretrain", "finetune"):
+        assert pack_key(with_changes(tiny_trial, {"model.recompute": True}), kind) is None
+        assert pack_key(with_changes(tiny_trial, {"data": Esc50Data()}), kind) is None
+        without = pack_key(with_changes(tiny_trial, {"model.dropout": 0.0}), kind)
+        assert without not in (None, pack_key(tiny_trial, kind))

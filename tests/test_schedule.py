@@ -1,8 +1,10 @@
 """Learning rates over a training, as the paper and the field define them."""
 
+import typing
+
 import pytest
 
-from workbench.config import Constant, Cosine, Step, ThreeStage, WarmupLinear
+from workbench.config import Constant, Cosine, ScheduleConfig, Step, ThreeStage, WarmupLinear
 from workbench.training.schedule import learning_rate_scale
 
 
@@ -23,7 +25,7 @@ def test_schedules(schedule, expected):
         assert learning_rate_scale(schedule, step, 100) == pytest.approx(scale, abs=2e-5), step
 
 
-@pytest.mark.parametrize("schedule", [WarmupLinear(), ThreeStage(), Constant(), Cosine(), Step()])
+@pytest.mark.parametrize("schedule", [kind() for kind in typing.get_args(ScheduleConfig)])
 @pytest.mark.parametrize("steps", [1, 2, 3, 1000])
 def test_schedules_stay_between_nothing_and_the_peak(schedule, steps):
     scales = [learning_rate_scale(schedule, step, steps) for step in range(steps)]

@@ -1,73 +1,27 @@
 """Stages by content: what changes an identity, and what does not."""
 
 import dataclasses
+import typing
 
 import pytest
 
-from workbench.config import Cosine, PretrainingConfig, TrialConfig
-from workbench.data_config import CorpusData, Esc50Data, FolderData
+from workbench.config import PretrainingConfig, TrialConfig
+from workbench.data_config import CorpusData, DataConfig, Esc50Data
 from workbench.stages import stages_of
 
 from .stores import STAGE
+from .variants import variants
 
-# What another value may be, where one cannot be told from the field's type.
-OTHERS = {
-    "pool": None,  # the tests of pools have theirs
-    "kind": None,
-    "precision": "bf16",
-    "pooling": "linear_softmax",
-    "subset": "esc10",
-    "num_heads": 4,
-    "width": 512,
-    "kernel": 17,
-    "first_kernel": 33,
-    "test_fold": 2,
-    "window_ms": 80.0,
-    "hop_ms": 10.0,
-    "betas": (0.8, 0.98),
-    "num_distractors": 7,
-    "mixup": None,
-    "max_grad_norm": None,
-    "schedule": Cosine(),
-    "root": "/elsewhere",
-    "batch_size": 128,
-    "accumulation": 2,
-}
+DATA = [CorpusData(label_fraction=0.5), Esc50Data(corpus_clips=8)]
+DATA += [kind() for kind in typing.get_args(DataConfig) if kind not in (CorpusData, Esc50Data)]
 
 
-def _variants(settings, path=""):
-    """Every setting below `settings` with one other value: (path, changed settings)."""
-    for field in dataclasses.fields(settings):
-        value = getattr(settings, field.name)
-        here = f"{path}.{field.name}" if path else field.name
-        if dataclasses.is_dataclass(value):
-            for inner, changed in _variants(value, here):
-                yield inner, dataclasses.replace(settings, **{field.name: changed})
-            if field.name not in OTHERS:
-                continue
-        other = _other(field.name, value)
-        if other is not None or field.name in {"mixup", "max_grad_norm"}:
-            yield here, dataclasses.replace(settings, **{field.name: other})
-
-
-def _other(name, value):
-    if name in OTHERS:
-        return OTHERS[name]
-    if isinstance(value, bool):
-        return not value
-    if isinstance(value, int):
-        return value + 1
-    if isinstance(value, float):
-        return value / 2 if value else 0.25
-    raise AssertionError(f"the test has no other value for {name} = {value!r}")
-
-
-@pytest.mark.parametrize("data", [CorpusData(label_fraction=0.5), Esc50Data(corpus_clips=8), FolderData()])
+@pytest.mark.parametrize("data", DATA, ids=lambda data: data.kind)
 def test_every_setting_takes_part_in_the_trials_identity(data):
     trial = TrialConfig(data=data)
     keys = {stages_of(trial, "data").key: "the trial itself"}
     placed = {"data.root", "model.recompute", "compile"}
-    for path, changed in _variants(trial):
+    for path, changed in variants(trial):
         key = stages_of(changed, "data").key
         if path in placed:
             assert keys[key] == "the trial itself"
@@ -80,7 +34,7 @@ def test_every_setting_takes_part_in_the_trials_identity(data):
 def test_pretraining_is_shared_by_whatever_it_does_not_see():
     trial = TrialConfig()
     first = stages_of(trial, "data").pretrain.key
-    shared = {path for path, changed in _variants(trial) if stages_of(changed, "data").pretrain.key == first}
+    shared = {path for path, changed in variants(trial) if stages_of(changed, "data").pretrain.key == first}
     unseen = {"labelled_clips", "validation_clips", "test_clips", "label_fraction"}
     expected = {f"data.{name}" for name in unseen} | {"model.recompute", "compile"}
     assert {path for path in shared if not path.startswith("finetuning.")} == expected
@@ -90,7 +44,7 @@ def test_pretraining_is_shared_by_whatever_it_does_not_see():
 def test_finetuning_is_shared_by_what_the_evaluation_alone_hears():
     trial = TrialConfig()
     first = stages_of(trial, "data").finetune.key
-    shared = {path for path, changed in _variants(trial) if stages_of(changed, "data").finetune.key == first}
+    shared = {path for path, changed in variants(trial) if stages_of(changed, "data").finetune.key == first}
     assert shared == {"data.test_clips", "model.recompute", "compile"}
 
 

@@ -21,6 +21,7 @@ from workbench.store.remote import RemoteStore
 from workbench.training.loop import Diverged
 from workbench.training.tracker import SilentTracker
 
+from .books import wait_for
 from .stores import STAGE, again, at_work, half_way, never, resume, write
 
 
@@ -167,14 +168,14 @@ def test_what_a_hopeless_attempt_was_uploading_is_removed_too(tmp_path, quick_le
 
     def diverge(folder):
         half_way(folder)
-        begun.wait(30)
+        assert begun.wait(30)
         raise FloatingPointError
 
     monkeypatch.setattr(store, "_push_checkpoint", push_and_tell)
     monkeypatch.setattr(store._files, "put_file", put_slowly)
     with pytest.raises(FloatingPointError):
         store.obtain(STAGE, diverge, hopeless=(FloatingPointError,))
-    ended.wait(30)
+    assert ended.wait(30)
     assert not (tmp_path / "store" / STAGE.kind / f"{STAGE.key}.work").exists()
 
 
@@ -249,10 +250,11 @@ def quick_leases(monkeypatch):
     monkeypatch.setattr(remote, "POLL_SECONDS", 0.2)
 
 
-def _die_at_work(store):
+def _die_at_work(store, begun, may_die):
     def build(folder):
         (folder / "checkpoint.safetensors").write_text("half way")
-        time.sleep(1.5)  # longer than a lease: it is renewed meanwhile
+        begun.set()
+        may_die.wait(60)
         os._exit(1)
 
     store.obtain(STAGE, build)
@@ -260,15 +262,22 @@ def _die_at_work(store):
 
 def test_what_a_machine_left_when_it_died_is_taken_over_by_another(tmp_path, quick_leases):
     store = RemoteStore(f"local://{tmp_path}/store", cache=tmp_path / "cache")
-    process = multiprocessing.get_context("fork").Process(target=_die_at_work, args=(store,))
+    fork = multiprocessing.get_context("fork")
+    begun, may_die = fork.Event(), fork.Event()
+    process = fork.Process(target=_die_at_work, args=(store, begun, may_die))
     process.start()
-    time.sleep(1.2)
-    assert store.is_busy(STAGE)
+    assert begun.wait(30)
+    (lease,) = (tmp_path / "store" / "locks").iterdir()
+    first = lease.read_text()
+    wait_for(lambda: lease.read_text() not in ("", first))  # it is renewed
+    may_die.set()
     process.join(30)
     elsewhere = again(store, "another machine")
+    held = json.loads(lease.read_text())
+    lease.write_text(json.dumps(held | {"renewed": time.time() + 60}))
     with pytest.raises(StageBusy):
         elsewhere.obtain(STAGE, never, wait=False)
-
+    lease.write_text(json.dumps(held | {"renewed": time.time() - 60}))
     assert (elsewhere.obtain(STAGE, resume) / "weights").read_text() == "a"
     assert again(store, "a third").is_sound(STAGE)
     assert not (tmp_path / "store" / "pretrain" / f"{STAGE.key}.work").exists()
@@ -353,14 +362,15 @@ def test_a_lease_is_renewed_while_a_checkpoint_is_slowly_uploaded(tmp_path, quic
     assert not store.is_busy(STAGE)
 
 
-def test_a_lease_that_is_anothers_by_now_is_neither_renewed_nor_removed(tmp_path, quick_leases):
+def test_a_lease_that_is_anothers_by_now_is_neither_renewed_nor_removed(tmp_path):
     store = RemoteStore(f"local://{tmp_path}/store", cache=tmp_path / "cache")
     taken = json.dumps({"owner": "another", "renewed": time.time() + 60})
 
     def build(folder):
         (lease,) = (tmp_path / "store" / "locks").iterdir()
         lease.write_text(taken)
-        time.sleep(0.3)
+        store._renew(lease.name, "me")
+        assert lease.read_text() == taken
         return write("a")(folder)
 
     store.obtain(STAGE, build)

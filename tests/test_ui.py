@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from .books import free_port
+
 pytestmark = pytest.mark.browser
 PROJECT = Path(__file__).parent.parent
 CHROMIUM = shutil.which("chromium")
@@ -23,9 +25,10 @@ def ui(tmp_path, data_root):
     (root / "data").symlink_to(data_root)
     command = [sys.executable, "-m", "workbench.study", "studies/smoke.yaml", "--root", str(root)]
     subprocess.run(command, cwd=PROJECT, check=True, capture_output=True)
-    address = "http://127.0.0.1:5781"
+    port = free_port()
+    address = f"http://127.0.0.1:{port}"
     server = subprocess.Popen(
-        ["make", "ui", f"MLRUNS={root}", "PORT=5781"], cwd=PROJECT, start_new_session=True
+        ["make", "ui", f"MLRUNS={root}", f"PORT={port}"], cwd=PROJECT, start_new_session=True
     )
     try:
         _wait_until_up(address)
