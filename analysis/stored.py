@@ -70,11 +70,8 @@ class StoredStages:
         """Of a trial, by the key of its evaluation: `stage`, `step` and every metric, a row a log point."""
         rows = []
         for facts in self.lineage(key):
-            path = self._store.fetch(_stage(facts)) / HISTORY
-            if path.exists():
-                rows += [
-                    {"stage": facts["kind"], **json.loads(line)} for line in path.read_text().splitlines()
-                ]
+            lines = (self._store.read(_stage(facts), HISTORY) or b"").splitlines()
+            rows += [{"stage": facts["kind"], **json.loads(line)} for line in lines]
         return pd.DataFrame(rows)
 
 

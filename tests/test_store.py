@@ -38,9 +38,19 @@ def test_a_stage_is_built_once_and_found_afterwards(store):
 
 
 @pytest.mark.parametrize("damage", ["change", "remove", "facts"])
-def test_a_damaged_stage_is_set_aside_and_built_again(store, damage, tmp_path):
+def test_one_file_of_a_stage_is_read_as_it_was_written_or_not_at_all(store, damage, tmp_path):
+    assert store.read(STAGE, "weights") is None
     store.obtain(STAGE, write("a"))
-    folder = tmp_path / "store" / "pretrain" / STAGE.key
+    other = again(store)
+    assert other.read(STAGE, "weights") == b"a"
+    assert other.read(STAGE, "other") is None
+    if isinstance(store, RemoteStore):
+        assert not other.path(STAGE).exists(), "nothing else is brought here"
+    _spoil(tmp_path / "store" / "pretrain" / STAGE.key, damage)
+    assert other.read(STAGE, "weights") is None
+
+
+def _spoil(folder, damage):
     match damage:
         case "change":
             (folder / "weights").write_text("b")
@@ -48,6 +58,13 @@ def test_a_damaged_stage_is_set_aside_and_built_again(store, damage, tmp_path):
             (folder / "weights").unlink()
         case "facts":
             (folder / FACTS).write_text("{")
+
+
+@pytest.mark.parametrize("damage", ["change", "remove", "facts"])
+def test_a_damaged_stage_is_set_aside_and_built_again(store, damage, tmp_path):
+    store.obtain(STAGE, write("a"))
+    folder = tmp_path / "store" / "pretrain" / STAGE.key
+    _spoil(folder, damage)
     other, said = again(store), []
     other.report = said.append
     assert not other.is_sound(STAGE)

@@ -218,20 +218,19 @@ def _spent(run: Run, meeting: Rendezvous | None) -> dict[str, float]:
 
 
 def read_result(stages: TrialStages, store: Store) -> TrialResult:
-    """The result of a trial whose stages are finished; without curves of a stage that is gone or damaged."""
+    """The result of a trial that has ended; without what is gone or damaged of the stages before its last."""
     facts: dict[str, Any] = {}
     metrics: dict[str, float] = {}
     history = []
     for stage in stages.all():
-        if not store.is_sound(stage):
+        try:
+            found = store.facts(stage)
+        except (OSError, ValueError):
             continue
-        found = store.facts(stage)
         metrics |= found["metrics"] if stage is not stages.pretrain else {}
         facts |= found
-        path = store.fetch(stage) / HISTORY
-        if path.exists():
-            rows = [json.loads(line) for line in path.read_text().splitlines()]
-            history += [{"stage": stage.kind, **row} for row in rows]
+        rows = [json.loads(line) for line in (store.read(stage, HISTORY) or b"").splitlines()]
+        history += [{"stage": stage.kind, **row} for row in rows]
     return TrialResult(metrics, history, facts)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import hashlib
 import json
 import os
 import shutil
@@ -107,6 +108,18 @@ class Store:
         """What `stage.json` says of a finished stage."""
         facts: dict[str, Any] = json.loads((self.path(stage) / FACTS).read_text())
         return facts
+
+    def read(self, stage: Stage, name: str) -> bytes | None:
+        """One file of a finished stage; None where it has none such, or another than was written."""
+        try:
+            checksum = self.facts(stage)["sha256"][name]
+            content = self._read(stage, name)
+        except (FileNotFoundError, KeyError, ValueError):
+            return None
+        return content if hashlib.sha256(content).hexdigest() == checksum else None
+
+    def _read(self, stage: Stage, name: str) -> bytes:
+        return (self.path(stage) / name).read_bytes()
 
     def fetch(self, stage: Stage) -> Path:
         """The folder of a finished stage, on this machine."""

@@ -67,6 +67,11 @@ class RemoteStore(Store):
         facts: dict[str, Any] = json.loads(self._files.cat_file(self._remote(stage.kind, stage.key, FACTS)))
         return facts
 
+    def _read(self, stage: Stage, name: str) -> bytes:
+        """Alone: its weights are not wanted for its curves."""
+        content: bytes = self._files.cat_file(self._remote(stage.kind, stage.key, name))
+        return content
+
     def fetch(self, stage: Stage) -> Path:
         """The stage's folder in this machine's cache, downloaded if it is not there or damaged there."""
         final, aside = self.path(stage), self.root / stage.kind / f"{stage.key}.download"
