@@ -1,8 +1,10 @@
 """Training repeats itself exactly, also from the checkpoint of any update."""
 
 import dataclasses
+import itertools
 import math
 import os
+import types
 
 import pytest
 import torch
@@ -73,6 +75,21 @@ def test_finetuning_resumes_exactly_at_any_step(
     assert_identical_weights(whole.model.state_dict(), resumed.model.state_dict())
     assert whole.history == resumed.history
     assert whole.validation == resumed.validation
+
+
+def test_a_checkpoint_counts_a_trials_part_of_the_time_that_it_shares(
+    tiny_trial, tiny_splits, tmp_path, monkeypatch
+):
+    clock = itertools.count(0.0, 10.0)
+    monkeypatch.setattr("workbench.training.loop.time", types.SimpleNamespace(monotonic=lambda: next(clock)))
+    seconds = {}
+    for shared_by in (1, 4):
+        path = tmp_path / f"{shared_by}.safetensors"
+        run = Run(tracker=StopAt(2), checkpoint=path, save_seconds=0, shared_by=shared_by)
+        with pytest.raises(StopAt.Stopped):
+            pretrain(tiny_trial, tiny_splits.pool, run)
+        seconds[shared_by] = TrainingState.load(path).seconds
+    assert seconds[1] == 4 * seconds[4] > 0
 
 
 def test_a_stop_while_saving_leaves_the_previous_checkpoint(tiny_trial, tiny_splits, tmp_path, monkeypatch):

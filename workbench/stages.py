@@ -130,7 +130,7 @@ def run_trial(
         checkpoint = folder / CHECKPOINT
         run = Run(device=device, tracker=tracker, checkpoint=checkpoint, should_stop=should_stop)
         if meeting is not None:
-            run.train = meeting.train
+            run.train, run.shared_by = meeting.train, meeting.num_trials
         return run
 
     def build_encoder(folder: Path) -> dict[str, Any]:
@@ -141,7 +141,7 @@ def run_trial(
         return {
             "metrics": metrics,
             "pool_hours": pool.get().hours,
-            **_spent(run, meeting),
+            **_spent(run),
             **placed,
         }
 
@@ -159,7 +159,7 @@ def run_trial(
             "classes": list(splits.get().classes),
             "labelled_clips": len(splits.get().train),
             "pool_hours": pool.get().hours,
-            **_spent(run, meeting),
+            **_spent(run),
             **placed,
         }
 
@@ -212,9 +212,9 @@ def _obtain(store: Store, stage: Stage, build: Build, device: torch.device, *, w
     processes.agreed(True, device)
 
 
-def _spent(run: Run, meeting: Rendezvous | None) -> dict[str, float]:
-    """What the store is told of a stage's time: what came before, and how many shared it."""
-    return {"earlier_seconds": run.earlier_seconds, "shared_by": meeting.num_trials if meeting else 1}
+def _spent(run: Run) -> dict[str, float]:
+    """What the store is told of a stage's time: what came before, and how many shared the rest."""
+    return {"earlier_seconds": run.earlier_seconds, "shared_by": run.shared_by}
 
 
 def read_result(stages: TrialStages, store: Store) -> TrialResult:

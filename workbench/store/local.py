@@ -130,12 +130,12 @@ class Store:
     def obtain(self, stage: Stage, build: Build, *, wait: bool = True, hopeless: Errors = ()) -> Path:
         """The folder of the finished stage; `build` is called if it is not there, or is damaged.
 
-        `build(folder)` writes its files and returns facts for `stage.json`; of them `earlier_seconds` were
-        spent before a kill, and `shared_by` stages were built at once. The folder outlives a kill, so a
-        checkpoint in it is found by the next attempt. Only one process builds a stage; another that asks
-        for it waits, or has StageBusy raised with `wait=False`. After one of the errors `hopeless` of
-        `build` the checkpoint would only lead there again, and the folder is removed. A damaged stage is
-        set aside as `<key>.damaged-<time>`.
+        `build(folder)` writes its files and returns facts for `stage.json`; of them `earlier_seconds` are
+        its part of what was spent before a kill, and `shared_by` stages were built at once. The folder
+        outlives a kill, so a checkpoint in it is found by the next attempt. Only one process builds a
+        stage; another that asks for it waits, or has StageBusy raised with `wait=False`. After one of the
+        errors `hopeless` of `build` the checkpoint would only lead there again, and the folder is removed.
+        A damaged stage is set aside as `<key>.damaged-<time>`.
         """
         final = self.path(stage)
         with self._locked(f"{stage.kind}-{stage.key[:24]}", wait=wait):
@@ -186,7 +186,7 @@ class Store:
         earlier, shared_by = facts.pop("earlier_seconds", 0.0), facts.pop("shared_by", 1)
         if not earlier:  # else it was another process that spent the rest
             facts["cpu_seconds"] = round((time.process_time() - processing) / shared_by, 3)
-        write_facts(work, stage, facts, (time.monotonic() - began + earlier) / shared_by)
+        write_facts(work, stage, facts, (time.monotonic() - began) / shared_by + earlier)
 
     def _finish(self, work: Path, final: Path) -> None:
         """The checkpoint goes last of all: a kill while checksums are taken must not cost the training."""

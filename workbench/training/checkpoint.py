@@ -53,7 +53,7 @@ class TrainingState:
     history: list[dict[str, float]]
     window: list[dict[str, float]] = field(default_factory=list)  # since the last row of the history
     best: dict[str, Tensor] | None = None  # model at the best evaluation
-    seconds: float = 0.0  # that training took so far
+    seconds: float = 0.0  # that training took so far: of a pack, this trial's part
 
     def save(self, path: Path) -> None:
         tensors = {f"model/{name}": tensor for name, tensor in self.model.items()}

@@ -103,6 +103,7 @@ class Run:
     save_seconds: float = SAVE_SECONDS
     should_stop: Callable[[], bool] = lambda: False  # asked after every update; on several GPUs, some
     train: Callable[[Course[Any]], list[dict[str, float]]] = field(default_factory=lambda: train)
+    shared_by: int = 1  # trials that this one trains with: its seconds are its part
     earlier_seconds: float = 0.0  # set: spent before the checkpoint that was resumed from
 
 
@@ -222,7 +223,8 @@ class Course(Generic[TaskT]):
             state.model = self.task.model.state_dict()
             state.optimiser = optimiser_state()
             state.window = window
-            state.seconds = self.run.earlier_seconds + time.monotonic() - self._began
+            elapsed = time.monotonic() - self._began
+            state.seconds = self.run.earlier_seconds + elapsed / self.run.shared_by
             state.save(path)
         self._saved_at = time.monotonic()
 
