@@ -12,7 +12,6 @@ from torch.utils.flop_counter import FlopCounterMode
 from workbench.bench import __main__ as bench
 from workbench.bench import machinery, sets
 from workbench.bench.flops import update_flops
-from workbench.bench.packed import PackedFigures
 from workbench.bench.plain import PlainTraining, contrastive_loss, draw_distractors
 from workbench.bench.shapes import SHAPES, sized
 from workbench.bench.step import StepFigures
@@ -176,12 +175,12 @@ def test_what_fails_is_told_of_and_the_rest_is_kept(monkeypatch, capsys, tmp_pat
         kept.append(json.loads(path.read_text()))
         if num_trials > 2:
             raise RuntimeError("a kernel that takes no stacked weights")
-        return PackedFigures(kind, num_trials, Compared((0.5,), (1.0,)))
+        return Compared((0.5,), (1.0,))
 
     def step(config, kind, device, *, updates, rounds):
         if kind == "pretrain":
             raise torch.OutOfMemoryError("tried to allocate 160 GiB")
-        return StepFigures(kind, 4, Compared((1.0,), (3.0,)), 0.1, 1e9, 10, 20)
+        return StepFigures(4, Compared((1.0,), (3.0,)), 0.1, 1e9, 10, 20)
 
     monkeypatch.setattr(bench, "measure_packed", packed)
     monkeypatch.setattr(bench, "measure_step", step)

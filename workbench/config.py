@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from workbench.data_config import CorpusData, DataConfig, PoolData, RecordedData
-from workbench.settings import ConfigError, StageKind, fraction, placement, positive, require
+from workbench.settings import ConfigError, StageKind, TrainingKind, fraction, placement, positive, require
 
 # Hz; 64 ms are then 1,024 samples. The paper leaves the rate open, a thesis on the same task has 16 kHz.
 SAMPLE_RATE = 16_000
@@ -229,6 +229,11 @@ class PretrainingConfig:
         require(self.gain_db >= 0, "gain_db", f"must not be negative, is {self.gain_db}")
         require(self.mel_shift >= 0, "mel_shift", f"must not be negative, is {self.mel_shift}")
 
+    @property
+    def micro_batch(self) -> int:
+        """Clips."""
+        return self.batch_size // self.accumulation
+
 
 @dataclass(frozen=True, kw_only=True)
 class AugmentationConfig:
@@ -281,6 +286,16 @@ class FinetuningConfig:
             f"must not exceed steps ({self.steps}), is {self.num_evaluations}",
         )
 
+    @property
+    def versions(self) -> int:
+        """Augmentations of each clip that an update hears: two for the consistency loss."""
+        return 2 if self.consistency_weight > 0 else 1
+
+    @property
+    def micro_batch(self) -> int:
+        """Clips."""
+        return self.batch_size // self.accumulation
+
 
 def _micro_batches(settings: PretrainingConfig | FinetuningConfig) -> None:
     require(
@@ -325,6 +340,12 @@ class TrialConfig:
                 f"must be 0 beside a pool, which these clips would not join, is {self.data.corpus_clips}",
             )
         require(self.seed >= 0, "seed", f"must not be negative, is {self.seed}")
+
+    def training(self, stage: TrainingKind) -> PretrainingConfig | FinetuningConfig:
+        """The settings of a stage that trains; of one that the trial has."""
+        settings = self.pretraining if stage == "pretrain" else self.finetuning
+        assert settings is not None, "a trial from scratch has no pre-training"
+        return settings
 
     def trained_on(self, stage: StageKind) -> DataConfig | PoolData:
         """Where the clips that a stage trains on are."""

@@ -67,6 +67,7 @@ def placement(default: Any) -> Any:
 STAGES = ("pretrain", "finetune", "evaluate")  # in the order in which they run
 
 StageKind = Literal["pretrain", "finetune", "evaluate"]
+TrainingKind = Literal["pretrain", "finetune"]
 
 
 def heard_from(stage: StageKind, default: Any) -> Any:

@@ -26,18 +26,18 @@ import torch
 
 from workbench.bench.ceiling import matrix_flops
 from workbench.bench.feed import measure_feed
-from workbench.bench.flops import Kind
 from workbench.bench.packed import measure_packed
-from workbench.bench.shapes import CPU_BATCH, SHAPES, batch_of, sized
+from workbench.bench.shapes import CPU_BATCH, SHAPES, sized
 from workbench.bench.step import measure_step
 from workbench.bench.timing import Compared
 from workbench.config import TrialConfig
 from workbench.hardware import device_name
+from workbench.settings import TrainingKind
 from workbench.training.pretrain import computed_in
 
 PARTS = ("step", "packed", "feed", "machinery")
 PACKS = {"cpu": (2, 4), "cuda": (2, 4, 8, 16)}  # trials
-KINDS: tuple[Kind, ...] = ("pretrain", "finetune")
+KINDS: tuple[TrainingKind, ...] = ("pretrain", "finetune")
 # Updates a round: what takes a second or two.
 UPDATES = {"cpu": {"quick": 10, "cf_small": 1, "cf_large": 1}, "cuda": dict.fromkeys(SHAPES, 20)}
 
@@ -154,13 +154,13 @@ def _steps(
         yield row
 
 
-def _default_batch(config: TrialConfig, kind: Kind, device: torch.device) -> int:
-    whole = batch_of(config, kind)
+def _default_batch(config: TrialConfig, kind: TrainingKind, device: torch.device) -> int:
+    whole = config.training(kind).batch_size
     return min(whole, CPU_BATCH) if device.type == "cpu" and config.data.clip_seconds >= 10 else whole
 
 
 def _step(
-    config: TrialConfig, kind: Kind, device: torch.device, updates: int, rounds: int, ceiling: float
+    config: TrialConfig, kind: TrainingKind, device: torch.device, updates: int, rounds: int, ceiling: float
 ) -> Row:
     found = measure_step(config, kind, device, updates=updates, rounds=rounds)
     return {
@@ -197,7 +197,7 @@ def _packed(device: torch.device, batch: int | None, rounds: int) -> Iterator[Ro
     print(f"\n{'packed, quick':20s} {heads}")
     updates = UPDATES[device.type]["quick"]
     for kind, num_trials in itertools.product(KINDS, PACKS[device.type]):
-        config = sized(SHAPES["quick"], batch or batch_of(SHAPES["quick"], kind))
+        config = sized(SHAPES["quick"], batch or SHAPES["quick"].training(kind).batch_size)
         measure = functools.partial(_pack, config, kind, device, num_trials, updates, rounds)
         row = _measured(f"{kind:20s} {num_trials:6d}", {"stage": kind, "trials": num_trials}, measure)
         if "error" not in row:
@@ -210,10 +210,9 @@ def _packed(device: torch.device, batch: int | None, rounds: int) -> Iterator[Ro
 
 
 def _pack(
-    config: TrialConfig, kind: Kind, device: torch.device, num_trials: int, updates: int, rounds: int
+    config: TrialConfig, kind: TrainingKind, device: torch.device, num_trials: int, updates: int, rounds: int
 ) -> Row:
-    found = measure_packed(config, kind, device, num_trials=num_trials, updates=updates, rounds=rounds)
-    return _ratio(found.seconds)
+    return _ratio(measure_packed(config, kind, device, num_trials=num_trials, updates=updates, rounds=rounds))
 
 
 def _feeds(shapes: list[str], rounds: int, steps: list[Row]) -> Iterator[Row]:
@@ -222,7 +221,7 @@ def _feeds(shapes: list[str], rounds: int, steps: list[Row]) -> Iterator[Row]:
         "times the step"
     )
     for shape in shapes:
-        batch = batch_of(SHAPES[shape], "pretrain")
+        batch = SHAPES[shape].training("pretrain").batch_size
         measured = [s["clips_per_second"] for s in steps if s["shape"] == shape and "error" not in s]
         seconds = SHAPES[shape].data.clip_seconds
         row = _measured(

@@ -6,14 +6,11 @@ forward pass does, once where the input needs no gradient. Norms, activations an
 
 from __future__ import annotations
 
-from typing import Literal
-
 from workbench.config import ContrastiveConfig, ModelConfig, TrialConfig
+from workbench.settings import TrainingKind
 
-Kind = Literal["pretrain", "finetune"]
 
-
-def update_flops(config: TrialConfig, kind: Kind, num_classes: int = 0) -> float:
+def update_flops(config: TrialConfig, kind: TrainingKind, num_classes: int = 0) -> float:
     """Of one update with clips of `config.data.clip_seconds`, all of it computed once."""
     model, length = config.model, config.num_latents
     features = 2 * length * config.front_end.num_mels * model.frames_per_latent * model.latent_dim
@@ -25,7 +22,7 @@ def update_flops(config: TrialConfig, kind: Kind, num_classes: int = 0) -> float
         loss = 2 * masked * model.width * model.latent_dim + 2 * masked**2 * model.latent_dim
         return config.pretraining.batch_size * (2 * features + 3 * (context + loss))
     settings = config.finetuning
-    passes = settings.batch_size * (2 if settings.consistency_weight > 0 else 1)
+    passes = settings.batch_size * settings.versions
     places = length if settings.pooling == "linear_softmax" else 1
     classifier = 2 * places * model.width * num_classes
     if settings.freeze_encoder:

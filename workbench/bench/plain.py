@@ -16,11 +16,11 @@ from torch import Tensor, nn
 
 from workbench.audio.augment import gain_and_shift, jitter, mixup, time_mask
 from workbench.audio.logmel import FLOOR
-from workbench.bench.flops import Kind
 from workbench.config import SAMPLE_RATE, ContrastiveConfig, FrontEndConfig, ModelConfig, TrialConfig
 from workbench.data.clips import ClipSet
 from workbench.model.heads import LEAST, MOST
 from workbench.random_streams import torch_stream
+from workbench.settings import TrainingKind
 from workbench.training.finetune import symmetric_divergence
 from workbench.training.masking import span_mask
 from workbench.training.pretrain import autocast_for
@@ -127,10 +127,9 @@ def draw_distractors(batch: int, masked: int, count: int | None) -> Tensor:
 class PlainTraining:
     """One stage: `update(step)` trains on a batch of `clips`, all of one length."""
 
-    def __init__(self, config: TrialConfig, kind: Kind, clips: ClipSet, device: torch.device) -> None:
+    def __init__(self, config: TrialConfig, kind: TrainingKind, clips: ClipSet, device: torch.device) -> None:
         self.config, self.kind, self.clips, self.device = config, kind, clips, device
-        settings = config.pretraining if kind == "pretrain" else config.finetuning
-        assert settings is not None
+        settings = config.training(kind)
         self.batch_size, self.optimiser_config = settings.batch_size, settings.optimiser
         self.encoder = PlainEncoder(config.front_end, config.model).to(device).train()
         self.classifier = PlainClassifier(config, clips.labels.num_classes).to(device).train()
@@ -187,7 +186,7 @@ class PlainTraining:
         settings, augmentation = self.config.finetuning, self.config.finetuning.augmentation
         frames = samples // self.config.front_end.hop_samples
         logits = []
-        for _ in range(2 if settings.consistency_weight > 0 else 1):
+        for _ in range(settings.versions):
             heard = jitter(waveform, augmentation.jitter_samples, generator)
             log_mel = self.encoder.log_mel(heard)
             log_mel = time_mask(log_mel, frames, augmentation.time_mask, generator)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
-from workbench.bench.flops import Kind
 from workbench.config import ContrastiveConfig, FinetuningConfig, ModelConfig, PretrainingConfig, TrialConfig
 from workbench.data_config import CorpusData
 
@@ -47,9 +46,3 @@ def sized(config: TrialConfig, batch_size: int, accumulation: int = 1) -> TrialC
         pretraining=dataclasses.replace(config.pretraining, **changes),
         finetuning=dataclasses.replace(config.finetuning, num_evaluations=1, **changes),
     )
-
-
-def batch_of(config: TrialConfig, kind: Kind) -> int:
-    settings = config.pretraining if kind == "pretrain" else config.finetuning
-    assert settings is not None
-    return settings.batch_size

@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import dataclasses
 import gc
+import statistics
 import time
 from dataclasses import dataclass
 
 import torch
 
 from workbench.audio.augment import gain_and_shift, jitter, mixup, time_mask
-from workbench.bench.flops import Kind, update_flops
+from workbench.bench.flops import update_flops
 from workbench.bench.plain import PlainTraining
-from workbench.bench.shapes import batch_of
 from workbench.bench.timing import Compared, in_turn, peak_bytes
 from workbench.config import TrialConfig
 from workbench.data.noise import noise_clips, noise_splits
+from workbench.settings import TrainingKind
 from workbench.training.pretrain import new_encoder
 from workbench.training.timing import UpdateClock, time_updates
 
@@ -26,7 +27,6 @@ NUM_CLASSES = 12  # the embedded corpus's
 class StepFigures:
     """One stage at one shape; seconds are of an update of `batch_size` clips."""
 
-    kind: Kind
     batch_size: int
     seconds: Compared
     front_end_seconds: float  # and augmentation, of the core
@@ -44,17 +44,16 @@ class StepFigures:
 
 
 def measure_step(
-    config: TrialConfig, kind: Kind, device: torch.device, *, updates: int, rounds: int
+    config: TrialConfig, kind: TrainingKind, device: torch.device, *, updates: int, rounds: int
 ) -> StepFigures:
     """`updates` a round; on a GPU of one batch each before it is waited for."""
-    batch = batch_of(config, kind)
+    batch = config.training(kind).batch_size
     seconds = in_turn(
         lambda: core_seconds(config, kind, device, updates),
         lambda: plain_seconds(config, kind, device, updates),
         rounds,
     )
     return StepFigures(
-        kind=kind,
         batch_size=batch,
         seconds=seconds,
         front_end_seconds=_front_end_seconds(config, kind, device, max(3, updates)),
@@ -65,18 +64,18 @@ def measure_step(
 
 
 def core_seconds(
-    config: TrialConfig, kind: Kind, device: torch.device, updates: int, num_trials: int = 1
+    config: TrialConfig, kind: TrainingKind, device: torch.device, updates: int, num_trials: int = 1
 ) -> float:
     """Of an update of one trial: `pretrain` or `finetune` themselves; several are seeds of it, packed."""
     length = config.data.clip_seconds
-    splits = noise_splits(2 * batch_of(config, kind), length, length, NUM_CLASSES)
+    splits = noise_splits(2 * config.training(kind).batch_size, length, length, NUM_CLASSES)
     trials = [dataclasses.replace(config, seed=seed) for seed in range(num_trials)]
     return time_updates(kind, trials, splits, UpdateClock(device, updates=updates))
 
 
-def plain_seconds(config: TrialConfig, kind: Kind, device: torch.device, updates: int) -> float:
+def plain_seconds(config: TrialConfig, kind: TrainingKind, device: torch.device, updates: int) -> float:
     clock = UpdateClock(device, updates=updates)
-    clips = noise_clips(2 * batch_of(config, kind), config.data.clip_seconds, NUM_CLASSES)
+    clips = noise_clips(2 * config.training(kind).batch_size, config.data.clip_seconds, NUM_CLASSES)
     training = PlainTraining(config, kind, clips, device)
     step = 0
     while not clock.enough():
@@ -89,9 +88,9 @@ def plain_seconds(config: TrialConfig, kind: Kind, device: torch.device, updates
 
 
 @torch.no_grad()
-def _front_end_seconds(config: TrialConfig, kind: Kind, device: torch.device, repeats: int) -> float:
+def _front_end_seconds(config: TrialConfig, kind: TrainingKind, device: torch.device, repeats: int) -> float:
     """Waveform to augmented log-mel, of one batch: the median."""
-    batch = batch_of(config, kind)
+    batch = config.training(kind).batch_size
     clips = noise_clips(batch, config.data.clip_seconds, NUM_CLASSES)
     encoder = new_encoder(config, clips.unlabelled(), device)
     waveform, samples = clips.read(torch.arange(batch).numpy())
@@ -99,7 +98,6 @@ def _front_end_seconds(config: TrialConfig, kind: Kind, device: torch.device, re
     generator = torch.Generator().manual_seed(0)
     assert config.pretraining is not None
     augmentation = config.finetuning.augmentation
-    versions = 2 if kind == "finetune" and config.finetuning.consistency_weight > 0 else 1
     frames = samples // config.front_end.hop_samples
     seconds = []
     for _ in range(repeats + 1):
@@ -114,11 +112,12 @@ def _front_end_seconds(config: TrialConfig, kind: Kind, device: torch.device, re
                 config.pretraining.mel_shift,
                 generator,
             )
-        for _ in range(versions if kind == "finetune" else 0):
-            heard = jitter(waveform, augmentation.jitter_samples, generator)
-            log_mel = time_mask(encoder.front_end(heard), frames, augmentation.time_mask, generator)
-            mixup(log_mel, augmentation.mixup, generator)
+        else:
+            for _ in range(config.finetuning.versions):
+                heard = jitter(waveform, augmentation.jitter_samples, generator)
+                log_mel = time_mask(encoder.front_end(heard), frames, augmentation.time_mask, generator)
+                mixup(log_mel, augmentation.mixup, generator)
         if device.type == "cuda":
             torch.cuda.synchronize()
         seconds.append(time.perf_counter() - began)
-    return sorted(seconds[1:])[len(seconds) // 2 - 1]
+    return statistics.median(seconds[1:])  # the first is slower

@@ -14,7 +14,7 @@ from torch import nn
 from workbench.config import SAMPLE_RATE, FrontEndConfig, ModelConfig
 from workbench.model.encoder import Encoder
 from workbench.model.heads import Classifier
-from workbench.settings import ConfigError, from_dict, identity
+from workbench.settings import ConfigError, TrainingKind, from_dict, identity
 from workbench.training.checkpoint import load_tensors, save_tensors
 
 # Raised when the same files come to be read differently, also by a new setting of front end or model.
@@ -40,7 +40,7 @@ class ClassifierSettings:
 class Origin:
     """The stage that the weights are of, and what they were trained on."""
 
-    stage: Literal["pretrain", "finetune"]
+    stage: TrainingKind
     id: str
     version: int
     finished: str  # ISO 8601

@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterable
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import psutil
@@ -28,7 +28,7 @@ from workbench.config import FinetuningConfig, PretrainingConfig, TrialConfig
 from workbench.data.clips import ClipSet, Extent
 from workbench.data.noise import noise_clips, noise_splits
 from workbench.hardware import device_name, forget_peak, resident_bytes
-from workbench.settings import ConfigError, digest, from_dict, identity, to_dict
+from workbench.settings import ConfigError, TrainingKind, digest, from_dict, identity, to_dict
 from workbench.store.stage import write_json
 from workbench.study.definition import Resources
 from workbench.training.batches import HEARD_CLIPS
@@ -63,20 +63,18 @@ class Rates:
 class Job:
     """A shape: what of a trial decides how long an update takes."""
 
-    kind: Literal["pretrain", "finetune"]
+    kind: TrainingKind
     config: TrialConfig
     extent: Extent
 
     @property
     def batch(self) -> int:
         """Clips of a micro-batch."""
-        return self.settings.batch_size // self.settings.accumulation
+        return self.settings.micro_batch
 
     @property
     def settings(self) -> PretrainingConfig | FinetuningConfig:
-        settings = self.config.pretraining if self.kind == "pretrain" else self.config.finetuning
-        assert settings is not None
-        return settings
+        return self.config.training(self.kind)
 
     @property
     def key(self) -> str:
@@ -101,7 +99,7 @@ class Job:
             settings = config.finetuning
             content["pooling"] = settings.pooling
             content["freeze_encoder"] = settings.freeze_encoder
-            content["consistency"] = settings.consistency_weight > 0
+            content["consistency"] = settings.versions > 1
             content["num_classes"] = extent.num_classes
             content["evaluated_seconds"] = extent.evaluated_seconds
         return digest(content)

@@ -73,8 +73,8 @@ def place(trial: Trial) -> dict[str, Any]:
 def work_of(config: TrialConfig) -> dict[str, float]:
     """Clips that each stage hears: a measure of its length, where no better one is known."""
     settings = config.finetuning
-    versions = 2 if settings.consistency_weight > 0 else 1
-    work: dict[str, float] = {"finetune": settings.steps * settings.batch_size * versions, "evaluate": 0}
+    heard = settings.steps * settings.batch_size * settings.versions
+    work: dict[str, float] = {"finetune": heard, "evaluate": 0}
     if config.pretraining is not None:
         work["pretrain"] = config.pretraining.steps * config.pretraining.batch_size
     return work

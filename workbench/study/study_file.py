@@ -180,12 +180,11 @@ def refuse_unshared(trials: list[Trial], processes: int) -> None:
     for trial in trials:
         stages = {"pretraining": trial.config.pretraining, "finetuning": trial.config.finetuning}
         for stage, settings in stages.items():
-            micro_batch = settings.batch_size // settings.accumulation if settings is not None else 0
-            if micro_batch % processes:
+            if settings is not None and settings.micro_batch % processes:
                 raise ConfigError(
                     "resources.processes",
-                    f"must divide {stage}.batch_size / {stage}.accumulation, which is {micro_batch} in "
-                    f"{trial.label!r}; is {processes}",
+                    f"must divide {stage}.batch_size / {stage}.accumulation, which is "
+                    f"{settings.micro_batch} in {trial.label!r}; is {processes}",
                 )
 
 

@@ -90,7 +90,7 @@ class Finetuning:
 
     def hear(self, step: int) -> Iterator[Heard]:
         augmentation = self.settings.augmentation
-        versions = 2 if self.settings.consistency_weight > 0 else 1
+        versions = self.settings.versions
         front_end = self.model.encoder.front_end
         crop = numpy_stream(self.config.seed, STAGE, "crop", step)
         generator = torch_stream(self.config.seed, STAGE, "augment", step)

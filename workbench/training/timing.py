@@ -8,12 +8,12 @@ import math
 import statistics
 import time
 from collections.abc import Sequence
-from typing import Literal
 
 import torch
 
 from workbench.config import TrialConfig
 from workbench.data.clips import Splits
+from workbench.settings import TrainingKind
 from workbench.training.finetune import finetune, finetune_together
 from workbench.training.loop import Run, Stopped
 from workbench.training.pretrain import new_encoder, pretrain, pretrain_together
@@ -66,7 +66,7 @@ class UpdateClock(SilentTracker):
 
 
 def time_updates(
-    kind: Literal["pretrain", "finetune"], trials: Sequence[TrialConfig], splits: Splits, clock: UpdateClock
+    kind: TrainingKind, trials: Sequence[TrialConfig], splits: Splits, clock: UpdateClock
 ) -> float:
     """Seconds of an update of each of `trials`, trained together until the clock has enough; one, alone."""
     # The first is the clock's: one update of it is one of all.
