@@ -30,7 +30,7 @@ from analysis.verdicts import study_verdicts
 from workbench.study.claims import Claim, Equivalent, FewerLabels, Greater, Part, Rising, enter
 from workbench.study.definition import Study, Trial
 from workbench.study.plan import place
-from workbench.study.results import StudyRecord, levels_of
+from workbench.study.record import StudyRecord, levels_of
 from workbench.study.study_file import load_study
 
 STUDIES = Path(__file__).parent.parent / "studies"

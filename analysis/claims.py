@@ -23,7 +23,7 @@ from analysis.stored import StoredStages
 from analysis.verdicts import Verdict
 from workbench.places import Places
 from workbench.study.claims import Equivalent, FewerLabels, Greater, Part, Rising
-from workbench.study.results import StudyRecord
+from workbench.study.record import StudyRecord
 
 
 def describe_part(part: Part) -> str:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from workbench.places import DEFAULT_ROOT
 from workbench.settings import ConfigError
-from workbench.study.results import StudyRecord, UnknownStudy, select_studies, studies
+from workbench.study.record import StudyRecord, UnknownStudy, select_studies, studies
 from workbench.study.tracking import TRACKING_ERRORS
 from workbench.study.trial_storage import LEDGER_ERRORS, first_line
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import pandas as pd
 
-from workbench.study.results import StudyRecord
+from workbench.study.record import StudyRecord
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -19,7 +19,7 @@ from analysis.replicates import by_replicate, with_fold_numbers
 from analysis.words import counted
 from workbench.study.claims import Equivalent, FewerLabels, Greater, Part, Rising
 from workbench.study.definition import shown
-from workbench.study.results import StudyRecord
+from workbench.study.record import StudyRecord
 
 OF_FOLDS = "test folds, whose training sets overlap, are the replicates"
 Contrast = tuple[list[tuple[str, Any]], list[tuple[str, Any]]]  # (regime, level) of either side

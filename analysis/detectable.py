@@ -15,7 +15,8 @@ from analysis.predictions import Predictions
 from analysis.verdicts import claims_of
 from workbench.study.claims import Claim, Greater
 from workbench.study.power import detectable_difference
-from workbench.study.results import StudyRecord, best_tuned
+from workbench.study.record import StudyRecord
+from workbench.study.results import best_tuned
 
 
 @dataclass(frozen=True)

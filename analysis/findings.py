@@ -14,7 +14,8 @@ from analysis.label_curves import Curves, NoCurves, study_curves
 from analysis.predictions import Predictions
 from analysis.stored import StoredStages
 from analysis.verdicts import Verdict, claims_of, study_verdicts
-from workbench.study.results import StudyRecord, trial_table
+from workbench.study.record import StudyRecord
+from workbench.study.results import trial_table
 
 
 @dataclass(frozen=True)

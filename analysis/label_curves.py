@@ -23,7 +23,8 @@ from analysis.estimators import (
 from analysis.label_reduction import ClipDraws, LabelReduction, label_reduction
 from analysis.predictions import Predictions
 from analysis.replicates import by_replicate, replicate_names, with_fold_numbers
-from workbench.study.results import StudyRecord, best_tuned
+from workbench.study.record import StudyRecord
+from workbench.study.results import best_tuned
 
 AXIS = "data.label_fraction"
 SCRATCH, PRETRAINED = "scratch", "pretrained"

@@ -43,7 +43,8 @@ from analysis.predictions import Predictions
 from analysis.stored import StoredStages
 from analysis.words import p_words
 from workbench.places import Places
-from workbench.study.results import StudyRecord, trial_table
+from workbench.study.record import StudyRecord
+from workbench.study.results import trial_table
 
 # Words
 

@@ -27,12 +27,8 @@ from analysis.command import run
 from analysis.completeness import Completeness
 from analysis.estimators import mean_interval
 from analysis.replicates import by_replicate, with_fold_numbers
-from workbench.study.results import (
-    StudyRecord,
-    arms,
-    best_tuned,
-    trial_table,
-)
+from workbench.study.record import StudyRecord
+from workbench.study.results import arms, best_tuned, trial_table
 
 # Okabe and Ito's palette, told apart by the colour-blind; the markers tell them apart in black and white.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")

@@ -56,7 +56,8 @@ from analysis.verdicts import Verdict, data_name, scale_of
 from analysis.words import counted, p_words
 from workbench.places import Places
 from workbench.study.cost import duration
-from workbench.study.results import StudyRecord, arms, best_tuned, runs_link
+from workbench.study.record import StudyRecord
+from workbench.study.results import arms, best_tuned, runs_link
 from workbench.study.tracking import attach
 from workbench.study.trial_storage import importances
 

@@ -29,7 +29,8 @@ from analysis.plot_ablation import (
 )
 from analysis.stored import StoredStages
 from workbench.settings import digest
-from workbench.study.results import StudyRecord, arms, best_tuned
+from workbench.study.record import StudyRecord
+from workbench.study.results import arms, best_tuned
 
 
 def new_figure(columns: int = 1, height: float = 3.4) -> tuple[Figure, np.ndarray]:

@@ -26,7 +26,7 @@ from analysis.report_figures import new_figure, svg_of
 from analysis.report_pairs import pairs_of
 from analysis.report_tables import TABLE_1
 from analysis.words import p_words
-from workbench.study.results import StudyRecord
+from workbench.study.record import StudyRecord
 
 Cell = tuple[str, str]  # a value, and its interval or nothing
 

@@ -11,7 +11,8 @@ import pandas as pd
 from analysis.completeness import Completeness
 from analysis.findings import Findings
 from analysis.plot_ablation import AXIS_NAMES, METRIC_NAMES, short
-from workbench.study.results import StudyRecord, studies, trial_table
+from workbench.study.record import StudyRecord, studies
+from workbench.study.results import trial_table
 
 
 def best_trial(record: StudyRecord, done: pd.DataFrame) -> pd.Series | None:

@@ -17,7 +17,8 @@ from analysis.predictions import Predictions
 from analysis.rulings import Evidence, Ruling, rule
 from workbench.settings import ConfigError
 from workbench.study.claims import Claim, read_entered
-from workbench.study.results import StudyRecord, arms, best_tuned, settings_tried
+from workbench.study.record import StudyRecord
+from workbench.study.results import arms, best_tuned, settings_tried
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,7 +10,8 @@ import psutil
 from mlflow import MlflowClient
 
 from workbench.places import Places
-from workbench.study.results import studies, trial_table
+from workbench.study.record import studies
+from workbench.study.results import trial_table
 
 
 def optuna_trials(root):

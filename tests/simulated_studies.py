@@ -8,7 +8,7 @@ import pandas as pd
 
 from workbench.study.claims import enter
 from workbench.study.plan import place
-from workbench.study.results import StudyRecord, levels_of
+from workbench.study.record import StudyRecord, levels_of
 from workbench.study.study_file import load_study
 
 FOLDER = Path(__file__).parent.parent / "studies"

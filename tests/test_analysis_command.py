@@ -9,7 +9,7 @@ import pytest
 from analysis import plot_ablation, report
 from analysis.stored import DamagedStage, StoredStages
 from workbench.places import Places
-from workbench.study.results import studies
+from workbench.study.record import studies
 
 from .simulated_studies import a_record
 

@@ -15,7 +15,7 @@ from analysis.verdicts import study_verdicts
 from workbench.settings import ConfigError
 from workbench.study import __main__ as study_command
 from workbench.study.claims import claims_beside, enter, read_claims
-from workbench.study.results import enter_claims
+from workbench.study.record import enter_claims
 from workbench.study.study_file import load_study
 
 from .simulated_studies import FOLDER, NoPredictions, score_with, simulated

@@ -14,7 +14,7 @@ from analysis.label_curves import NoCurves, level_table, study_curves, study_red
 from analysis.label_efficiency import describe, main
 from analysis.label_reduction import label_reduction
 from analysis.replicates import FOLD_OVERLAP
-from workbench.study.results import StudyRecord
+from workbench.study.record import StudyRecord
 
 from .simulated_studies import NoPredictions
 

@@ -16,7 +16,8 @@ from workbench.places import Places
 from workbench.study.calibration import Device
 from workbench.study.ledger import GridLedger
 from workbench.study.plan import Planner
-from workbench.study.results import studies, trial_table
+from workbench.study.record import studies
+from workbench.study.results import trial_table
 from workbench.study.study_file import load_study
 from workbench.study.tune import Watcher, _gpus_each, _Handout
 from workbench.study.worker import ENDS, _run

@@ -22,7 +22,8 @@ from workbench.code_version import code_commit
 from workbench.places import Places
 from workbench.settings import to_dict
 from workbench.store import Store
-from workbench.study.results import best_tuned, studies, trial_table
+from workbench.study.record import studies
+from workbench.study.results import best_tuned, trial_table
 from workbench.study.study_file import load_study
 from workbench.study.trial_storage import importances, open_storage
 

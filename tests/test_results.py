@@ -6,7 +6,8 @@ import pandas as pd
 import pytest
 
 from analysis.plot_ablation import level_summary
-from workbench.study.results import StudyRecord, _without_scores, best_tuned
+from workbench.study.record import StudyRecord
+from workbench.study.results import _without_scores, best_tuned
 
 RATE = "finetuning.optimiser.peak_lr"
 

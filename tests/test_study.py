@@ -14,7 +14,8 @@ from mlflow import MlflowClient
 from analysis import plot_ablation
 from workbench.places import Places
 from workbench.study.__main__ import main
-from workbench.study.results import studies, trial_table
+from workbench.study.record import studies
+from workbench.study.results import trial_table
 
 from .books import (
     assert_each_ended_once,

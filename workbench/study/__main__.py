@@ -22,6 +22,7 @@ from workbench.study.claims import is_claims_file
 from workbench.study.definition import Resources, Study
 from workbench.study.interruption import StudyBusy, StudyInterrupted, StudyStopped
 from workbench.study.plan import PlannedTrial, Planner, print_stages, print_trials
+from workbench.study.record import enter_claims
 from workbench.study.study_file import load_study
 
 if TYPE_CHECKING:
@@ -53,8 +54,6 @@ def main(arguments: list[str] | None = None) -> int:
             cluster.look(address)  # before anything takes time
         if options.dry_run:
             return _dry_run(studies, places, console, retry_failed=options.retry_failed)
-        from workbench.study.results import enter_claims  # not sooner: it takes seconds
-
         for study in studies:  # before the first of them runs: they share stages
             enter_claims(study, places.study(study.id))
         status = 0

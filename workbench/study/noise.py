@@ -12,7 +12,8 @@ import pandas as pd
 from workbench.study.claims import Claim, FewerLabels, Rising
 from workbench.study.definition import Study
 from workbench.study.power import CONFIDENCE, FOLD_OVERLAP, POWER, detectable_difference
-from workbench.study.results import DEFINITION, TABLE, StudyRecord, best_tuned
+from workbench.study.record import DEFINITION, StudyRecord
+from workbench.study.results import TABLE, best_tuned
 
 
 def earlier_deviation(study: Study, folder: Path) -> tuple[float, str] | None:

@@ -19,13 +19,14 @@ from workbench.places import Places
 from workbench.settings import digest
 from workbench.stages import read_result
 from workbench.store import Stage, Store, write_text
-from workbench.study import results
 from workbench.study.cost import Cost, CostModel, Plan, duration
 from workbench.study.definition import Study, Trial
 from workbench.study.interruption import Interruption, StudyBusy, StudyInterrupted, StudyStopped
 from workbench.study.ledger import Assignment, GridLedger, Work, open_ledger
 from workbench.study.plan import PlannedTrial, Planner, work_of
 from workbench.study.progress import Progress
+from workbench.study.record import DEFINITION, StudyRecord, write_definition
+from workbench.study.results import TABLE, trial_table
 from workbench.study.summary import print_summary
 from workbench.study.tracking import TRACKING_ERRORS, Elsewhere, Tracking
 from workbench.study.trial_storage import Ended, first_line
@@ -152,10 +153,10 @@ def run_study(
             )
             with books.closed_by_errors():
                 record, interrupted = _run_trials(study, books, places, plan, command, to_go_on, console)
-                table = results.trial_table(record, places.root)
-                write_text(folder / results.TABLE, table.to_csv(index=False))
+                table = trial_table(record, places.root)
+                write_text(folder / TABLE, table.to_csv(index=False))
                 try:
-                    for path in (folder / results.DEFINITION, folder / results.TABLE):
+                    for path in (folder / DEFINITION, folder / TABLE):
                         books.tracking.attach(path)
                 except Elsewhere as error:
                     console.print(f"not kept in MLflow: {error}", markup=False)
@@ -180,12 +181,12 @@ def _run_trials(
     command: str,
     to_go_on: str,
     console: Console,
-) -> tuple[results.StudyRecord, bool]:
+) -> tuple[StudyRecord, bool]:
     """What the study is, and whether it was to stop meanwhile."""
     ledger, store, model = books.ledger, books.store, plan.model
     folder = places.study(study.id)
     planned = ledger.planned if isinstance(ledger, GridLedger) else []
-    definition = results.write_definition(study, planned, command, folder)
+    definition = write_definition(study, planned, command, folder)
     interrupted = False
     if ledger.num_left:
         began = time.monotonic()
@@ -221,7 +222,7 @@ def _run_trials(
         if interrupted and (ledger.num_left or to_confirm):
             raise StudyInterrupted(finished=False)
         _judge_estimate(plan.cost, time.monotonic() - began, folder, console)
-    return results.StudyRecord.read(definition), interrupted
+    return StudyRecord.read(definition), interrupted
 
 
 def _pack_size(model: CostModel, store: Store) -> Callable[[PlannedTrial], int]:

@@ -12,7 +12,8 @@ from rich.table import Table
 from workbench.commands import figure_command, ui_command
 from workbench.places import Places
 from workbench.study.definition import DEFAULT, FOUND
-from workbench.study.results import StudyRecord, best_tuned
+from workbench.study.record import StudyRecord
+from workbench.study.results import best_tuned
 
 
 def print_summary(record: StudyRecord, table: pd.DataFrame, root: Path, console: Console) -> None:
