@@ -1,7 +1,7 @@
 """A study whose plan is known: what its stages take, by a model in place of measurements."""
 
 from workbench.data.clips import Extent
-from workbench.study.calibration import Device
+from workbench.study.device import Device
 
 STUDY = """
 question: What does it cost?

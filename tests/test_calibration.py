@@ -12,29 +12,13 @@ from workbench.config import TrialConfig
 from workbench.places import Places
 from workbench.settings import ConfigError
 from workbench.study import calibration, cost
-from workbench.study.calibration import Calibration, Device, Job, Rates, _bytes_in_use, _extrapolated
+from workbench.study.calibration import Calibration, Job, Rates, _extrapolated
 from workbench.study.cost import CostModel, cost_of
-from workbench.study.definition import Resources
+from workbench.study.device import Device
 from workbench.study.plan import Planner
 
 from .small_plan import FakeModel
 from .variants import variants
-
-
-def test_copies_of_files_are_no_memory_in_use(tmp_path):
-    """They are given up when memory is asked for: after an installation they may be most of it."""
-    (tmp_path / "memory.current").write_text("7000\n")
-    (tmp_path / "memory.stat").write_text("anon 1000\nfile 6000\ninactive_file 5500\nactive_file 500\n")
-    assert _bytes_in_use(tmp_path) == 1_500
-
-
-def test_update_times_are_measured_with_as_many_as_share_a_gpu():
-    def at_once(**places):
-        return Device(threads=1, **places).at_once_here
-
-    assert at_once(kind="cuda", concurrency=8, num_gpus=8) == 1
-    assert at_once(kind="cuda", concurrency=16, num_gpus=8, num_machines=2) == 2
-    assert at_once(kind="cpu", concurrency=8, num_gpus=0) == 8
 
 
 def test_rates_are_kept_and_found_again(tmp_path, study, monkeypatch):
@@ -203,7 +187,7 @@ def test_a_pack_that_cannot_be_measured_is_told_of(study, monkeypatch, fitting, 
     found = calibration._with_pack(alone, job, torch.device("cpu"), 1e9)
     assert (found.pack, found.packed_update_seconds) == best
     monkeypatch.setattr(calibration, "_measure_together", lambda jobs, device, with_packs: [found])
-    monkeypatch.setattr(calibration.Device, "name", "a GPU")
+    monkeypatch.setattr(Device, "name", "a GPU")
     said = []
     Calibration(tmp_path, Device("cuda", 1, 1, 1)).measure([job], said.append)
     most = "one by one" if fitting == 1 else "at most 2 together"
@@ -213,7 +197,7 @@ def test_a_pack_that_cannot_be_measured_is_told_of(study, monkeypatch, fitting, 
 
 def test_no_pack_is_measured_for_trials_that_are_to_train_one_by_one(study, planned, monkeypatch, tmp_path):
     """And where it was not, a study that packs measures it."""
-    monkeypatch.setattr(calibration.Device, "name", "a GPU")
+    monkeypatch.setattr(Device, "name", "a GPU")
     monkeypatch.setattr(CostModel, "extent", FakeModel().extent)
     asked = []
 
@@ -264,31 +248,3 @@ def test_a_batch_that_is_too_large_is_extrapolated():
     assert _extrapolated([(2, 1.0), (8, 2.5)], 64) == pytest.approx(2.5 + 56 * 0.25)
     assert _extrapolated([(2, 1.0), (8, 0.9)], 64) == 0.9, "never less than what was measured"
     assert _extrapolated([(2, 1.0), (8, 2.5)], 8) == 2.5
-
-
-def test_trials_at_once_leave_each_its_threads(monkeypatch):
-    monkeypatch.setattr("os.sched_getaffinity", lambda process: set(range(16)))
-    at_once = {
-        (threads, processes): Device.of(
-            Resources(device="cpu", threads=threads, processes=processes)
-        ).concurrency
-        for threads, processes in ((1, 1), (8, 1), (2, 4), (32, 1))
-    }
-    assert at_once == {(1, 1): 16, (8, 1): 2, (2, 4): 2, (32, 1): 1}
-
-
-def test_resources_that_are_not_there_are_refused():
-    with pytest.raises(ConfigError, match="no GPU"):
-        Device.of(Resources(device="cuda"))
-
-
-def test_a_trial_has_no_more_processes_than_there_are_gpus(monkeypatch):
-    """Ray would wait for the others for ever."""
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
-    assert Device.of(Resources(processes=2)).concurrency == 1
-    with pytest.raises(
-        ConfigError, match=r"resources\.processes: is 3, .*, of which torch finds 2 here; use at most 2"
-    ):
-        Device.of(Resources(processes=3))
-    assert Device.of(Resources(processes=3, device="cpu")).kind == "cpu"

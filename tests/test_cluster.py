@@ -18,9 +18,9 @@ import pytest
 
 from workbench.commands import study_command
 from workbench.settings import ConfigError
-from workbench.study.calibration import Device
 from workbench.study.cluster import Cluster, Node
 from workbench.study.definition import Resources
+from workbench.study.device import Device
 
 from .books import (
     assert_all_gone,
@@ -296,12 +296,6 @@ def test_trials_at_once_on_gpus(monkeypatch):
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     with pytest.raises(ConfigError, match="start the study on a node with a GPU"):
         cluster.device(Resources())
-
-
-def test_a_machine_measures_with_its_share_of_the_trials():
-    spread = Device("cpu", threads=1, concurrency=5, num_gpus=0, num_machines=2)
-    assert spread.at_once_here == 3
-    assert spread.key == Device("cpu", threads=1, concurrency=3, num_gpus=0).key
 
 
 def test_the_command_to_go_on_names_the_cluster():

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from workbench.places import Places
-from workbench.study.calibration import Device
+from workbench.study.device import Device
 from workbench.study.ledger import GridLedger
 from workbench.study.plan import Planner
 from workbench.study.record import studies

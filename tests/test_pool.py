@@ -23,8 +23,8 @@ from workbench.places import Places
 from workbench.settings import ConfigError, identity
 from workbench.stages import WEIGHTS, run_trial, stages_of
 from workbench.store import Store
-from workbench.study.calibration import Device
 from workbench.study.cost import CostModel, cost_of
+from workbench.study.device import Device
 from workbench.study.plan import Planner
 from workbench.study.run import _prepare_data
 from workbench.study.study_file import load_study

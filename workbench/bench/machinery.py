@@ -23,7 +23,7 @@ from workbench.places import Places
 from workbench.settings import from_dict
 from workbench.stages import HISTORY, stages_of
 from workbench.store import open_store
-from workbench.study.calibration import Device
+from workbench.study.device import Device
 from workbench.study.interruption import Interruption
 from workbench.study.progress import Progress
 from workbench.study.run import Books

@@ -28,9 +28,9 @@ from workbench.places import DEFAULT_ROOT, Places
 from workbench.settings import ConfigError, from_dict, to_dict
 from workbench.stages import read_result, run_trial
 from workbench.store import Store
-from workbench.study.calibration import Device
 from workbench.study.cost import CostModel, Plan, cost_of, duration
 from workbench.study.definition import Study
+from workbench.study.device import Device
 from workbench.study.plan import PlannedTrial, Planner
 from workbench.study.run import run_study
 from workbench.study.study_file import load_study

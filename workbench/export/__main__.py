@@ -15,9 +15,9 @@ from workbench.export.card import model_card
 from workbench.export.onnx_graph import ONNX, TOLERANCE, require_packages, write_onnx
 from workbench.export.saved import CARD, CLASSIFIER, ENCODER, SETTINGS, save_weights
 from workbench.export.source import Source, read_source
+from workbench.files import write_json
 from workbench.places import DEFAULT_ROOT, Places
 from workbench.settings import ConfigError, identity
-from workbench.store.stage import write_json
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -8,7 +8,7 @@ fingerprint and its parents' keys. A finished stage is the folder `<kind>/<key>`
 from collections.abc import Callable
 
 from workbench.store.local import Build, Entry, Store
-from workbench.store.stage import CHECKPOINT, FACTS, Stage, StageBusy, write_json, write_text
+from workbench.store.stage import CHECKPOINT, FACTS, Stage, StageBusy
 
 __all__ = [
     "CHECKPOINT",
@@ -19,8 +19,6 @@ __all__ = [
     "StageBusy",
     "Store",
     "open_store",
-    "write_json",
-    "write_text",
 ]
 
 

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from workbench.files import write_json
 from workbench.settings import STAGES, ConfigError, digest
 from workbench.store.stage import (
     FACTS,
@@ -23,7 +24,6 @@ from workbench.store.stage import (
     damage_of,
     is_published,
     write_facts,
-    write_json,
 )
 
 LOCK_SECONDS = 0.5  # tried for; somebody may be looking whether the lock is free

@@ -6,13 +6,13 @@ import datetime
 import functools
 import hashlib
 import json
-import os
 import platform
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from workbench.code_version import code_commit
+from workbench.files import write_json
 from workbench.settings import StageKind, digest
 
 FACTS = "stage.json"
@@ -80,22 +80,6 @@ def damage_of(folder: Path) -> str | None:
         if _sha256(folder / name) != checksum:
             return f"{name} is not what was written"
     return None
-
-
-def write_json(path: Path, content: Any) -> None:
-    """Written aside and renamed: there whole, or not at all."""
-    write_text(path, json.dumps(content, indent=1))
-
-
-def write_text(path: Path, text: str) -> None:
-    """Written aside and renamed: there whole, or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    with aside.open("w") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    aside.replace(path)
 
 
 def _sha256(path: Path) -> str:

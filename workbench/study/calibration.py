@@ -9,8 +9,6 @@ from __future__ import annotations
 import dataclasses
 import fcntl
 import json
-import math
-import os
 import statistics
 import time
 from collections.abc import Callable, Iterable
@@ -20,17 +18,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import psutil
 import torch
 
 from workbench.child_processes import spawned_pool
 from workbench.config import FinetuningConfig, PretrainingConfig, TrialConfig
 from workbench.data.clips import ClipSet, Extent
 from workbench.data.noise import noise_clips, noise_splits
-from workbench.hardware import device_name, forget_peak, resident_bytes
+from workbench.files import write_json
+from workbench.hardware import forget_peak, resident_bytes
 from workbench.settings import ConfigError, TrainingKind, digest, from_dict, identity, to_dict
-from workbench.store.stage import write_json
-from workbench.study.definition import Resources
+from workbench.study.device import Device, free_memory
 from workbench.training.batches import HEARD_CLIPS
 from workbench.training.finetune import new_clip_model, predict
 from workbench.training.pack import pack_key
@@ -105,57 +102,11 @@ class Job:
         return digest(content)
 
 
-@dataclass(frozen=True)
-class Device:
-    """Where trials run, and how many at once: rates hold for that alone."""
-
-    kind: str  # "cpu", "cuda"
-    threads: int  # of torch, a trial
-    concurrency: int
-    num_gpus: int
-    num_machines: int = 1  # of a cluster; they are taken to be like this one
-    processes: int = 1  # that share a trial; rates are measured with one, and corrected by what trials took
-
-    @classmethod
-    def of(cls, resources: Resources) -> Device:
-        """What `resources` come to on this machine. Raises ConfigError."""
-        gpus = 0 if resources.device == "cpu" or not torch.cuda.is_available() else torch.cuda.device_count()
-        if resources.device == "cuda" and not gpus:
-            raise ConfigError("resources.device", "is cuda, and torch finds no GPU here; use auto or cpu")
-        if gpus and resources.processes > gpus:
-            raise ConfigError(
-                "resources.processes",
-                f"is {resources.processes}, and each takes a GPU, of which torch finds {gpus} here; "
-                f"use at most {gpus}, or resources.device=cpu",
-            )
-        there = gpus or len(os.sched_getaffinity(0)) // resources.threads
-        concurrency = resources.concurrency or max(1, there // resources.processes)
-        kind = "cuda" if gpus else "cpu"
-        return cls(kind, resources.threads, concurrency, gpus, processes=resources.processes)
-
-    @property
-    def name(self) -> str:
-        if self.kind == "cuda":
-            return device_name(self.kind)
-        return f"{device_name(self.kind)}, {self.threads} thread{'s' if self.threads > 1 else ''}"
-
-    @property
-    def at_once_here(self) -> int:
-        """Trials at once on a GPU, or on this machine's processor: they share its caches and memory."""
-        return math.ceil(self.concurrency / (self.num_gpus or self.num_machines))
-
-    @property
-    def key(self) -> str:
-        content = [FORMAT, self.name, self.kind, self.threads, self.at_once_here, torch.__version__]
-        content += [self.processes] if self.processes > 1 else []
-        return digest(content)[:16]
-
-
 class Calibration:
     """The rates of a device, kept in a folder: `<device>.json`, by shape."""
 
     def __init__(self, folder: Path, device: Device) -> None:
-        self._path = folder / f"{device.key}.json"
+        self._path = folder / f"{digest([FORMAT, device.key])[:16]}.json"
         self._device = device
         self._rates: dict[str, Rates] = {}
         self._read()
@@ -250,23 +201,6 @@ def _combined(same: tuple[Rates, ...]) -> Rates:
         mean("packed_update_seconds"),
         next((rates.pack_error for rates in same if rates.pack_error), ""),
     )
-
-
-def free_memory(device_kind: str) -> int:
-    """Bytes that new processes may take: of the GPU, or of this machine (or its control group)."""
-    if device_kind == "cuda":
-        return int(torch.cuda.mem_get_info()[0])
-    free = int(psutil.virtual_memory().available)
-    limit = Path("/sys/fs/cgroup/memory.max")  # a container's
-    if limit.exists() and (text := limit.read_text().strip()) != "max":
-        free = min(free, int(text) - _bytes_in_use(limit.parent))
-    return free
-
-
-def _bytes_in_use(control_group: Path) -> int:
-    """Without copies of files that are given up when memory is asked for, as after an installation."""
-    statistics = dict(line.split() for line in (control_group / "memory.stat").read_text().splitlines())
-    return int((control_group / "memory.current").read_text()) - int(statistics.get("inactive_file", 0))
 
 
 # --- in a process of its own --------------------------------------------------------------------------------

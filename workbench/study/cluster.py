@@ -21,7 +21,7 @@ from workbench.settings import ConfigError
 from workbench.study.definition import Resources
 
 if TYPE_CHECKING:
-    from workbench.study.calibration import Device
+    from workbench.study.device import Device
 
 VARIABLE = "RAY_ADDRESS"
 CONNECT_SECONDS, ANSWER_SECONDS = 5.0, 20.0
@@ -78,7 +78,7 @@ class Cluster:
         """
         import torch
 
-        from workbench.study.calibration import Device
+        from workbench.study.device import Device
 
         gpus = 0 if resources.device == "cpu" else sum(node.gpus for node in self.nodes)
         if resources.device == "cuda" and not gpus:
@@ -110,7 +110,7 @@ def device_of(resources: Resources) -> Device:
     address = cluster_address()
     if address is not None:
         return look(address).device(resources)
-    from workbench.study.calibration import Device
+    from workbench.study.device import Device
 
     return Device.of(resources)
 

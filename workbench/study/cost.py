@@ -20,7 +20,8 @@ from workbench.model.encoder import num_parameters
 from workbench.places import Places
 from workbench.settings import ConfigError, StageKind
 from workbench.store import Stage
-from workbench.study.calibration import Calibration, Device, Job, Rates, free_memory
+from workbench.study.calibration import Calibration, Job, Rates
+from workbench.study.device import Device, free_memory
 from workbench.study.plan import PlannedTrial, Planner, work_to_do
 from workbench.training.pack import pack_key
 

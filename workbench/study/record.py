@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from workbench.code_version import code_commit
+from workbench.files import write_json
 from workbench.settings import digest, identity, to_dict
-from workbench.store import write_json
 from workbench.study.claims import enter
 from workbench.study.definition import Study
 from workbench.study.plan import PlannedTrial, place

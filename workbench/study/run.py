@@ -15,10 +15,11 @@ from rich.console import Console
 
 from workbench.commands import INTERRUPTED
 from workbench.data import make_ready
+from workbench.files import write_text
 from workbench.places import Places
 from workbench.settings import digest
 from workbench.stages import read_result
-from workbench.store import Stage, Store, write_text
+from workbench.store import Stage, Store
 from workbench.study.cost import Cost, CostModel, Plan, duration
 from workbench.study.definition import Study, Trial
 from workbench.study.interruption import Interruption, StudyBusy, StudyInterrupted, StudyStopped

@@ -38,10 +38,10 @@ from ray.exceptions import RayError
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
 
+from workbench.files import write_json
 from workbench.places import Places
 from workbench.settings import to_dict
-from workbench.store.stage import write_json
-from workbench.study.calibration import Device
+from workbench.study.device import Device
 from workbench.study.interruption import Interruption, StudyStopped
 from workbench.study.ledger import Assignment, Ledger
 from workbench.study.plan import PlannedTrial
