@@ -93,7 +93,7 @@ def test_nothing_is_given_out_after_an_interruption(handout):
 
 
 def test_what_fails_in_the_books_is_kept_as_it_was(handout):
-    """Tune makes a traceback's text of it, whose last line says nothing of use."""
+    """Tune makes a text of its traceback, whose last line says nothing of use."""
     number = _begin(handout)
     failure = MlflowException("database or disk is full")
 

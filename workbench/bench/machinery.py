@@ -23,10 +23,10 @@ from workbench.places import Places
 from workbench.settings import from_dict
 from workbench.stages import HISTORY, stages_of
 from workbench.store import open_store
+from workbench.study.books import Books
 from workbench.study.device import Device
 from workbench.study.interruption import Interruption
 from workbench.study.progress import Progress
-from workbench.study.run import Books
 from workbench.study.study_file import load_study
 from workbench.study.tune import ray_started, run_trials
 

@@ -58,6 +58,10 @@ class Progress(Watcher):
         return self
 
     def __exit__(self, *exception: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Give the terminal back."""
         if self._console.is_terminal:
             self._live.stop()
 

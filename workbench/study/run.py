@@ -7,7 +7,7 @@ import fcntl
 import json
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import torch
@@ -18,111 +18,22 @@ from workbench.data import make_ready
 from workbench.files import write_text
 from workbench.places import Places
 from workbench.settings import digest
-from workbench.stages import read_result
-from workbench.store import Stage, Store
+from workbench.store import Store
+from workbench.study.books import BOOKS_ERRORS, Books
 from workbench.study.cost import Cost, CostModel, Plan, duration
 from workbench.study.definition import Study, Trial
 from workbench.study.interruption import Interruption, StudyBusy, StudyInterrupted, StudyStopped
-from workbench.study.ledger import Assignment, GridLedger, Work, open_ledger
-from workbench.study.plan import PlannedTrial, Planner, work_of
+from workbench.study.ledger import GridLedger
+from workbench.study.plan import PlannedTrial, Planner
 from workbench.study.progress import Progress
 from workbench.study.record import DEFINITION, StudyRecord, write_definition
 from workbench.study.results import TABLE, trial_table
 from workbench.study.summary import print_summary
-from workbench.study.tracking import TRACKING_ERRORS, Elsewhere, Tracking
-from workbench.study.trial_storage import Ended, first_line
-from workbench.study.tune import BOOKS_ERRORS, ray_started, run_trials
+from workbench.study.tracking import Elsewhere
+from workbench.study.trial_storage import first_line
+from workbench.study.tune import ray_started, run_trials
 
 NAMED_FILES = 20  # of those that are left out; of AudioSet that can be 100,000
-
-
-class Books:
-    """Optuna's and MLflow's view of one study, kept in step: what has ended in one is in the other."""
-
-    def __init__(
-        self,
-        study: Study,
-        places: Places,
-        store: Store,
-        *,
-        work: Work = work_of,
-        workers: int = 2,
-        retry_failed: bool = False,
-    ) -> None:
-        planner = Planner()
-        with _locked(places.root / "databases.lock"):  # processes that create a database together fail
-            self.ledger = open_ledger(
-                study,
-                planner,
-                places.optuna_url,
-                store=store,
-                work=work,
-                workers=workers,
-                retry_failed=retry_failed,
-            )
-            self.tracking = Tracking(study, places)
-        self._places = places
-        self.store = store
-        self._needed: set[str] = set()
-        self._to_compute: set[Stage] = set()
-        with self.closed_by_errors():
-            self._refer(self.ledger.known())
-            for ended in self.ledger.ended():
-                if not self.tracking.has(ended.number):  # a kill came in between
-                    self._record(ended)
-
-    def close(self) -> bool:
-        """All has been handed out and recorded; whether every trial ended well."""
-        self._needed = set()
-        self._refer(self.ledger.known())  # what was pruned needs nothing any more
-        well = not any(ended.state == "failed" for ended in self.ledger.ended())
-        self.tracking.finish("FINISHED" if well else "FAILED")
-        return well
-
-    @contextlib.contextmanager
-    def closed_by_errors(self) -> Iterator[None]:
-        """MLflow shows the study as KILLED after one."""
-        try:
-            yield
-        except BaseException:
-            with contextlib.suppress(*TRACKING_ERRORS):  # the first error is the one to hear of
-                self.tracking.finish("KILLED")
-            raise
-
-    def begin(self, assignment: Assignment) -> None:
-        """The trial is handed out: what it finds or computes is needed from now on, not from its end."""
-        self._refer([assignment.planned])
-        self._to_compute |= set(assignment.planned.stages.missing(self.store.has))
-
-    def seconds_taken(self) -> dict[Stage, float]:
-        """By the stages that trials have computed since they were begun."""
-        computed = filter(self.store.has, self._to_compute)
-        return {stage: self.store.facts(stage)["seconds"] for stage in computed}
-
-    def record(self, number: int) -> Ended | None:
-        """Bring the trial of that number into MLflow, if it has ended; how it did."""
-        ended = next((e for e in self.ledger.ended() if e.number == number), None)
-        if ended is not None:
-            self._record(ended)
-        return ended
-
-    def _record(self, ended: Ended) -> None:
-        planned = self.ledger.planned_of(ended)
-        if planned is None:
-            return
-        if ended.state != "complete":
-            self.tracking.record(ended, planned, None)
-        elif self.store.is_sound(planned.stages.evaluate):
-            self.tracking.record(ended, planned, read_result(planned.stages, self.store))
-        else:  # what it found was deleted, or damaged, before it was written down
-            self.ledger.forget(ended.number)
-
-    def _refer(self, planned: Sequence[PlannedTrial]) -> None:
-        """Tell the store what the study needs, so that it is not collected as garbage."""
-        new = {stage.key for item in planned for stage in item.stages.all()} - self._needed
-        if new:
-            self._needed |= new
-            self.store.refer(self.ledger.study.id, str(self._places.root.resolve()), self._needed)
 
 
 def run_study(
@@ -153,7 +64,10 @@ def run_study(
                 retry_failed=retry_failed,
             )
             with books.closed_by_errors():
-                record, interrupted = _run_trials(study, books, places, plan, command, to_go_on, console)
+                ledger = books.ledger
+                planned = ledger.planned if isinstance(ledger, GridLedger) else []
+                record = StudyRecord.read(write_definition(study, planned, command, folder))
+                interrupted = bool(ledger.num_left) and _run_trials(books, places, plan, to_go_on, console)
                 table = trial_table(record, places.root)
                 write_text(folder / TABLE, table.to_csv(index=False))
                 try:
@@ -174,56 +88,37 @@ def stopped_message(reason: str, to_go_on: str) -> str:
     return f"{reason}. What is finished is kept; to go on:\n  {to_go_on}"
 
 
-def _run_trials(
-    study: Study,
-    books: Books,
-    places: Places,
-    plan: Plan,
-    command: str,
-    to_go_on: str,
-    console: Console,
-) -> tuple[StudyRecord, bool]:
-    """What the study is, and whether it was to stop meanwhile."""
+def _run_trials(books: Books, places: Places, plan: Plan, to_go_on: str, console: Console) -> bool:
+    """What is left of the study; whether it was to stop meanwhile. Raises StudyInterrupted where it has."""
     ledger, store, model = books.ledger, books.store, plan.model
-    folder = places.study(study.id)
-    planned = ledger.planned if isinstance(ledger, GridLedger) else []
-    definition = write_definition(study, planned, command, folder)
-    interrupted = False
-    if ledger.num_left:
-        began = time.monotonic()
-        is_missing = any(item.stages.missing(store.has) for item in plan.planned)
-        if is_missing or study.search is not None:  # what is all found needs no audio
-            _prepare_data(study, places, console)
-        console.print(f"{ledger.num_left} of {ledger.num_trials} trials to run", markup=False)
-        interruption = Interruption(_flag(study, places))
-        wall = plan.cost.wall_seconds
-        rate = plan.cost.computing_seconds / wall if wall else None
-        progress = Progress(ledger, console, books.begin, books.record, interruption, rate)
+    study, folder = ledger.study, places.study(ledger.study.id)
+    began = time.monotonic()
+    is_missing = any(item.stages.missing(store.has) for item in plan.planned)
+    if is_missing or study.search is not None:  # what is all found needs no audio
+        _prepare_data(study, places, console)
+    console.print(f"{ledger.num_left} of {ledger.num_trials} trials to run", markup=False)
+    interruption = Interruption(_flag(study, places))
+    wall = plan.cost.wall_seconds
+    rate = plan.cost.computing_seconds / wall if wall else None
+    progress = Progress(ledger, console, books.begin, books.record, interruption, rate)
 
-        def last_words(reason: str) -> int:
-            progress.__exit__()  # gives the terminal back
-            with contextlib.suppress(Exception):
-                books.tracking.finish("KILLED")
-            # A signal to the whole process group ends Ray, too; that is no accident.
-            interrupted = interruption.requested
-            print(
-                stopped_message("Interrupted" if interrupted else reason, to_go_on),
-                file=sys.stderr,
-                flush=True,
-            )
-            return INTERRUPTED if interrupted else 1
+    def last_words(reason: str) -> int:
+        progress.close()
+        with contextlib.suppress(Exception):
+            books.tracking.finish("KILLED")
+        # A signal to the whole process group ends Ray, too; that is no accident.
+        said = "Interrupted" if interruption.requested else reason
+        print(stopped_message(said, to_go_on), file=sys.stderr, flush=True)
+        return INTERRUPTED if interruption.requested else 1
 
-        with ray_started(model.device, folder / "processes.json", last_words), progress, interruption:
-            run_trials(
-                ledger, places, progress, model.device, interruption, pack_size=_pack_size(model, store)
-            )
-        model.learn(ledger.known(), books.seconds_taken())
-        to_confirm = study.search is not None and study.search.confirm_seeds
-        interrupted = interruption.requested
-        if interrupted and (ledger.num_left or to_confirm):
-            raise StudyInterrupted(finished=False)
-        _judge_estimate(plan.cost, time.monotonic() - began, folder, console)
-    return StudyRecord.read(definition), interrupted
+    with ray_started(model.device, folder / "processes.json", last_words), progress, interruption:
+        run_trials(ledger, places, progress, model.device, interruption, pack_size=_pack_size(model, store))
+    model.learn(ledger.known(), books.seconds_taken())
+    to_confirm = study.search is not None and study.search.confirm_seeds
+    if interruption.requested and (ledger.num_left or to_confirm):
+        raise StudyInterrupted(finished=False)
+    _judge_estimate(plan.cost, time.monotonic() - began, folder, console)
+    return interruption.requested
 
 
 def _pack_size(model: CostModel, store: Store) -> Callable[[PlannedTrial], int]:
@@ -291,11 +186,4 @@ def _only_driver(folder: Path) -> Iterator[None]:
             raise StudyBusy(
                 f"{folder.name} is being run by another process; wait for it, or end it"
             ) from None
-        yield
-
-
-@contextlib.contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    with path.open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
         yield

@@ -45,13 +45,11 @@ from workbench.study.device import Device
 from workbench.study.interruption import Interruption, StudyStopped
 from workbench.study.ledger import Assignment, Ledger
 from workbench.study.plan import PlannedTrial
-from workbench.study.tracking import TRACKING_ERRORS
-from workbench.study.trial_storage import LEDGER_ERRORS, first_line, last_line
+from workbench.study.trial_storage import first_line, last_line
 from workbench.study.worker import ENDS, work
 
 WORKER_DEATHS = 3  # survived by a trial; each time it is handed out again, and goes on from its checkpoint
 RAY_UNITS = 10_000  # of a GPU: Ray rounds what is asked for to whole ones
-BOOKS_ERRORS = (OSError, *LEDGER_ERRORS, *TRACKING_ERRORS)
 WATCH_SECONDS = 0.5  # between looks at whether Ray's servers live
 
 
@@ -86,7 +84,7 @@ def run_trials(
     """Run every trial that the ledger has left; returns when each has ended, or when interrupted.
 
     `pack_size` says how many trials like one a worker trains together. Ray must have been started. Raises
-    StudyStopped.
+    StudyStopped, and whatever ledger or watcher raise.
     """
     folder = places.study(ledger.study.id) / "tune"
     shutil.rmtree(folder, ignore_errors=True)  # of an earlier launch; nothing in it is read
@@ -270,13 +268,13 @@ class _Handout(Searcher):
         self._open: dict[str, set[int]] = {}  # Tune's id -> the ledger's numbers that have not ended
         self._deaths: Counter[int] = Counter()  # of workers, by the ledger's number
         self.broken = ""  # why no further trial makes sense
-        self.failure: BaseException | None = None  # of the books; Tune makes a text of what is raised
+        self.failure: Exception | None = None  # of ledger or watcher; Tune makes a text of what is raised
 
     @contextlib.contextmanager
     def _kept_failure(self) -> Iterator[None]:
         try:
             yield
-        except BOOKS_ERRORS as error:
+        except Exception as error:
             self.failure = error
             raise
 
