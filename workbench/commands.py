@@ -40,6 +40,7 @@ def ui_command(root: Path) -> str:
     return "make ui" if root == DEFAULT_ROOT else f"make ui MLRUNS={shlex.quote(str(root))}"
 
 
-def figure_command(study_id: str, root: Path) -> str:
+def analysis_command(script: str, study_id: str, root: Path) -> str:
+    """Of a script of `analysis/`, on one study."""
     option = "" if root == DEFAULT_ROOT else f" --root {shlex.quote(str(root))}"
-    return f"{python_command()} analysis/plot_ablation.py {study_id}{option}"
+    return f"{python_command()} analysis/{script}.py {study_id}{option}"

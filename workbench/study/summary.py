@@ -9,7 +9,7 @@ import pandas as pd
 from rich.console import Console
 from rich.table import Table
 
-from workbench.commands import figure_command, ui_command
+from workbench.commands import analysis_command, ui_command
 from workbench.places import Places
 from workbench.study.definition import DEFAULT, FOUND
 from workbench.study.record import StudyRecord
@@ -32,7 +32,9 @@ def print_summary(record: StudyRecord, table: pd.DataFrame, root: Path, console:
     server = Places.read(root).mlflow_uri
     where = server if server.startswith("http") else ui_command(root)
     console.print(f"\ncompare the runs:  {where}", markup=False)
-    console.print(f"draw the figure:   {figure_command(record.id, root)}", markup=False)
+    console.print(f"draw the figure:   {analysis_command('plot_ablation', record.id, root)}", markup=False)
+    if record.claims:
+        console.print(f"judge the claims:  {analysis_command('claims', record.id, root)}", markup=False)
 
 
 def _print_grid(record: StudyRecord, done: pd.DataFrame, console: Console) -> None:
