@@ -6,6 +6,7 @@ import time
 
 import pytest
 
+from workbench.settings import STAGES
 from workbench.store import Stage
 from workbench.store.__main__ import _bytes, main
 from workbench.store.remote import RemoteStore
@@ -50,6 +51,24 @@ def test_ls_and_show_say_what_is_there_and_who_needs_it(kept, tmp_path, capsys):
     assert stages[1].key in printed
     assert main(["show", "zzz", "--root", str(tmp_path)]) == 2
     assert "no stage begins" in capsys.readouterr().err
+
+
+def test_stages_of_every_kind_are_told_apart(finished, capsys):
+    root, _ = finished
+    keys = {kind: sorted(p.name for p in (root / "store" / kind).iterdir())[0] for kind in STAGES}
+    assert main(["ls", "--root", str(root)]) == 0
+    lines = {line.split()[1]: line for line in capsys.readouterr().out.splitlines() if "seed" in line}
+    found = {kind: next(line for key, line in lines.items() if keys[kind].startswith(key)) for kind in STAGES}
+    assert "1 blocks of 16" in found["pretrain"]
+    assert re.search(r"30 updates, \d+ labels, from [0-9a-f]+", found["finetune"])
+    assert re.search(r"of [0-9a-f]+, test/mAP 0\.\d{3}", found["evaluate"])
+    assert all("smoke-smoke" in line for line in found.values())
+    readers = {"pretrain": "read by finetune", "finetune": "read by evaluate"}
+    for kind, key in keys.items():
+        assert main(["show", key, "--root", str(root)]) == 0
+        printed = capsys.readouterr().out
+        assert "its files are what was written" in printed
+        assert readers.get(kind, "needed by smoke-smoke") in printed
 
 
 @pytest.mark.parametrize(

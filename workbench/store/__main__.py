@@ -94,7 +94,8 @@ def _ls(store: Store, root: str, console: Console) -> int:
             entry.kind, entry.key[:SHOWN_KEY], _what(entry), seconds, _size(entry.bytes), used, needed or "-"
         )
     Console(highlight=False, width=None if console.is_terminal else 200).print(table)
-    console.print(f"{len(entries)} stages, {_size(sum(e.bytes for e in entries))} in {store.location}")
+    size = _size(sum(entry.bytes for entry in entries))
+    console.print(f"{len(entries)} stages, {size} in {store.location}", markup=False)
     return 0
 
 
