@@ -9,7 +9,7 @@ from rich.console import Console
 
 from workbench.places import Places
 from workbench.store.__main__ import main as store_command
-from workbench.study import run
+from workbench.study import books, run
 from workbench.study.study_file import load_study
 
 SEARCH = """
@@ -36,14 +36,18 @@ class NoTracking:
 
 @pytest.fixture
 def launch(tmp_path, monkeypatch):
-    """`launch(trials)`: a start of the search, where `trials(ledger, watcher)` is in place of Ray Tune."""
+    """`launch(trials)`: a start of the search, where `trials(ledger, watcher)` is in place of Ray Tune.
+
+    It returns what the calibration is then told: the seconds of stages.
+    """
     path = tmp_path / "mine.yaml"
     path.write_text(SEARCH)
     places = Places.read(tmp_path)
     cost = types.SimpleNamespace(wall_seconds=0.0, computing_seconds=0.0)
-    model = types.SimpleNamespace(device=None, learn=lambda trials, seconds: None)
+    told = []
+    model = types.SimpleNamespace(device=None, learn=lambda trials, seconds: told.append((trials, seconds)))
     plan = types.SimpleNamespace(planned=[], cost=cost, model=model)
-    monkeypatch.setattr(run, "Tracking", NoTracking)
+    monkeypatch.setattr(books, "Tracking", NoTracking)
     monkeypatch.setattr(run, "ray_started", lambda *arguments: contextlib.nullcontext())
     monkeypatch.setattr(run, "_prepare_data", lambda *arguments: None)
 
@@ -52,9 +56,9 @@ def launch(tmp_path, monkeypatch):
             trials(ledger, watcher)
 
         monkeypatch.setattr(run, "run_trials", run_trials)
-        study = load_study(path)
-        books = run.Books(study, places, places.store())
-        run._run_trials(study, books, places, plan, "command", "to go on", Console(file=io.StringIO()))
+        opened = books.Books(load_study(path), places, places.store())
+        run._run_trials(opened, places, plan, "to go on", Console(file=io.StringIO()))
+        return told[-1]
 
     return launch
 
@@ -98,6 +102,20 @@ def test_the_stages_of_a_running_trial_of_a_search_are_kept(launch, gc):
         assert ledger.store.has(first.planned.stages.pretrain)
 
     launch(trials)
+
+
+def test_the_calibration_is_told_what_this_launch_has_computed(launch):
+    """Of a search, whose plan knows of none of its trials; and not again what was there."""
+    computed = []
+
+    def one(ledger, watcher):
+        computed.append(_begin(ledger, watcher))
+        _end(ledger, watcher, computed[-1])
+
+    for _ in range(2):
+        trials, seconds = launch(one)
+        assert seconds.keys() == set(computed[-1].planned.stages.all())
+        assert {planned.key for planned in trials} == {assignment.planned.key for assignment in computed}
 
 
 def test_a_search_that_goes_on_keeps_what_it_had(launch, gc):
