@@ -5,7 +5,7 @@ import torch
 
 from workbench.settings import ConfigError
 from workbench.study.definition import Resources
-from workbench.study.device import Device, _bytes_in_use
+from workbench.study.device import Device, _bytes_in_use, _control_groups
 
 
 def test_update_times_are_measured_with_as_many_as_share_a_gpu():
@@ -49,6 +49,16 @@ def test_a_machine_measures_with_its_share_of_the_trials():
     spread = Device("cpu", threads=1, concurrency=5, num_gpus=0, num_machines=2)
     assert spread.at_once_here == 3
     assert spread.key == Device("cpu", threads=1, concurrency=3, num_gpus=0).key
+
+
+def test_every_control_group_above_a_process_limits_it(tmp_path):
+    own, root = tmp_path / "cgroup", tmp_path / "fs"
+    own.write_text("4:memory:/old\n0::/slurm/job_7/step_0\n")
+    job = root / "slurm" / "job_7"
+    assert _control_groups(own, root) == [job / "step_0", job, root / "slurm", root]
+    own.write_text("0::/\n")
+    assert _control_groups(own, root) == [root]
+    assert _control_groups(tmp_path / "none", root) == [root]
 
 
 def test_copies_of_files_are_no_memory_in_use(tmp_path):

@@ -63,14 +63,23 @@ class Device:
 
 
 def free_memory(device_kind: str) -> int:
-    """Bytes that new processes may take: of the GPU, or of this machine (or its control group)."""
+    """Bytes that new processes may take: of the GPU, or of this machine and its control groups."""
     if device_kind == "cuda":
         return int(torch.cuda.mem_get_info()[0])
     free = int(psutil.virtual_memory().available)
-    limit = Path("/sys/fs/cgroup/memory.max")  # a container's
-    if limit.exists() and (text := limit.read_text().strip()) != "max":
-        free = min(free, int(text) - _bytes_in_use(limit.parent))
+    for group in _control_groups(Path("/proc/self/cgroup"), Path("/sys/fs/cgroup")):
+        limit = group / "memory.max"
+        if limit.exists() and (text := limit.read_text().strip()) != "max":
+            free = min(free, int(text) - _bytes_in_use(group))
     return free
+
+
+def _control_groups(own: Path, root: Path) -> list[Path]:
+    """This process's, such as a container's or a batch system's job, and all above it; `own` says which."""
+    lines = own.read_text().splitlines() if own.exists() else []
+    name = next((line.removeprefix("0::") for line in lines if line.startswith("0::")), "/")
+    group = root / name.strip("/")
+    return [group, *(above for above in group.parents if above.is_relative_to(root))]
 
 
 def _bytes_in_use(control_group: Path) -> int:
