@@ -15,7 +15,7 @@ EVIDENCE := heads depth label_fraction scratch convergence pretrain_data size lr
 
 help:
 	@echo "make study [STUDY=studies/heads.yaml] [ARGS='--preset smoke']   run a study, or go on with it"
-	@echo "make evidence            every study of the embedded corpus, and the report: 2 to 2.5 hours on 2 cores"
+	@echo "make evidence            every study of the embedded corpus, and the report: 2 hours on 2 cores"
 	@echo "make ui [PORT=5000]      compare the runs in a browser, on 127.0.0.1"
 	@echo "make test                the tests (make test-slow, make test-browser: the rest)"
 	@echo "make check               lint, format, types"

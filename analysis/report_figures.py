@@ -221,7 +221,7 @@ def _lines_of(shown: pd.DataFrame) -> dict[str, pd.DataFrame]:
         sharing.setdefault(frozenset(rows["key"]), []).append(str(arm))
     names = [_common_name(arms_of) for arms_of in sharing.values()]
     if len(set(names)) < len(names):
-        names = [" = ".join(arms_of) for arms_of in sharing.values()]
+        names = [_together(arms_of) for arms_of in sharing.values()]
     return {
         name: shown[shown["arm"] == arms_of[0]] for name, arms_of in zip(names, sharing.values(), strict=True)
     }
@@ -231,7 +231,11 @@ def _common_name(names: Sequence[str]) -> str:
     """Of arms: what their names have in common, or all of them."""
     first, *others = [name.split(", ") for name in names]
     common = [part for part in first if all(part in other for other in others)]
-    return ", ".join(common) or " = ".join(names)
+    return ", ".join(common) or _together(names)
+
+
+def _together(names: Sequence[str]) -> str:
+    return " = ".join(names) if len(names) < 3 else f"{names[0]} and {len(names) - 1} more"
 
 
 def late_gain(curves: pd.DataFrame, share: float = 0.25) -> pd.DataFrame:

@@ -6,7 +6,7 @@ import pytest
 from matplotlib.figure import Figure
 
 from analysis.plot_ablation import COLOURS, draw_levels, level_summary
-from analysis.report_figures import draw_budget, draw_curves
+from analysis.report_figures import _lines_of, draw_budget, draw_curves
 
 from .simulated_studies import FOLDER, a_record, rows_of, simulated
 
@@ -83,3 +83,11 @@ def test_no_two_arms_of_a_budget_panel_look_alike():
     for ax in panels:
         looks = {(line.get_color(), line.get_marker()) for line in ax.get_lines()}
         assert len(looks) == len(ax.get_lines())
+
+
+def test_a_line_that_many_arms_share_has_a_short_name():
+    arms = [f"{regime}, batch_size {size}" for regime in ("full", "balanced") for size in (8, 32, 128)]
+    curves = pd.DataFrame({"arm": arms, "key": "the same pre-training"})
+    assert list(_lines_of(curves)) == ["full, batch_size 8 and 5 more"]
+    assert list(_lines_of(curves[:2])) == ["full"]
+    assert list(_lines_of(curves[::3])) == ["batch_size 8"]
