@@ -14,9 +14,9 @@ OTHERS |= {"pandas", "scipy", "sklearn", "psutil", "sqlalchemy", "soxr", "av"}
 
 
 class Refuse:
-    # pandas and scipy are only watched: torch itself asks whether they are there.
+    # These are only watched: torch itself asks whether they are there.
     def find_spec(self, name, path=None, target=None):
-        if name.split(".")[0] in OTHERS - {"pandas", "scipy"}:
+        if name.split(".")[0] in OTHERS - {"pandas", "scipy", "sklearn"}:
             raise ModuleNotFoundError(f"blocked: {name}", name=name)
         return None
 

@@ -70,7 +70,7 @@ def test_what_another_folder_has_computed_is_found_without_measuring_or_making_a
     (tmp_path / "places.yaml").write_text(f"store: {finished[0] / 'store'}\n")
     done = run(tmp_path)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "measuring" not in done.stdout
+    assert "kinds of update" not in done.stdout
     assert not (tmp_path / "data").exists()
     assert_each_ended_once(tmp_path, 8)
     ours, theirs = (trial_table(record, root) for root in (tmp_path, finished[0]) for record in studies(root))
