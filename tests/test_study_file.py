@@ -255,6 +255,20 @@ SEARCH = {
 }
 
 
+def test_a_plan_takes_half_of_what_the_median_pruner_judges_for_given_up(write):
+    search = copy.deepcopy(SEARCH)
+    search["search"] |= {"num_trials": 9}
+    lengths = {}
+    for pruner in ("none", "median"):
+        search["search"]["pruner"] = pruner
+        lengths[pruner] = [t.config.finetuning.steps for t in load_study(write(search)).random_trials()]
+    whole = lengths["none"][0]
+    assert lengths["none"] == [whole] * 9
+    evaluations = load_study(write(search)).corners()[0].config.finetuning.num_evaluations
+    early = whole // evaluations
+    assert lengths["median"] == [whole] * 5 + [early, whole, early, whole]
+
+
 @pytest.mark.parametrize("kind", ["integer", "uniform"])
 def test_a_search_is_checked_at_what_its_steps_reach(write, kind):
     """Five heads do not divide the width, and are never drawn from 1 to 5 by threes."""

@@ -145,7 +145,8 @@ def _dry_run(studies: list[Study], places: Places, console: Console, *, retry_fa
         else:
             console.print(
                 f"a search of {study.search.num_trials} trials by {study.search.sampler}; "
-                f"{len(planned)} to run, reckoned at random points:"
+                f"{len(planned)} to run, reckoned at random points"
+                + (", every second as given up early:" if study.search.pruner == "median" else ":")
             )
         later = planner.plan_confirmation(study) if planned else []
         plan = _make_plan(study, planned, places, planner, console, resources=study.resources, later=later)

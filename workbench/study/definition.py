@@ -24,6 +24,7 @@ from workbench.study.search import Choice, Search, Winner
 PLACEMENT = ("resources", "data.root", "pool.root", "model.recompute", "compile")
 SECTIONS = ("model", "pretraining", "finetuning")  # of a preset
 CONFIRM_SEEDS = "search.confirm_seeds"
+UNPRUNED = 4  # trials of a search that a median is made of before it ends others
 MOST_REFUSED = 1000  # random points of a space that cannot be run, in a row, before the space is refused
 SETTINGS, DEFAULT, FOUND = "settings", "default", "found"  # a confirmation's axis, and its levels
 
@@ -147,10 +148,16 @@ class Study:
         return [self.searched(point) for point in points]
 
     def random_trials(self) -> list[Trial]:
-        """As many trials as a search has, at random points of its space: what it will cost, roughly."""
+        """As many trials as a search has, at random points of its space: what it will cost, roughly.
+
+        The median pruner gives up about half of what it judges, most of it at the first validation.
+        """
         assert self.search is not None
         points = itertools.islice(self._random_points(), self.search.num_trials)
-        return [self.searched(point) for point in points]
+        trials = [self.searched(point) for point in points]
+        if self.search.pruner == "median":
+            trials[UNPRUNED + 1 :: 2] = map(_given_up, trials[UNPRUNED + 1 :: 2])
+        return trials
 
     def searched(self, point: Mapping[str, Any]) -> Trial:
         """The trial at a point of the search's space; without a point, of the study's own settings."""
@@ -203,6 +210,14 @@ class Study:
             path: d.values if isinstance(d, Choice) else (d.low, d.largest)
             for path, d in self.search.space.items()
         }
+
+
+def _given_up(trial: Trial) -> Trial:
+    """One that takes as long as this trial does to its first validation."""
+    settings = trial.config.finetuning
+    steps = max(1, settings.steps // settings.num_evaluations)
+    shorter = replace(settings, steps=steps, num_evaluations=1)
+    return replace(trial, config=replace(trial.config, finetuning=shorter))
 
 
 def _without_placement(base: dict[str, Any]) -> dict[str, Any]:

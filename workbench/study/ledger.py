@@ -23,7 +23,7 @@ from workbench.config import TrialConfig
 from workbench.random_streams import derive
 from workbench.settings import ConfigError
 from workbench.store import Stage
-from workbench.study.definition import MOST_REFUSED, Study
+from workbench.study.definition import MOST_REFUSED, UNPRUNED, Study
 from workbench.study.plan import PlannedTrial, Planner, place, work_of, work_to_do
 from workbench.study.search import Choice, Integer, Search
 from workbench.study.trial_storage import (
@@ -478,7 +478,7 @@ def _sampler(search: Search, number: int, *, at_random: bool = False) -> BaseSam
 def _pruner(search: Search | None) -> optuna.pruners.BasePruner:
     match search.pruner if search else "none":
         case "median":
-            return optuna.pruners.MedianPruner(n_startup_trials=4)
+            return optuna.pruners.MedianPruner(n_startup_trials=UNPRUNED)
         case "successive_halving":
             return optuna.pruners.SuccessiveHalvingPruner()
         case _:
