@@ -73,7 +73,7 @@ def _print_search(record: StudyRecord, done: pd.DataFrame, console: Console) -> 
     best = done.sort_values(metric, ascending=False, kind="stable").head(5)
     shown = Table(title=f"{record.id}: best by {metric}", title_justify="left")
     for column in ("number", *record.axes, metric):
-        shown.add_column(column, justify="right")
+        shown.add_column(column.rsplit(".", 1)[-1], justify="right")  # whole paths of all leave no room
     for row in best[["number", *record.axes, metric]].itertuples(index=False):
         shown.add_row(*map(_text, row))
     console.print(shown)
