@@ -8,7 +8,7 @@ from mlflow.exceptions import MlflowException
 from workbench.study.ledger import GridLedger
 from workbench.study.plan import Planner
 from workbench.study.study_file import load_study
-from workbench.study.tune import WORKER_DEATHS, Watcher, _Handout
+from workbench.study.tune import WORKER_DEATHS, Watcher, _Handout, _Scheduler
 
 from .test_ledger import STUDY, FakeStore
 
@@ -103,4 +103,17 @@ def test_what_fails_in_the_books_is_kept_as_it_was(handout):
     handout._watcher.ended = ended
     with pytest.raises(MlflowException):
         handout.on_trial_result("one", {"event": "done", "number": number, "value": 0.5})
+    assert handout.failure is failure
+
+
+def test_what_fails_when_a_trial_is_judged_is_kept_as_it_was(handout, monkeypatch):
+    failure = OSError(28, "No space left on device")
+
+    def full(*arguments):
+        raise failure
+
+    monkeypatch.setattr(handout._ledger, "should_prune", full)
+    validation = {"event": "validation", "number": _begin(handout), "step": 1, "value": 0.5}
+    with pytest.raises(OSError, match="No space"):
+        _Scheduler(handout).on_trial_result(None, None, validation)
     assert handout.failure is failure

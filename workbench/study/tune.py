@@ -105,7 +105,7 @@ def run_trials(
         tune.with_resources(trainable, per_trial),
         tune_config=tune.TuneConfig(
             search_alg=handout,
-            scheduler=_Scheduler(ledger),
+            scheduler=_Scheduler(handout),
             num_samples=-1,  # the ledger says when it is enough
             max_concurrent_trials=device.concurrency,
             reuse_actors=True,  # starting a worker costs more than a short trial
@@ -321,6 +321,11 @@ class _Handout(Searcher):
                 case event if event in ENDS:
                     self._end(trial_id, result)
 
+    def should_prune(self, result: dict[str, Any]) -> bool:
+        """Whether a trial that tells this validation is to be given up."""
+        with self._kept_failure():
+            return self._ledger.should_prune(result["number"], result["step"], result["value"])
+
     def on_trial_complete(
         self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False
     ) -> None:
@@ -401,14 +406,12 @@ def _to_send(assignment: Assignment) -> dict[str, Any]:
 class _Scheduler(FIFOScheduler):
     """First in, first out; stops the trials that the pruner gives up."""
 
-    def __init__(self, ledger: Ledger) -> None:
+    def __init__(self, handout: _Handout) -> None:
         super().__init__()
-        self._ledger = ledger
+        self._handout = handout
 
     def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
-        if result.get("event") == "validation" and self._ledger.should_prune(
-            result["number"], result["step"], result["value"]
-        ):
+        if result.get("event") == "validation" and self._handout.should_prune(result):
             return TrialScheduler.STOP
         return TrialScheduler.CONTINUE
 
