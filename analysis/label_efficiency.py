@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import math
 import sys
+import textwrap
 from pathlib import Path
 
 import matplotlib
@@ -21,6 +22,7 @@ import numpy as np
 import pandas as pd
 import seaborn as sns
 from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, NullLocator
 
 from analysis.command import run
@@ -45,6 +47,8 @@ from analysis.words import p_words
 from workbench.places import Places
 from workbench.study.record import StudyRecord
 from workbench.study.results import trial_table
+
+LINE_OF_FIGURE = 80  # letters below the figure, from edge to edge
 
 # Words
 
@@ -176,13 +180,13 @@ def draw_efficiency(
 
 
 def marks(curves: Curves) -> str:
-    """What the figure shows, on lines of its own."""
+    """What the figure shows."""
     n = len(curves.replicates)
     if n == 1:
-        return "lines: scores made monotone; ◆ labels needed\nn = 1 replicate, no interval"
+        return "lines: scores made monotone; ◆ labels needed; n = 1 replicate, no interval"
     return (
-        f"lines: means made monotone; n = {n} replicates, each a small mark\n"
-        f"bars: 95 % intervals of the mean over replicates,\nand of the labels needed (◆) over {curves.over}"
+        f"lines: means made monotone; n = {n} replicates, each a small mark; "
+        f"bars: 95 % intervals of the mean over replicates, and of the labels needed (◆) over {curves.over}"
     )
 
 
@@ -223,18 +227,7 @@ def write_study(
 ) -> list[Path]:
     """Write `<id>-label-efficiency.png` and `.pdf`, `-labels.csv` (a row a count) and `-reduction.csv`."""
     output.mkdir(parents=True, exist_ok=True)
-    sns.set_theme(style="whitegrid", context="paper", font_scale=1.1)
-    figure, ax = plt.subplots(figsize=(5.4, 4.4), layout="constrained")
-    draw_efficiency(ax, record, levels, curves, found)
-    ax.set_title(study_title(record, table), loc="left", fontsize="medium")
-    figure.legend(
-        *ax.get_legend_handles_labels(),
-        loc="outside lower center",
-        ncols=2,
-        title=marks(curves),
-        title_fontsize="small",
-        frameon=False,
-    )
+    figure = study_figure(record, table, curves, levels, found)
     stem = f"{record.id}-label-efficiency"
     paths = [output / f"{stem}{end}" for end in (".png", ".pdf", "-labels.csv", "-reduction.csv")]
     figure.savefig(paths[0], dpi=200)
@@ -244,6 +237,29 @@ def write_study(
     levels.assign(trials=trials).to_csv(paths[2], index=False)
     reduction_table(found).assign(trials=trials).to_csv(paths[3], index=False)
     return paths
+
+
+def study_figure(
+    record: StudyRecord,
+    table: pd.DataFrame,
+    curves: Curves,
+    levels: pd.DataFrame,
+    found: list[LabelReduction],
+) -> Figure:
+    """`draw_efficiency`, with a title, and what its marks are."""
+    sns.set_theme(style="whitegrid", context="paper", font_scale=1.1)
+    figure, ax = plt.subplots(figsize=(5.4, 4.4), layout="constrained")
+    draw_efficiency(ax, record, levels, curves, found)
+    ax.set_title(study_title(record, table), loc="left", fontsize="medium")
+    figure.legend(
+        *ax.get_legend_handles_labels(),
+        loc="outside lower center",
+        ncols=2,
+        title=textwrap.fill(marks(curves), LINE_OF_FIGURE),
+        title_fontsize="small",
+        frameon=False,
+    )
+    return figure
 
 
 # The command

@@ -81,7 +81,7 @@ def _label_part(study: Findings) -> dict[str, Any]:
     return part | {
         "metric": METRIC_NAMES[record.metric],
         "intervals": _intervals(curves),
-        "marks": marks(curves).replace("\n", " "),
+        "marks": marks(curves),
         "missing": ", ".join(curves.missing),
         "left_out": ", ".join(curves.left_out),
         "tuned": _tuning_note(record),

@@ -3,15 +3,17 @@
 from collections.abc import Iterable
 from pathlib import Path
 
+import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
+from matplotlib.text import Text
 
 from analysis import command, label_efficiency
 from analysis.bench_coverage import SHAPES
 from analysis.estimators import holm
 from analysis.label_curves import NoCurves, level_table, study_curves, study_reductions
-from analysis.label_efficiency import describe, main
+from analysis.label_efficiency import describe, main, study_figure
 from analysis.label_reduction import label_reduction
 from analysis.replicates import FOLD_OVERLAP
 from workbench.study.record import StudyRecord
@@ -129,6 +131,21 @@ def test_folds_are_replicates_that_are_not_independent() -> None:
         assert one.labels_low <= other.labels_low
         assert one.labels_high >= other.labels_high
         assert (one.labels_low, one.labels_high) != (other.labels_low, other.labels_high)
+
+
+@pytest.mark.parametrize("replicates", ["seeds", "folds", "one"])
+def test_all_words_of_the_figure_are_within_it(replicates: str) -> None:
+    table = _table(1 if replicates == "one" else 3)
+    if replicates == "folds":
+        table = table.assign(fold=table["seed"] + 1, seed=0)
+    record = _record()
+    curves = study_curves(record, table, NoPredictions())
+    figure = study_figure(record, table, curves, level_table(curves), study_reductions(record, curves))
+    figure.draw_without_rendering()
+    for text in figure.findobj(Text):
+        extent = text.get_window_extent()
+        assert not text.get_text() or (extent.x0 >= 0 and extent.x1 <= figure.bbox.x1), text.get_text()
+    plt.close(figure)
 
 
 class SharedClips(NoPredictions):
