@@ -27,7 +27,7 @@ from workbench.data.clips import DataError
 from workbench.places import DEFAULT_ROOT, Places
 from workbench.settings import ConfigError, from_dict, to_dict
 from workbench.stages import read_result, run_trial
-from workbench.store import Store
+from workbench.store import Entry, Store
 from workbench.study.cost import CostModel, Plan, cost_of, duration
 from workbench.study.definition import Study
 from workbench.study.device import Device
@@ -158,10 +158,22 @@ def _report(
     for what, seconds in (("by opaque trials", repeated), ("in the plan", expected)):
         of_it = f"; saved of it {saved / seconds:.0%}" if seconds else ": its trials share no stage"
         console.print(f"repeated {what}: {seconds:.0f} s{of_it}")
+    console.print(f"the same stages, in the study beside by themselves: {_beside(entries, took, measure)}")
     console.print(
         f"trials whose metrics differ: {differing} of {len(planned)}; stages computed twice: {twice}"
     )
     return 1 if differing or twice else 0
+
+
+def _beside(entries: list[Entry], took: dict[str, list[float]], measure: str) -> str:
+    """How many times as much each kind of stage took with the store: what of the rest no sharing explains."""
+    ours: dict[str, float] = defaultdict(float)
+    alone: dict[str, float] = defaultdict(float)
+    for entry in entries:
+        if entry.facts:
+            ours[entry.kind] += entry.facts[measure]
+            alone[entry.kind] += statistics.fmean(took[entry.key])
+    return ", ".join(f"{kind} {ours[kind] / alone[kind]:.2f} times" for kind in sorted(ours))
 
 
 if __name__ == "__main__":
