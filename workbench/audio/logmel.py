@@ -65,12 +65,13 @@ class LogMel(nn.Module):
         padded = waveform.new_zeros(chunk, left + samples + right, dtype=torch.float32)
         framed = waveform.new_empty(chunk, frames, window, dtype=torch.float32)
         power = waveform.new_empty(batch, frames, self.config.num_mels, dtype=torch.float32)
-        weights = self.window if waveform.is_floating_point() else self.window / 32768.0
+        full_scale = 1.0 if waveform.is_floating_point() else 32768.0
+        scaled_window = self.window / full_scale
         with torch.autocast(waveform.device.type, enabled=False):  # powers span more than bf16 tells apart
             for part, of_part in zip(waveform.split(chunk), power.split(chunk), strict=True):
                 clips = slice(len(part))
                 padded[clips, left : left + samples] = part  # between zeros that stay
-                torch.mul(padded[clips].unfold(1, window, hop)[:, :frames], weights, out=framed[clips])
+                torch.mul(padded[clips].unfold(1, window, hop)[:, :frames], scaled_window, out=framed[clips])
                 self._mel_power(framed[clips], out=of_part)
         return power.add_(FLOOR).log_()
 

@@ -2,8 +2,8 @@
 
 Runs a study twice on this machine, as many trials at once: as the workbench runs it, and as opaque trials, as
 a tuner has them that knows nothing of stages: each with a store of its own, no machinery around it. Results
-must be the same to the last bit. Compute is what the stages themselves took: seconds of the processor, which
-other work on the machine does not lengthen, or of the GPU's clock.
+must be the same to the last bit. Compute is what the stages themselves took: seconds of the processor, or
+of the GPU's clock. Where the machine has become slower or faster between the halves, the same stages show it.
 """
 
 from __future__ import annotations
