@@ -1,9 +1,10 @@
 """What sharing stages saves: `python -m workbench.bench.sharing [studies/label_fraction.yaml]`.
 
 Runs a study twice on this machine, as many trials at once: as the workbench runs it, and as opaque trials, as
-a tuner has them that knows nothing of stages: each with a store of its own, no machinery around it. Results
-must be the same to the last bit. Compute is what the stages themselves took: seconds of the processor, or
-of the GPU's clock. Where the machine has become slower or faster between the halves, the same stages show it.
+a tuner has them that knows nothing of stages: each with a store of its own, no machinery around it. The two
+take turns, seed by seed, and in which comes first, for the machine may become slower or faster meanwhile; the
+same stages show by how much. Results must be the same to the last bit. Compute is what the stages themselves
+took: seconds of the processor, or of the GPU's clock.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import tempfile
 import time
 from collections import defaultdict
 from concurrent.futures import as_completed
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -36,6 +38,8 @@ from workbench.study.run import run_study
 from workbench.study.study_file import load_study
 from workbench.training.tracker import SilentTracker
 
+SHARED, OPAQUE = "with the store", "as opaque trials"
+
 
 def main(arguments: list[str] | None = None) -> int:
     """0; 1 when results differ, or a stage was computed twice; 2 for a wrong study."""
@@ -48,6 +52,10 @@ def main(arguments: list[str] | None = None) -> int:
     console = Console(highlight=False, soft_wrap=True)
     try:
         study = load_study(options.study, preset=options.preset, assignments=tuple(options.assignments))
+        if study.search is not None:
+            raise ConfigError(
+                "search", f"{options.study} chooses its trials by their results; expected a study of levels"
+            )
         planned = Planner().plan_study(study)
         device = Device.of(study.resources)
     except (ConfigError, DataError) as error:
@@ -56,13 +64,27 @@ def main(arguments: list[str] | None = None) -> int:
     console.print(f"{study.id}: {len(planned)} trials, {device.concurrency} at once, on {device.name}")
     with tempfile.TemporaryDirectory() as folder:
         places = _places(Path(folder), options.data)
-        expected, shared_wall = _run_shared(study, planned, places, device, console)
-        began = time.perf_counter()
-        stores = _run_opaquely(planned, Path(folder) / "opaque", places.data, device, console)
-        opaque_wall = time.perf_counter() - began
+        stores = [Store(Path(folder) / "opaque" / str(number)) for number in range(len(planned))]
+        model = CostModel(places, device, Planner())
+        model.prepare(planned, console.print)
+        cost = cost_of(planned, lambda stage: False, model)
+        console.print(f"with the store: about {duration(cost.wall_seconds)}")
+        walls = {SHARED: 0.0, OPAQUE: 0.0}
+        for turn, seed in enumerate(study.seeds):
+            replicate = replace(study, seeds=(seed,))
+            chosen = [i for i, item in enumerate(planned) if item.trial.seed == seed]
+            for way in (SHARED, OPAQUE) if turn % 2 == 0 else (OPAQUE, SHARED):
+                began = time.perf_counter()
+                if way == SHARED:
+                    _run_shared(replicate, [planned[i] for i in chosen], places, model)
+                else:
+                    _run_opaquely([(planned[i], stores[i]) for i in chosen], places.data, device)
+                seconds = time.perf_counter() - began
+                walls[way] += seconds
+                console.print(f"seed {seed}, {way}: {len(chosen)} trials in {duration(seconds)}")
+        repeated = cost.alone_seconds - cost.once_seconds
         measure = "cpu_seconds" if device.kind == "cpu" else "seconds"
-        walls = shared_wall, opaque_wall
-        return _report(planned, places.store(), stores, expected, walls, measure, console)
+        return _report(planned, places.store(), stores, repeated, walls, measure, console)
 
 
 def _places(folder: Path, data: Path) -> Places:
@@ -73,44 +95,31 @@ def _places(folder: Path, data: Path) -> Places:
     return Places.read(root)
 
 
-def _run_shared(
-    study: Study, planned: list[PlannedTrial], places: Places, device: Device, console: Console
-) -> tuple[float, float]:
-    """As the workbench runs it: the seconds that the plan counts as repeated, and those that it took."""
-    model = CostModel(places, device, Planner())
-    model.prepare(planned, console.print)
+def _run_shared(study: Study, planned: list[PlannedTrial], places: Places, model: CostModel) -> None:
+    """As the workbench runs it."""
     cost = cost_of(planned, lambda stage: False, model)
     quiet = Console(file=io.StringIO())
-    console.print(f"with the store: about {duration(cost.wall_seconds)}")
-    began = time.perf_counter()
     run_study(study, places, Plan(planned, model, cost, cost), command="", to_go_on="", console=quiet)
-    return cost.alone_seconds - cost.once_seconds, time.perf_counter() - began
 
 
-def _run_opaquely(
-    planned: list[PlannedTrial], folder: Path, data: Path, device: Device, console: Console
-) -> list[Store]:
-    """Every trial by itself, the longest first; their stores."""
-    stores = [Store(folder / str(number)) for number in range(len(planned))]
-    order = sorted(range(len(planned)), key=lambda i: -planned[i].trial.config.finetuning.steps)
+def _run_opaquely(trials: list[tuple[PlannedTrial, Store]], data: Path, device: Device) -> None:
+    """Every trial by itself, the longest first, in its own store."""
+    order = sorted(trials, key=lambda trial: -trial[0].trial.config.finetuning.steps)
     with spawned_pool(device.concurrency) as pool:
         waiting = [
             pool.submit(
                 _train,
-                to_dict(planned[i].trial.config),
-                planned[i].data_fingerprint,
-                planned[i].pool_fingerprint,
-                stores[i],
+                to_dict(planned.trial.config),
+                planned.data_fingerprint,
+                planned.pool_fingerprint,
+                store,
                 data,
                 device,
             )
-            for i in order
+            for planned, store in order
         ]
-        for done, future in enumerate(as_completed(waiting), start=1):
+        for future in as_completed(waiting):
             future.result()
-            if done % 5 == 0:
-                console.print(f"as opaque trials: {done} of {len(planned)} done")
-    return stores
 
 
 def _train(
@@ -134,7 +143,7 @@ def _report(
     shared: Store,
     stores: list[Store],
     expected: float,
-    walls: tuple[float, float],
+    walls: dict[str, float],
     measure: str,
     console: Console,
 ) -> int:
@@ -151,9 +160,9 @@ def _report(
     saved, twice = opaque - once, len(entries) - len(took)
     computed = sum(map(len, took.values()))
     console.print(f"{'':24s}{'stages':>8s}{'compute':>12s}{'wall':>10s}")
-    console.print(f"{'with the store':24s}{len(entries):8d}{once:10.0f} s{walls[0]:8.0f} s")
-    console.print(f"{'as opaque trials':24s}{computed:8d}{opaque:10.0f} s{walls[1]:8.0f} s")
-    console.print(f"ratio of compute {opaque / once:.2f}, of wall time {walls[1] / walls[0]:.2f}")
+    console.print(f"{SHARED:24s}{len(entries):8d}{once:10.0f} s{walls[SHARED]:8.0f} s")
+    console.print(f"{OPAQUE:24s}{computed:8d}{opaque:10.0f} s{walls[OPAQUE]:8.0f} s")
+    console.print(f"ratio of compute {opaque / once:.2f}, of wall time {walls[OPAQUE] / walls[SHARED]:.2f}")
     console.print(f"saved: {saved:.0f} s of computing, {saved / opaque:.0%} of the whole")
     for what, seconds in (("by opaque trials", repeated), ("in the plan", expected)):
         of_it = f"; saved of it {saved / seconds:.0%}" if seconds else ": its trials share no stage"
