@@ -28,7 +28,7 @@ from analysis.predictions import Predictions
 from analysis.rulings import Ruling
 from analysis.verdicts import study_verdicts
 from workbench.study.claims import Claim, Equivalent, FewerLabels, Greater, Part, Rising, enter
-from workbench.study.definition import Study, Trial
+from workbench.study.definition import GridStudy, SearchStudy, Trial
 from workbench.study.plan import place
 from workbench.study.record import StudyRecord, levels_of
 from workbench.study.study_file import load_study
@@ -63,8 +63,7 @@ class Simulation:
     arms: list[Arm]  # of each trial
 
     @classmethod
-    def of(cls, study: Study) -> Simulation:
-        """Of a grid."""
+    def of(cls, study: GridStudy) -> Simulation:
         claims = {name: claim for name, claim in study.claims.items() if claim}
         trials = study.trials()
         record = StudyRecord(
@@ -206,7 +205,7 @@ def main(arguments: list[str] | None = None) -> int:
     print(f"{options.studies} simulated studies a row; at most {bound:.1%} may support the claim")
     for path in options.files or sorted(set(STUDIES.glob("*.yaml")) - {STUDIES / "claims.yaml"}):
         study = load_study(path, preset="quick")
-        if study.search is not None:
+        if isinstance(study, SearchStudy):
             continue
         simulation = Simulation.of(study)
         for name, claim in ((name, claim) for name, claim in study.claims.items() if claim):

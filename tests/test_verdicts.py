@@ -18,6 +18,7 @@ from analysis.predictions import resampled_metric
 from analysis.rulings import Ruling
 from analysis.verdicts import study_verdicts
 from workbench.study.claims import Claim, Greater, enter, read_claims
+from workbench.study.definition import GridStudy
 from workbench.study.power import detectable_difference
 from workbench.study.study_file import load_study
 from workbench.training.metrics import summarise
@@ -285,7 +286,7 @@ def test_a_part_that_no_seeds_decide_leaves_the_claim_open(monkeypatch):
 
 
 def _is_grid(path):
-    return load_study(path).search is None
+    return isinstance(load_study(path), GridStudy)
 
 
 @pytest.mark.parametrize("path", list(filter(_is_grid, STUDIES)), ids=lambda path: path.stem)

@@ -21,6 +21,7 @@ from workbench.data.clips import DataError
 from workbench.places import DEFAULT_ROOT, Places
 from workbench.settings import ConfigError
 from workbench.stages import run_trial
+from workbench.study.definition import SearchStudy
 from workbench.study.plan import Planner
 from workbench.study.study_file import load_study, refuse_unshared
 from workbench.training.loop import Diverged
@@ -66,7 +67,7 @@ def main(arguments: list[str] | None = None) -> int:
 def _run(options: argparse.Namespace) -> None:
     study = load_study(options.study, preset=options.preset, assignments=tuple(options.assignments))
     device = processes.join(study.resources.device)
-    if study.search is not None:
+    if isinstance(study, SearchStudy):
         raise ConfigError(str(options.study), "is a search, whose trials are proposed one after the other")
     trials = study.trials()
     if not 0 <= options.number < len(trials):

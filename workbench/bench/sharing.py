@@ -31,7 +31,7 @@ from workbench.settings import ConfigError, from_dict, to_dict
 from workbench.stages import read_result, run_trial
 from workbench.store import Entry, Store
 from workbench.study.cost import CostModel, Plan, cost_of, duration
-from workbench.study.definition import Study
+from workbench.study.definition import SearchStudy, Study
 from workbench.study.device import Device
 from workbench.study.plan import PlannedTrial, Planner
 from workbench.study.run import run_study
@@ -52,7 +52,7 @@ def main(arguments: list[str] | None = None) -> int:
     console = Console(highlight=False, soft_wrap=True)
     try:
         study = load_study(options.study, preset=options.preset, assignments=tuple(options.assignments))
-        if study.search is not None:
+        if isinstance(study, SearchStudy):
             raise ConfigError(
                 "search", f"{options.study} chooses its trials by their results; expected a study of levels"
             )

@@ -19,7 +19,7 @@ from workbench.places import DEFAULT_ROOT, Places
 from workbench.settings import ConfigError
 from workbench.study import cluster
 from workbench.study.claims import is_claims_file
-from workbench.study.definition import Resources, Study
+from workbench.study.definition import GridStudy, Resources, SearchStudy, Study
 from workbench.study.interruption import StudyBusy, StudyInterrupted, StudyStopped
 from workbench.study.plan import PlannedTrial, Planner, print_stages, print_trials
 from workbench.study.record import enter_claims
@@ -47,7 +47,8 @@ def main(arguments: list[str] | None = None) -> int:
             load_study(path, preset=options.preset, assignments=tuple(options.assignments))
             for path in options.studies
         ]
-        if options.retry_failed and any(s.search and not s.search.confirm_seeds for s in studies):
+        searches = [study.search for study in studies if isinstance(study, SearchStudy)]
+        if options.retry_failed and not all(search.confirm_seeds for search in searches):
             raise ConfigError("--retry-failed", "a search does not retry; raise search.num_trials instead")
         places = Places.read(options.root)
         if (address := cluster.cluster_address()) is not None:
@@ -140,7 +141,7 @@ def _dry_run(studies: list[Study], places: Places, console: Console, *, retry_fa
         except StudyStopped as error:
             refused.append(f"{study.id}: {error}")
             continue
-        if study.search is None:
+        if isinstance(study, GridStudy):
             print_trials(planned, has, lambda line: console.print(line, markup=False))
         else:
             console.print(
@@ -202,7 +203,7 @@ def _make_plan(
             "a random point stands in for it"
         )
     # A search trains its trials one by one: one may be given up before the others.
-    pack = resources.pack if study is None or study.search is None else 1
+    pack = 1 if isinstance(study, SearchStudy) else resources.pack
     model = CostModel(places, cluster.device_of(resources), planner, pack=pack)
     if not any(item.stages.missing(has) for item in every):
         nothing = cost_of([], has, model)
@@ -260,7 +261,7 @@ def _left(
 ) -> list[PlannedTrial]:
     """Without the trials that have failed and are not tried again; of a search, as many as are left."""
     ended = _ended(study, places)
-    if study.search is not None:
+    if isinstance(study, SearchStudy):
         return [] if _is_exhausted(study, places) else planned[len(ended) :]
     failed = {trial.key for trial in ended if trial.state == "failed" and not retry_failed}
     return [item for item in planned if item.key not in failed]
@@ -269,29 +270,29 @@ def _left(
 def _ended(study: Study, places: Places) -> list[Ended]:
     from workbench.study.trial_storage import ended_trials
 
-    return _read(ended_trials, study, places)
+    return _read(lambda: ended_trials(study, places.optuna_url))
 
 
-def _is_exhausted(study: Study, places: Places) -> bool:
+def _is_exhausted(study: SearchStudy, places: Places) -> bool:
     from workbench.study.trial_storage import is_exhausted
 
-    return _read(is_exhausted, study, places)
+    return _read(lambda: is_exhausted(study, places.optuna_url))
 
 
-def _read(look: Callable[[Study, str], T], study: Study, places: Places) -> T:
+def _read(look: Callable[[], T]) -> T:
     from workbench.study.trial_storage import LEDGER_ERRORS, first_line
 
     try:
-        return look(study, places.optuna_url)
+        return look()
     except LEDGER_ERRORS as error:
         raise StudyStopped(f"what is kept of the study could not be read: {first_line(error)}") from error
 
 
-def _confirmation(study: Study, places: Places, console: Console) -> Study | None:
+def _confirmation(study: Study, places: Places, console: Console) -> GridStudy | None:
     """What runs a search's winner again on fresh seeds; None, and why, where there is nothing to confirm."""
     from workbench.study.trial_storage import best_of
 
-    if study.search is None or not study.search.confirm_seeds:
+    if isinstance(study, GridStudy) or not study.search.confirm_seeds:
         return None
     winner = best_of(_ended(study, places))
     if winner is None or winner.point is None:

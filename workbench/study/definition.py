@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 import itertools
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import Any, Literal
 
 import yaml
@@ -66,8 +66,8 @@ class Trial:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Study:
-    """A study, resolved: the same file with the same preset and settings gives the same one."""
+class StudyBase:
+    """What every study has; the same file with the same preset and settings gives the same one."""
 
     name: str
     question: str
@@ -76,11 +76,7 @@ class Study:
     overrides: dict[str, Any]  # from the command line
     has_pool: bool  # without them
     base: dict[str, Any]  # a whole trial, before regime, level, seed and fold
-    levels: tuple[dict[str, Any], ...]
     axes: tuple[str, ...]  # the dotted paths that the study is about
-    tuned: tuple[str, ...]  # those that each arm chooses for itself, on validation data
-    search: Search | None
-    confirms: Winner | None  # what a search has found, and this study runs again
     regimes: dict[str, dict[str, Any]]
     seeds: tuple[int, ...]
     folds: tuple[int | None, ...]
@@ -89,10 +85,7 @@ class Study:
 
     @property
     def id(self) -> str:
-        """Name and preset, and a hash.
-
-        Of the command line's settings; and of what a search looks through, or has found.
-        """
+        """Name and preset, and a hash of the command line's settings, and of what is the study's own."""
         without = (*PLACEMENT, CONFIRM_SEEDS)  # with more seeds the same search goes on, and its confirmation
         brings_pool = {"pool.root"} if not self.has_pool else set()
         overrides = {
@@ -101,21 +94,17 @@ class Study:
             if path in brings_pool or not path.startswith(without)
         }
         parts: list[Any] = [overrides] if overrides else []
-        if self.search is not None:  # what it has learned holds for its space, base, place and score alone
-            parts += [to_dict(self.search.space), _without_placement(self.base), self.regimes]
-            parts += [list(self.seeds), list(self.folds), self.metric]
-        if self.confirms is not None:
-            parts += [self.confirms.search, self.confirms.point]
+        parts += self._parts_of_id()
         suffix = f"-{digest(parts)[:8]}" if parts else ""
         return f"{self.name}-{self.preset}{suffix}"
+
+    def _parts_of_id(self) -> list[Any]:
+        raise NotImplementedError
 
     def trial(self, regime: str, level: Mapping[str, Any], seed: int, fold: int | None = None) -> Trial:
         """The trial at that point, validated whole. Raises ConfigError."""
         raw = copy.deepcopy(self.base)
-        changes = {**self.regimes[regime], **level}
-        if self.confirms is not None:
-            del changes[SETTINGS]  # tells the levels apart, and sets nothing
-        for path, value in changes.items():
+        for path, value in self._changes(regime, level).items():
             set_path(raw, path, value)
         raw["seed"] = seed
         if fold is not None:
@@ -123,13 +112,28 @@ class Study:
                 raise ConfigError("data.test_fold", "is one of `folds`; name it there, not as a setting")
             set_path(raw, "data.test_fold", fold)
         config = from_dict(TrialConfig, raw)
-        of_level = {path: shown(level[path]) for path in (*self.axes, *self.tuned) if path in level}
+        of_level = {path: shown(level[path]) for path in self._told_apart_by() if path in level}
         return Trial(level=of_level, regime=regime, seed=seed, fold=fold, config=config)
 
+    def _changes(self, regime: str, level: Mapping[str, Any]) -> dict[str, Any]:
+        """What a trial lays over the base, by dotted path."""
+        return {**self.regimes[regime], **level}
+
+    def _told_apart_by(self) -> tuple[str, ...]:
+        """Dotted paths."""
+        return self.axes
+
+
+@dataclass(frozen=True, kw_only=True)
+class GridStudy(StudyBase):
+    """Every level in every regime, with every seed and fold."""
+
+    levels: tuple[dict[str, Any], ...]
+    tuned: tuple[str, ...]  # the dotted paths that each arm chooses for itself, on validation data
+    confirms: Winner | None = None  # what a search has found, and this study runs again
+
     def trials(self) -> list[Trial]:
-        """Every trial of a grid: seed by seed, so that whole replicates come in first."""
-        if self.search is not None:
-            raise ValueError("the trials of a search are not known beforehand")
+        """Every trial, seed by seed, so that whole replicates come in first."""
         return [
             self.trial(regime, level, seed, fold)
             for seed in self.seeds
@@ -138,64 +142,90 @@ class Study:
             for regime in self.regimes
         ]
 
+    def _parts_of_id(self) -> list[Any]:
+        return [] if self.confirms is None else [self.confirms.search, self.confirms.point]
+
+    def _changes(self, regime: str, level: Mapping[str, Any]) -> dict[str, Any]:
+        changes = super()._changes(regime, level)
+        if self.confirms is not None:
+            del changes[SETTINGS]  # tells the levels apart, and sets nothing
+        return changes
+
+    def _told_apart_by(self) -> tuple[str, ...]:
+        return (*self.axes, *self.tuned)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SearchStudy(StudyBase):
+    """Trials that are proposed one after the other, each by the scores of those before.
+
+    All in its one regime, with one seed and fold.
+    """
+
+    search: Search
+
+    def trial_at(self, point: Mapping[str, Any]) -> Trial:
+        """The trial at a point of the space; without a point, of the study's own settings."""
+        return self.trial(next(iter(self.regimes)), point, self.seeds[0], self.folds[0])
+
     def corners(self) -> list[Trial]:
-        """The extremes of a search's space, one setting at a time: what cannot be run shows early."""
-        assert self.search is not None
+        """The extremes of the space, one setting at a time: what cannot be run shows early."""
         low = {path: values[0] for path, values in self._extremes().items()}
         points = [low] + [
             {**low, path: value} for path, values in self._extremes().items() for value in values[1:]
         ]
-        return [self.searched(point) for point in points]
+        return [self.trial_at(point) for point in points]
 
     def random_trials(self) -> list[Trial]:
-        """As many trials as a search has, at random points of its space: what it will cost, roughly.
+        """As many trials as there will be, at random points of the space: what it will cost, roughly.
 
         The median pruner gives up about half of what it judges, most of it at the first validation.
         """
-        assert self.search is not None
         points = itertools.islice(self._random_points(), self.search.num_trials)
-        trials = [self.searched(point) for point in points]
+        trials = [self.trial_at(point) for point in points]
         if self.search.pruner == "median":
             trials[UNPRUNED + 1 :: 2] = map(_given_up, trials[UNPRUNED + 1 :: 2])
         return trials
 
-    def searched(self, point: Mapping[str, Any]) -> Trial:
-        """The trial at a point of the search's space; without a point, of the study's own settings."""
-        return self.trial(next(iter(self.regimes)), point, self.seeds[0], self.folds[0])
-
     def is_default(self, point: Mapping[str, Any]) -> bool:
-        """Whether a point of the search's space is what the study sets anyway."""
-        return bool(identity(self.searched(point).config) == identity(self.searched({}).config))
+        """Whether a point of the space is what the study sets anyway."""
+        return bool(identity(self.trial_at(point).config) == identity(self.trial_at({}).config))
 
-    def confirmation(self, point: Mapping[str, Any], number: int | None = None) -> Study:
-        """The grid that runs a search's winner again, beside the study's own settings, on fresh seeds.
+    def confirmation(self, point: Mapping[str, Any], number: int | None = None) -> GridStudy:
+        """The grid that runs the winner again, beside the study's own settings, on fresh seeds.
 
         Its scores took no part in the choice. `number` is the winner's in the search.
         """
-        assert self.search is not None
-        return replace(
-            self,
-            name=f"{self.name}_confirmed",
-            question=f"Does what {self.name} found do better than the settings it set out from?",
+        shared = {field.name: getattr(self, field.name) for field in fields(StudyBase)}
+        changed = {
+            "name": f"{self.name}_confirmed",
+            "question": f"Does what {self.name} found do better than the settings it set out from?",
+            "axes": (SETTINGS,),
+            "seeds": self.search.confirm_seeds,
+        }
+        return GridStudy(
+            **{**shared, **changed},
             levels=({SETTINGS: DEFAULT}, {SETTINGS: FOUND, **point}),
-            axes=(SETTINGS,),
-            search=None,
+            tuned=(),
             confirms=Winner(search=self.id, number=number, point=dict(point)),
-            seeds=self.search.confirm_seeds,
         )
 
-    def likely_confirmation(self) -> Study:
+    def likely_confirmation(self) -> GridStudy:
         """The confirmation of a random point: what it will cost, roughly."""
         return self.confirmation(next(self._random_points()))
 
+    def _parts_of_id(self) -> list[Any]:
+        # What it has learned holds for its space, base, place and score alone.
+        of_space = [to_dict(self.search.space), _without_placement(self.base), self.regimes]
+        return [*of_space, list(self.seeds), list(self.folds), self.metric]
+
     def _random_points(self) -> Iterator[dict[str, Any]]:
-        assert self.search is not None
         generator = numpy_stream(self.search.seed, "plan")
         refused = 0
         while True:
             point = {path: space.draw(generator) for path, space in self.search.space.items()}
             try:
-                self.searched(point)
+                self.trial_at(point)
             except ConfigError:  # settings that cannot stand together; the search passes them over, too
                 refused += 1
                 if refused == MOST_REFUSED:
@@ -205,11 +235,13 @@ class Study:
             yield point
 
     def _extremes(self) -> dict[str, tuple[Any, ...]]:
-        assert self.search is not None
         return {
             path: d.values if isinstance(d, Choice) else (d.low, d.largest)
             for path, d in self.search.space.items()
         }
+
+
+Study = GridStudy | SearchStudy
 
 
 def _given_up(trial: Trial) -> Trial:

@@ -23,7 +23,7 @@ from workbench.config import TrialConfig
 from workbench.random_streams import derive
 from workbench.settings import ConfigError
 from workbench.store import Stage
-from workbench.study.definition import MOST_REFUSED, UNPRUNED, Study
+from workbench.study.definition import MOST_REFUSED, UNPRUNED, GridStudy, SearchStudy, Study
 from workbench.study.plan import PlannedTrial, Planner, place, work_of, work_to_do
 from workbench.study.search import Choice, Integer, Search
 from workbench.study.trial_storage import (
@@ -72,7 +72,14 @@ class Ledger:
     """
 
     def __init__(
-        self, study: Study, planner: Planner, url: str, *, store: Stages, work: Work = work_of
+        self,
+        study: Study,
+        planner: Planner,
+        url: str,
+        *,
+        store: Stages,
+        work: Work = work_of,
+        pruner: optuna.pruners.BasePruner | None = None,
     ) -> None:
         """`url` is Optuna's storage; `work` tells how long the stages of a trial are."""
         self.study = study
@@ -85,7 +92,7 @@ class Ledger:
             direction="maximize",
             load_if_exists=True,
             sampler=optuna.samplers.RandomSampler(),  # replaced before every use
-            pruner=_pruner(study.search),
+            pruner=pruner or optuna.pruners.NopPruner(),
         )
         self._running: dict[int, PlannedTrial] = {}
         self._entered: list[Assignment] = []  # in the storage and at no worker: cut off, put back, held
@@ -156,11 +163,7 @@ class Ledger:
 
     def should_prune(self, number: int, step: int, value: float) -> bool:
         """Tell an intermediate validation score; whether the pruner gives the trial up."""
-        if self.study.search is None or self.study.search.pruner == "none":
-            return False
-        trial = self._trial(number)
-        trial.report(value, step)
-        return bool(trial.should_prune())
+        return False
 
     def complete(self, number: int, value: float) -> None:
         """The trial ended with this validation score."""
@@ -224,9 +227,11 @@ class Ledger:
 class GridLedger(Ledger):
     """Trials that are known beforehand."""
 
+    study: GridStudy
+
     def __init__(
         self,
-        study: Study,
+        study: GridStudy,
         planner: Planner,
         url: str,
         *,
@@ -304,9 +309,11 @@ class GridLedger(Ledger):
 class SearchLedger(Ledger):
     """Trials that a sampler proposes; one that repeats another gets that one's result and is not counted."""
 
+    study: SearchStudy
+
     def __init__(
         self,
-        study: Study,
+        study: SearchStudy,
         planner: Planner,
         url: str,
         *,
@@ -315,8 +322,8 @@ class SearchLedger(Ledger):
         workers: int = 2,
     ) -> None:
         """`workers` are as many as there will be trials at once."""
-        super().__init__(study, planner, url, store=store, work=work)
-        assert study.search is not None
+        pruner = _pruner(study.search)
+        super().__init__(study, planner, url, store=store, work=work, pruner=pruner)
         self._search = study.search
         self._look_ahead = LOOK_AHEAD * workers
         self._likely = planner.plan_study(study)
@@ -396,6 +403,13 @@ class SearchLedger(Ledger):
         self._tell(assignment.number, known.state, known.value)
         return True
 
+    def should_prune(self, number: int, step: int, value: float) -> bool:
+        if self._search.pruner == "none":
+            return False
+        trial = self._trial(number)
+        trial.report(value, step)
+        return bool(trial.should_prune())
+
     def ended(self) -> list[Ended]:
         return [ended for ended in super().ended() if ended.counts]
 
@@ -414,7 +428,7 @@ class SearchLedger(Ledger):
             else:
                 level[path] = trial.suggest_float(path, space.low, space.high, log=space.log, step=space.step)
         try:
-            planned = self._planner.plan(self.study.searched(level))
+            planned = self._planner.plan(self.study.trial_at(level))
         except ConfigError as error:
             trial.set_user_attr(REFUSED, str(error))
             self.fail(trial.number, str(error))
@@ -424,7 +438,7 @@ class SearchLedger(Ledger):
         return Assignment(trial.number, planned)
 
     def planned_of(self, ended: Ended) -> PlannedTrial | None:
-        return self._planner.plan(self.study.searched(ended.point)) if ended.point else None
+        return self._planner.plan(self.study.trial_at(ended.point)) if ended.point else None
 
     def known(self) -> list[PlannedTrial]:
         """Those that have ended, and those that were cut off or are kept for later.
@@ -447,7 +461,7 @@ def open_ledger(
     retry_failed: bool = False,
 ) -> Ledger:
     """The ledger of a study: of its grid, or of its search (where a failed point is not tried again)."""
-    if study.search is not None:
+    if isinstance(study, SearchStudy):
         return SearchLedger(study, planner, url, store=store, work=work, workers=workers)
     return GridLedger(study, planner, url, store=store, work=work, retry_failed=retry_failed)
 
@@ -475,11 +489,11 @@ def _sampler(search: Search, number: int, *, at_random: bool = False) -> BaseSam
                 return optuna.samplers.QMCSampler(seed=search.seed, scramble=True, independent_sampler=first)
 
 
-def _pruner(search: Search | None) -> optuna.pruners.BasePruner:
-    match search.pruner if search else "none":
+def _pruner(search: Search) -> optuna.pruners.BasePruner:
+    match search.pruner:
         case "median":
             return optuna.pruners.MedianPruner(n_startup_trials=UNPRUNED)
         case "successive_halving":
             return optuna.pruners.SuccessiveHalvingPruner()
-        case _:
+        case "none":
             return optuna.pruners.NopPruner()

@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 
 from workbench.study.claims import Claim, FewerLabels, Rising
-from workbench.study.definition import Study
+from workbench.study.definition import GridStudy, Study
 from workbench.study.power import CONFIDENCE, FOLD_OVERLAP, POWER, detectable_difference
 from workbench.study.record import DEFINITION, StudyRecord
 from workbench.study.results import TABLE, best_tuned
@@ -89,7 +89,7 @@ def print_power(study: Study, folder: Path, write: Callable[[str], None]) -> Non
 
     Of a search, between its winner and the study's own settings, if it is to be confirmed.
     """
-    seeds = study.seeds if study.search is None else study.search.confirm_seeds
+    seeds = study.seeds if isinstance(study, GridStudy) else study.search.confirm_seeds
     if not seeds:
         return
     of_folds = study.folds != (None,)

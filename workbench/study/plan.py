@@ -13,7 +13,7 @@ from workbench.data_config import DataConfig, PoolData
 from workbench.model.encoder import num_parameters
 from workbench.stages import TrialStages, stages_of
 from workbench.store import Stage
-from workbench.study.definition import Study, Trial
+from workbench.study.definition import GridStudy, Study, Trial
 
 
 @dataclass(frozen=True)
@@ -50,12 +50,12 @@ class Planner:
 
     def plan_study(self, study: Study) -> list[PlannedTrial]:
         """Every trial of a grid; of a search, as many stand-ins at random points of its space."""
-        trials = study.trials() if study.search is None else study.random_trials()
+        trials = study.trials() if isinstance(study, GridStudy) else study.random_trials()
         return [self.plan(trial) for trial in trials]
 
     def plan_confirmation(self, study: Study) -> list[PlannedTrial]:
         """Stand-ins for the trials that will confirm what a search finds; none where nothing will."""
-        if study.search is None or not study.search.confirm_seeds:
+        if isinstance(study, GridStudy) or not study.search.confirm_seeds:
             return []
         return self.plan_study(study.likely_confirmation())
 

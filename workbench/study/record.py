@@ -12,7 +12,7 @@ from workbench.code_version import code_commit
 from workbench.files import write_json
 from workbench.settings import digest, identity, to_dict
 from workbench.study.claims import enter
-from workbench.study.definition import Study
+from workbench.study.definition import GridStudy, SearchStudy, Study
 from workbench.study.plan import PlannedTrial, place
 
 DEFINITION = "study.json"
@@ -55,7 +55,7 @@ class StudyRecord:
 
 def levels_of(study: Study) -> list[Any]:
     """Values of the first axis, in the order of the file; empty for a search, and where nothing varies."""
-    if study.search is not None or not study.axes:
+    if isinstance(study, SearchStudy) or not study.axes:
         return []
     return list(dict.fromkeys(trial.level[study.axes[0]] for trial in study.trials()))
 
@@ -64,6 +64,8 @@ def write_definition(study: Study, planned: list[PlannedTrial], command: str, fo
     """Keep what the study is, for the table and the figures: `studies/<id>/study.json`."""
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / DEFINITION
+    search = study.search if isinstance(study, SearchStudy) else None
+    confirms = study.confirms if isinstance(study, GridStudy) else None
     content = {
         "id": study.id,
         "name": study.name,
@@ -73,18 +75,18 @@ def write_definition(study: Study, planned: list[PlannedTrial], command: str, fo
         "entered": enter_claims(study, folder),
         "levels": levels_of(study),
         "axes": list(study.axes),
-        "tuned": list(study.tuned),
+        "tuned": list(study.tuned) if isinstance(study, GridStudy) else [],
         "regimes": list(study.regimes),
         "metric": study.metric,
-        "search": study.search is not None,
-        "confirms": study.confirms.search if study.confirms else None,
-        "confirm_seeds": list(study.search.confirm_seeds) if study.search else [],
-        "winner": to_dict(study.confirms) if study.confirms else None,
+        "search": search is not None,
+        "confirms": confirms.search if confirms else None,
+        "confirm_seeds": list(search.confirm_seeds) if search else [],
+        "winner": to_dict(confirms) if confirms else None,
         "command": command,
         "commit": code_commit(),
         "overrides": study.overrides,
         "base": study.base,
-        "space": to_dict(study.search) if study.search else None,
+        "space": to_dict(search) if search else None,
         "trials": {item.key: place(item.trial) for item in planned},
     }
     write_json(path, content)
@@ -107,7 +109,7 @@ def enter_claims(study: Study, folder: Path) -> dict[str, Any]:
 
 def _trials_of(study: Study) -> list[Any]:
     """All that its results depend on, in no order; of a search, what it draws from."""
-    if study.search is not None:
+    if isinstance(study, SearchStudy):
         return [study.base, study.regimes, to_dict(study.search)]
     return sorted(digest(identity(trial.config)) for trial in study.trials())
 

@@ -21,7 +21,7 @@ from workbench.settings import digest
 from workbench.store import Store
 from workbench.study.books import BOOKS_ERRORS, Books
 from workbench.study.cost import Cost, CostModel, Plan, duration
-from workbench.study.definition import Study, Trial
+from workbench.study.definition import GridStudy, SearchStudy, Study
 from workbench.study.interruption import Interruption, StudyBusy, StudyInterrupted, StudyStopped
 from workbench.study.ledger import GridLedger
 from workbench.study.plan import PlannedTrial, Planner
@@ -94,7 +94,7 @@ def _run_trials(books: Books, places: Places, plan: Plan, to_go_on: str, console
     study, folder = ledger.study, places.study(ledger.study.id)
     began = time.monotonic()
     is_missing = any(item.stages.missing(store.has) for item in plan.planned)
-    if is_missing or study.search is not None:  # what is all found needs no audio
+    if is_missing or isinstance(study, SearchStudy):  # what is all found needs no audio
         _prepare_data(study, places, console)
     console.print(f"{ledger.num_left} of {ledger.num_trials} trials to run", markup=False)
     interruption = Interruption(_flag(study, places))
@@ -114,7 +114,7 @@ def _run_trials(books: Books, places: Places, plan: Plan, to_go_on: str, console
     with ray_started(model.device, folder / "processes.json", last_words), progress, interruption:
         run_trials(ledger, places, progress, model.device, interruption, pack_size=_pack_size(model, store))
     model.learn(ledger.known(), books.seconds_taken())
-    to_confirm = study.search is not None and study.search.confirm_seeds
+    to_confirm = isinstance(study, SearchStudy) and study.search.confirm_seeds
     if interruption.requested and (ledger.num_left or to_confirm):
         raise StudyInterrupted(finished=False)
     _judge_estimate(plan.cost, time.monotonic() - began, folder, console)
@@ -155,7 +155,7 @@ def _judge_estimate(expected: Cost, seconds: float, folder: Path, console: Conso
 
 
 def _prepare_data(study: Study, places: Places, console: Console) -> None:
-    trials: list[Trial] = study.trials() if study.search is None else study.corners()
+    trials = study.trials() if isinstance(study, GridStudy) else study.corners()
     distinct = {(trial.config.data, trial.config.pool): trial.seed for trial in trials}
     planner = Planner()
     left_out: set[str] = set()

@@ -22,7 +22,15 @@ from workbench.settings import ConfigError, digest, from_dict, identity, to_dict
 from workbench.strict_yaml import read_value, read_yaml
 from workbench.study.claims import FILE as CLAIMS_FILE
 from workbench.study.claims import Claim, claims_beside
-from workbench.study.definition import CONFIRM_SEEDS, Resources, Study, Trial, set_path
+from workbench.study.definition import (
+    CONFIRM_SEEDS,
+    GridStudy,
+    Resources,
+    SearchStudy,
+    Study,
+    Trial,
+    set_path,
+)
 from workbench.study.search import Search, refuse_repeats
 
 PRESETS = Path(__file__).parent.parent / "presets"
@@ -86,25 +94,26 @@ def _resolve(path: Path, raw: dict[str, Any], preset: str | None, overrides: dic
         if dotted.split(".")[0] in TRIAL_KEYS:
             _refuse_varied(dotted, varied)
             set_path(base, dotted, value)
-    study = Study(
-        name=file.name or path.stem,
-        question=" ".join(file.question.split()),
-        claims=_claims(path, file),
-        preset=chosen,
-        overrides=overrides,
-        has_pool=has_pool,
-        base=base,
-        levels=levels,
-        axes=axes,
-        tuned=tuned,
-        search=file.search,
-        confirms=None,
-        regimes=regimes,
-        seeds=file.seeds,
-        folds=file.folds or (None,),
-        metric=file.metric,
-        resources=file.resources,
-    )
+    shared: dict[str, Any] = {
+        "name": file.name or path.stem,
+        "question": " ".join(file.question.split()),
+        "claims": _claims(path, file),
+        "preset": chosen,
+        "overrides": overrides,
+        "has_pool": has_pool,
+        "base": base,
+        "axes": axes,
+        "regimes": regimes,
+        "seeds": file.seeds,
+        "folds": file.folds or (None,),
+        "metric": file.metric,
+        "resources": file.resources,
+    }
+    study: Study
+    if file.search is None:
+        study = GridStudy(**shared, levels=levels, tuned=tuned)
+    else:
+        study = SearchStudy(**shared, search=file.search)
     _check(study, file)
     return study
 
@@ -144,27 +153,14 @@ def _check(study: Study, file: StudyFile) -> None:
         refuse_repeats(name, getattr(file, name))
     if not study.seeds:
         raise ConfigError("seeds", "must name at least one seed")
-    if study.search is None:
-        trials = study.trials()
+    if isinstance(study, SearchStudy):
+        _check_search(study, file)
+        trials = study.corners() + _compared_with(study)
     else:
-        if len(study.regimes) * len(study.seeds) * len(study.folds) != 1:
-            raise ConfigError(
-                "search",
-                "goes over one regime, one seed and one fold (run what it finds on others); here are "
-                f"{len(study.regimes)} regimes, {len(study.seeds)} seeds, {len(study.folds)} folds",
-            )
-        for name in ("vary", "tune"):
-            if getattr(file, name) is not None:
-                raise ConfigError(name, "cannot stand beside search; put its paths into search.space")
-        if (study.resources.pack or 1) > 1:
-            raise ConfigError(
-                "resources.pack",
-                "must be 1 in a search, which trains its trials one by one: a pruner may end any of them",
-            )
-        trials = study.corners() + _compared_with(study, study.search)
+        trials = study.trials()
     if study.metric == "accuracy" and not all(t.config.data.single_label for t in trials):
         raise ConfigError("metric", "accuracy needs single-label data, and these clips have several labels")
-    if study.search is None:
+    if isinstance(study, GridStudy):
         _refuse_same(trials)
     refuse_unshared(trials, study.resources.processes)
     for trial in trials:
@@ -173,6 +169,23 @@ def _check(study: Study, file: StudyFile) -> None:
                 "finetuning.pooling",
                 "linear_softmax gives each class a probability of its own; single-label data need mean",
             )
+
+
+def _check_search(study: SearchStudy, file: StudyFile) -> None:
+    if len(study.regimes) * len(study.seeds) * len(study.folds) != 1:
+        raise ConfigError(
+            "search",
+            "goes over one regime, one seed and one fold (run what it finds on others); here are "
+            f"{len(study.regimes)} regimes, {len(study.seeds)} seeds, {len(study.folds)} folds",
+        )
+    for name in ("vary", "tune"):
+        if getattr(file, name) is not None:
+            raise ConfigError(name, "cannot stand beside search; put its paths into search.space")
+    if (study.resources.pack or 1) > 1:
+        raise ConfigError(
+            "resources.pack",
+            "must be 1 in a search, which trains its trials one by one: a pruner may end any of them",
+        )
 
 
 def refuse_unshared(trials: list[Trial], processes: int) -> None:
@@ -188,9 +201,10 @@ def refuse_unshared(trials: list[Trial], processes: int) -> None:
                 )
 
 
-def _compared_with(study: Study, search: Search) -> list[Trial]:
+def _compared_with(study: SearchStudy) -> list[Trial]:
     """The trials of the study's own settings that the search's winner will be compared with."""
-    used = sorted(set(search.confirm_seeds) & set(study.seeds))
+    seeds = study.search.confirm_seeds
+    used = sorted(set(seeds) & set(study.seeds))
     if used:
         raise ConfigError(
             CONFIRM_SEEDS,
@@ -198,7 +212,7 @@ def _compared_with(study: Study, search: Search) -> list[Trial]:
         )
     regime = next(iter(study.regimes))
     try:
-        return [study.trial(regime, {}, seed, study.folds[0]) for seed in search.confirm_seeds]
+        return [study.trial(regime, {}, seed, study.folds[0]) for seed in seeds]
     except ConfigError as error:
         raise ConfigError(
             error.path,

@@ -17,7 +17,7 @@ from optuna.trial import FrozenTrial, TrialState
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.pool import NullPool
 
-from workbench.study.definition import Study
+from workbench.study.definition import SearchStudy, Study
 
 optuna.logging.set_verbosity(optuna.logging.CRITICAL)  # what is wrong is raised, and told once
 os.environ.setdefault("PGCONNECT_TIMEOUT", "10")  # seconds; for a host that does not answer, else minutes
@@ -56,12 +56,10 @@ def ended_trials(study: Study, url: str) -> list[Ended]:
     return [trial for trial in ended if trial.number not in forgotten and trial.counts]
 
 
-def is_exhausted(study: Study, url: str) -> bool:
+def is_exhausted(study: SearchStudy, url: str) -> bool:
     """Whether a search found nothing new any more before it had as many trials as it asks for."""
     known = _known(study.id, url)
-    if known is None or study.search is None:
-        return False
-    return bool(known.user_attrs.get(EXHAUSTED) == study.search.num_trials)
+    return known is not None and bool(known.user_attrs.get(EXHAUSTED) == study.search.num_trials)
 
 
 def _known(study_id: str, url: str) -> optuna.Study | None:
