@@ -29,7 +29,6 @@ from analysis.rulings import Ruling
 from analysis.verdicts import study_verdicts
 from workbench.study.claims import Claim, Equivalent, FewerLabels, Greater, Part, Rising, enter
 from workbench.study.definition import GridStudy, SearchStudy, Trial
-from workbench.study.plan import place
 from workbench.study.record import StudyRecord, levels_of
 from workbench.study.study_file import load_study
 
@@ -82,7 +81,7 @@ class Simulation:
             tuned=list(study.tuned),
             levels=levels_of(study),
             entered=enter(claims, [], {}),
-            trials={str(number): place(trial) for number, trial in enumerate(trials)},
+            trials={str(number): trial.coordinates for number, trial in enumerate(trials)},
         )
         places = pd.DataFrame([_place(number, trial) for number, trial in enumerate(trials)])
         axis = study.axes[0] if study.axes else None

@@ -7,7 +7,6 @@ import numpy as np
 import pandas as pd
 
 from workbench.study.claims import enter
-from workbench.study.plan import place
 from workbench.study.record import StudyRecord, levels_of
 from workbench.study.study_file import load_study
 
@@ -96,7 +95,7 @@ def simulated(path, preset, score):
         base=study.base,
         claims=list(study.claims),
         levels=levels_of(study),
-        trials={str(number): place(trial) for number, trial in enumerate(trials)},
+        trials={str(number): trial.coordinates for number, trial in enumerate(trials)},
         entered=enter({name: claim for name, claim in study.claims.items() if claim}, [], {}),
     )
     return record, pd.DataFrame(rows)

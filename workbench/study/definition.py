@@ -59,6 +59,11 @@ class Trial:
     config: TrialConfig
 
     @property
+    def coordinates(self) -> dict[str, Any]:
+        """Where it stands in its study, as JSON."""
+        return {"level": self.level, "regime": self.regime, "seed": self.seed, "fold": self.fold}
+
+    @property
     def label(self) -> str:
         parts = [f"{path.rsplit('.', 1)[-1]}={value}" for path, value in self.level.items()]
         parts += [self.regime, f"seed {self.seed}"]

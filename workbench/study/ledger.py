@@ -24,7 +24,7 @@ from workbench.random_streams import derive
 from workbench.settings import ConfigError
 from workbench.store import Stage
 from workbench.study.definition import MOST_REFUSED, UNPRUNED, GridStudy, SearchStudy, Study
-from workbench.study.plan import PlannedTrial, Planner, place, work_of, work_to_do
+from workbench.study.plan import PlannedTrial, Planner, work_of, work_to_do
 from workbench.study.search import Choice, Integer, Search
 from workbench.study.trial_storage import (
     DUPLICATE,
@@ -270,7 +270,7 @@ class GridLedger(Ledger):
 
     def _enter(self, planned: PlannedTrial) -> Assignment:
         """A new running trial, entered whole: a kill leaves it there with its key, or not at all."""
-        attributes = {"key": planned.key, **place(planned.trial)}
+        attributes = {"key": planned.key, **planned.trial.coordinates}
         frozen = optuna.trial.create_trial(state=TrialState.RUNNING, user_attrs=attributes)
         storage, study_id = self._optuna._storage, self._optuna._study_id
         trial_id = storage.create_new_trial(study_id, template_trial=frozen)
@@ -433,7 +433,7 @@ class SearchLedger(Ledger):
             trial.set_user_attr(REFUSED, str(error))
             self.fail(trial.number, str(error))
             return None
-        for name, value in {"point": level, "key": planned.key, **place(planned.trial)}.items():
+        for name, value in {"point": level, "key": planned.key, **planned.trial.coordinates}.items():
             trial.set_user_attr(name, value)
         return Assignment(trial.number, planned)
 

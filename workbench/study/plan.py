@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from workbench import data
 from workbench.config import TrialConfig
@@ -58,16 +57,6 @@ class Planner:
         if isinstance(study, GridStudy) or not study.search.confirm_seeds:
             return []
         return self.plan_study(study.likely_confirmation())
-
-
-def place(trial: Trial) -> dict[str, Any]:
-    """Where a trial stands in its study, as JSON."""
-    return {
-        "level": trial.level,
-        "regime": trial.regime,
-        "seed": trial.seed,
-        "fold": trial.fold,
-    }
 
 
 def work_of(config: TrialConfig) -> dict[str, float]:

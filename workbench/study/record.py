@@ -13,7 +13,7 @@ from workbench.files import write_json
 from workbench.settings import digest, identity, to_dict
 from workbench.study.claims import enter
 from workbench.study.definition import GridStudy, SearchStudy, Study
-from workbench.study.plan import PlannedTrial, place
+from workbench.study.plan import PlannedTrial
 
 DEFINITION = "study.json"
 CLAIMS = "claims.json"
@@ -87,7 +87,7 @@ def write_definition(study: Study, planned: list[PlannedTrial], command: str, fo
         "overrides": study.overrides,
         "base": study.base,
         "space": to_dict(search) if search else None,
-        "trials": {item.key: place(item.trial) for item in planned},
+        "trials": {item.key: item.trial.coordinates for item in planned},
     }
     write_json(path, content)
     return path

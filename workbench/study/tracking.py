@@ -26,7 +26,7 @@ from workbench.places import Places
 from workbench.settings import identity
 from workbench.stages import TrialResult
 from workbench.study.definition import Study
-from workbench.study.plan import PlannedTrial, place
+from workbench.study.plan import PlannedTrial
 from workbench.study.trial_storage import Ended
 
 logging.getLogger("mlflow").setLevel(logging.CRITICAL)  # what is wrong is raised, and told once
@@ -71,7 +71,7 @@ class Tracking:
             "workbench.reason": ended.reason[:4000],
             "workbench.data": planned.data_fingerprint,
             **({"workbench.pool": planned.pool_fingerprint} if planned.pool_fingerprint else {}),
-            **{f"workbench.{name}": json.dumps(value) for name, value in place(trial).items()},
+            **{f"workbench.{name}": json.dumps(value) for name, value in trial.coordinates.items()},
         }
         run = self._client.create_run(self._experiment, began, tags, f"{ended.number:04d} {trial.label}")
         run_id = run.info.run_id
