@@ -20,10 +20,9 @@ def seconds_of(config):
 class FakeModel:
     """Costs that are known."""
 
-    device = Device("cpu", threads=1, concurrency=2, num_gpus=0)
-
-    def __init__(self, unprepared=0):
+    def __init__(self, unprepared=0, device=None):
         self.unprepared = unprepared
+        self.device = device or Device("cpu", threads=1, concurrency=2, num_gpus=0)
 
     seconds = staticmethod(seconds_of)
 

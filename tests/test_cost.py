@@ -1,5 +1,6 @@
 """A plan's cost: stages shared count once, workers are kept busy, what cannot fit is refused."""
 
+import contextlib
 import dataclasses
 import json
 import types
@@ -13,6 +14,8 @@ from workbench.settings import ConfigError
 from workbench.study import cost
 from workbench.study.__main__ import main
 from workbench.study.cost import Cost, cost_of, makespan, refuse_what_cannot_fit
+from workbench.study.device import Device
+from workbench.study.plan import print_trials
 
 from .small_plan import FakeModel, seconds_of
 
@@ -50,15 +53,27 @@ def test_the_makespan_lies_between_its_bounds(planned, workers):
         assert seconds == 100 + 11, "the two pre-trainings at once, then every fine-tuning at once"
 
 
+def test_a_shared_pretraining_begins_before_longer_trials_that_nothing_waits_for(planned):
+    pretrained = [item for item in planned if item.trial.regime == "pretrained" and item.trial.seed == 0]
+    scratch = [item for item in planned if item.trial.regime == "scratch"][:4]
+    seconds = {"pretrain": 8.0, "finetune": 1.0, "evaluate": 0.0}
+
+    def work(config):
+        return seconds if config.pretraining is not None else {"finetune": 10.0, "evaluate": 0.0}
+
+    took = makespan([*scratch, *pretrained], lambda stage: False, work, 2)
+    assert took == 9 + 10 + 10, "the longest trials first would leave a worker idle beside the pre-training"
+
+
 # --- what cannot fit ----------------------------------------------------------------------------------------
 
-SMALL = Cost(60, 50, 50, 80, 1e6, 2e6, 1e6, 0, False, 1)
+SMALL = Cost(60, 50, 50, 80, 1e6, 2e6, 2e6, 1e6, 0, False, 1)
 
 
 @pytest.mark.parametrize(
     ("change", "path", "words"),
     [
-        ({"memory_bytes": 1e15}, "resources.concurrency", "are free; run fewer at once"),
+        ({"device_bytes": 1e15}, "resources.concurrency", "are free; run fewer at once"),
         ({"disk_bytes": 1e18}, "--root", "workbench.store gc"),
     ],
 )
@@ -69,6 +84,29 @@ def test_what_cannot_fit_is_refused_with_what_to_change(tmp_path, change, path, 
         refuse_what_cannot_fit(dataclasses.replace(SMALL, **change), FakeModel(), places)
     assert error.value.path == path
     assert words in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("kind", "concurrency", "gpus", "machines", "processes", "free", "fits"),
+    [
+        ("cuda", 1, 4, 1, 1, 4e8, False),  # the others' memory is of no use to it
+        ("cuda", 4, 4, 1, 1, 6e8, True),
+        ("cuda", 5, 4, 1, 1, 6e8, False),  # two share a GPU
+        ("cuda", 2, 4, 1, 2, 3e8, True),  # a trial's batches are shared by two GPUs
+        ("cpu", 2, 0, 2, 1, 1.8e9, True),
+        ("cpu", 4, 0, 2, 1, 1.8e9, False),
+    ],
+)
+def test_what_is_at_once_on_one_device_must_fit_there(
+    planned, tmp_path, monkeypatch, kind, concurrency, gpus, machines, processes, free, fits
+):
+    device = Device(kind, 1, concurrency, gpus, num_machines=machines, processes=processes)
+    model = FakeModel(device=device)
+    monkeypatch.setattr(cost, "free_memory", lambda kind: free)
+    found = cost_of(planned, lambda stage: False, model)
+    refused = contextlib.nullcontext() if fits else pytest.raises(ConfigError, match="GB each, and")
+    with refused:
+        refuse_what_cannot_fit(found, model, Places.read(tmp_path))
 
 
 def test_audio_and_stages_on_other_disks_must_fit_there(tmp_path, monkeypatch):
@@ -116,6 +154,14 @@ def test_a_dry_run_plans_what_cannot_fit_and_says_so(root, capsys):
     printed = capsys.readouterr()
     assert "sharing: every stage once" in printed.out
     assert "the study would write" in printed.err
+
+
+def test_a_dry_run_numbers_trials_as_the_command_for_one_does(planned):
+    """Also where some before them have failed."""
+    lines = []
+    print_trials(planned, planned[2:], lambda stage: False, lines.append)
+    assert [int(line[:4]) for line in lines] == list(range(len(planned)))
+    assert [line.endswith("failed before") for line in lines] == [True] * 2 + [False] * (len(planned) - 2)
 
 
 def test_a_dry_run_of_several_studies_counts_what_they_share(root, tmp_path, capsys):

@@ -133,7 +133,8 @@ def _dry_run(studies: list[Study], places: Places, console: Console, *, retry_fa
     for study in studies:
         _print_question(study, console)
         try:
-            planned = _left(study, planner.plan_study(study), places, retry_failed=retry_failed)
+            every = planner.plan_study(study)
+            planned = _left(study, every, places, retry_failed=retry_failed)
         except DataError as error:
             refused.append(f"{study.id}: {error}")
             console.print("cannot be planned: its data are not here", markup=False)
@@ -142,7 +143,7 @@ def _dry_run(studies: list[Study], places: Places, console: Console, *, retry_fa
             refused.append(f"{study.id}: {error}")
             continue
         if isinstance(study, GridStudy):
-            print_trials(planned, has, lambda line: console.print(line, markup=False))
+            print_trials(every, planned, has, lambda line: console.print(line, markup=False))
         else:
             console.print(
                 f"a search of {study.search.num_trials} trials by {study.search.sampler}; "

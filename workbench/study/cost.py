@@ -22,7 +22,7 @@ from workbench.settings import ConfigError, StageKind
 from workbench.store import Stage
 from workbench.study.calibration import Calibration, Job, Rates
 from workbench.study.device import Device, free_memory
-from workbench.study.plan import PlannedTrial, Planner, work_to_do
+from workbench.study.plan import PlannedTrial, Planner, most_urgent, work_to_do
 from workbench.training.pack import pack_key
 
 START_SECONDS = 12.0  # Ray, MLflow and the first workers, on two cores; with few short trials it shows
@@ -188,6 +188,7 @@ class Cost:
     alone_seconds: float  # of every trial by itself: each with its own pre-training
     trial_bytes: float  # memory of the largest trial
     memory_bytes: float  # at most, of everything at once
+    device_bytes: float  # at most, of what is at once on one GPU, or on one machine's processor
     disk_bytes: float  # added
     data_bytes: float  # of them, of audio
     extrapolated: bool  # from batches smaller than the trials'
@@ -207,7 +208,7 @@ class Plan:
 def cost_of(planned: Sequence[PlannedTrial], has: Callable[[Stage], bool], model: CostModel) -> Cost:
     """What these trials cost, in the order in which they would be run."""
     if not planned:
-        return Cost(0, 0, 0, 0, 0, 0, 0, 0, False, 1)
+        return Cost(0, 0, 0, 0, 0, 0, 0, 0, 0, False, 1)
     missing = work_to_do(planned, has, model.seconds)
     once = work_to_do(planned, lambda stage: False, model.seconds)
     alone = sum(
@@ -227,6 +228,7 @@ def cost_of(planned: Sequence[PlannedTrial], has: Callable[[Stage], bool], model
     making = sum(_making_seconds(extent) for extent in unprepared.values()) if missing else 0.0
     at_once = model.device.concurrency
     heaviest = sorted((model.trial_bytes(item.trial.config) for item in planned), reverse=True)[:at_once]
+    shared, on_gpus = (SHARED_BYTES, 1) if model.device.kind == "cpu" else (0.0, model.device.processes)
     # Each stage with the disk of its kind; a study's audio once.
     on_disk = work_to_do(planned, has, model.stage_bytes)
     checkpoints = at_once * max(model.checkpoint_bytes(config) for config in configs)
@@ -238,7 +240,8 @@ def cost_of(planned: Sequence[PlannedTrial], has: Callable[[Stage], bool], model
         once_seconds=sum(once.values()),
         alone_seconds=alone,
         trial_bytes=heaviest[0],
-        memory_bytes=sum(heaviest) + (SHARED_BYTES if model.device.kind == "cpu" else 0.0),
+        memory_bytes=sum(heaviest) + shared,
+        device_bytes=sum(heaviest[: model.device.at_once_here]) / on_gpus + shared,
         disk_bytes=sum(on_disk.values()) + audio + (checkpoints if missing else 0.0),
         data_bytes=audio,
         extrapolated=any(model.is_extrapolated(config) for config in configs),
@@ -266,7 +269,7 @@ def makespan(
     work: Callable[[TrialConfig], Mapping[str, float]],
     workers: int,
 ) -> float:
-    """Seconds until the last trial ends: the longest ready trial first, none waiting at a worker."""
+    """Seconds until the last trial ends: the most urgent first, none waiting at a worker."""
     pending = list(planned)
     finished_at: dict[Stage, float] = {}  # of stages that a trial is at, or is past
     free = [0.0] * workers
@@ -275,16 +278,13 @@ def makespan(
     def there(stage: Stage) -> bool:
         return has(stage) or finished_at.get(stage, float("inf")) <= now
 
-    def length(item: PlannedTrial) -> float:
-        return sum(work(item.trial.config)[stage.kind] for stage in item.stages.missing(there))
-
     while pending:
         now = max(now, heapq.heappop(free))
         ready = [i for i in pending if not any(s in finished_at for s in i.stages.missing(there)[:1])]
         if not ready:  # until the next stage is finished
             heapq.heappush(free, min(at for at in finished_at.values() if at > now))
             continue
-        chosen = max(ready, key=length)
+        chosen = most_urgent(ready, there, work)
         pending.remove(chosen)
         done = now
         for stage in chosen.stages.missing(there):
@@ -298,15 +298,18 @@ def makespan(
 def refuse_what_cannot_fit(cost: Cost, model: CostModel, places: Places) -> None:
     """Raises ConfigError, saying what to change."""
     device = model.device
-    free = free_memory(device.kind) * (device.num_gpus or device.num_machines)
-    if cost.memory_bytes > free:
+    free = free_memory(device.kind)
+    if cost.device_bytes > free:
+        devices = device.num_gpus or device.num_machines
+        where = "" if devices == 1 else " on a GPU" if device.num_gpus else " on a machine"
+        fewer = f"run fewer at once (--set resources.concurrency={devices}), or "
         raise ConfigError(
             "resources.concurrency",
-            f"{device.concurrency} trials at once would take {gigabytes(cost.memory_bytes)} of memory, "
-            f"{gigabytes(cost.trial_bytes)} each, and {gigabytes(free)} are free; run fewer at once "
-            "(--set resources.concurrency=1), or cut the batch by pretraining.accumulation and "
-            "finetuning.accumulation, compute activations again (--set model.recompute=true), or take a "
-            "smaller preset",
+            f"{device.at_once_here} trials at once{where} would take {gigabytes(cost.device_bytes)} of "
+            f"memory, {gigabytes(cost.trial_bytes)} each, and {gigabytes(free)} are free; "
+            + (fewer if device.at_once_here > 1 else "")
+            + "cut the batch by pretraining.accumulation and finetuning.accumulation, compute activations "
+            "again (--set model.recompute=true), or take a smaller preset",
         )
     stages = nearest_folder(places.store().root)  # where they are computed; those of a URL, too
     audio = nearest_folder(places.data)

@@ -24,7 +24,7 @@ from workbench.random_streams import derive
 from workbench.settings import ConfigError
 from workbench.store import Stage
 from workbench.study.definition import MOST_REFUSED, UNPRUNED, GridStudy, SearchStudy, Study
-from workbench.study.plan import PlannedTrial, Planner, work_of, work_to_do
+from workbench.study.plan import PlannedTrial, Planner, most_urgent, work_of, work_to_do
 from workbench.study.search import Choice, Integer, Search
 from workbench.study.trial_storage import (
     DUPLICATE,
@@ -257,16 +257,13 @@ class GridLedger(Ledger):
         return self._pending
 
     def _next(self, like: PlannedTrial | None) -> Assignment | None:
-        """The longest of those that need not wait, so that workers do not wait for it at the end."""
+        """Of those that need not wait, the one behind which most work waits."""
         ready = [planned for planned in self._pending if self._is_ready(planned, like)]
         if not ready:
             return None
-        chosen = max(ready, key=self._work_of)
+        chosen = most_urgent(ready, self.store.has, self.work)
         self._pending.remove(chosen)
         return self._enter(chosen)
-
-    def _work_of(self, planned: PlannedTrial) -> float:
-        return sum(work_to_do([planned], self.store.has, self.work).values())
 
     def _enter(self, planned: PlannedTrial) -> Assignment:
         """A new running trial, entered whole: a kill leaves it there with its key, or not at all."""

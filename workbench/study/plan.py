@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from workbench import data
@@ -82,13 +82,44 @@ def work_to_do(
     return missing
 
 
+def most_urgent(
+    ready: Sequence[PlannedTrial],
+    has: Callable[[Stage], bool],
+    work: Callable[[TrialConfig], Mapping[str, float]],
+) -> PlannedTrial:
+    """The trial to begin first, so that workers do not wait at the end.
+
+    It is the longest of those that need the same stage next; and what needs one stage counts as a whole, for
+    until that is computed by one of them, the others wait.
+    """
+    of_stage: dict[Stage | None, list[PlannedTrial]] = defaultdict(list)
+    for item in ready:
+        of_stage[next(iter(item.stages.missing(has)), None)].append(item)
+
+    def length(together: Iterable[PlannedTrial]) -> float:
+        return sum(work_to_do(together, has, work).values())
+
+    first = max(of_stage.values(), key=length)
+    return max(first, key=lambda item: length([item]))
+
+
 def print_trials(
-    planned: Sequence[PlannedTrial], has: Callable[[Stage], bool], write: Callable[[str], None]
+    planned: Sequence[PlannedTrial],
+    left: Collection[PlannedTrial],
+    has: Callable[[Stage], bool],
+    write: Callable[[str], None],
 ) -> None:
-    """Every trial with its parameter count and stages; a stage that several share is marked."""
+    """Every trial with its parameter count and stages; a stage that several share is marked.
+
+    What is not `left` has failed, and is not tried again.
+    """
+    keys = {item.key for item in left}
     seen: dict[Stage, int] = {}
     for number, item in enumerate(planned):
         config = item.trial.config
+        if item.key not in keys:
+            write(f"{number:4d}  {item.trial.label}  failed before")
+            continue
         words = [] if item.stages.pretrain else ["from scratch"]
         for stage in item.stages.all():
             state = f"of trial {seen[stage]}" if stage in seen else "found" if has(stage) else "to run"
