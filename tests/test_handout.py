@@ -17,6 +17,9 @@ class Watching(Watcher):
     def __init__(self):
         self.notes, self.ended_numbers = [], []
 
+    def started(self, assignment):
+        pass
+
     def note(self, text):
         self.notes.append(text)
 
@@ -62,6 +65,39 @@ def test_a_trial_whose_workers_die_is_given_out_again_and_fails_at_last(handout)
     assert _states(handout)[number][0] == "failed"
     assert f"its worker died {WORKER_DEATHS + 1} times" in _states(handout)[number][1]
     assert len(handout._watcher.notes) == WORKER_DEATHS
+
+
+def test_a_pretraining_that_has_failed_is_not_tried_again_for_every_trial_that_shares_it(handout, tmp_path):
+    """Nor after a restart; with --retry-failed it is."""
+    needed = {p.key: p.stages.pretrain.key for p in handout._ledger.planned}
+    failed = _begin(handout)
+    handout.on_trial_result("one", {"event": "failed", "number": failed, "reason": "diverged"})
+    given = [handout._ledger._running[_begin(handout, f"other {i}")] for i in range(3)]
+    stage = needed[handout._ledger.ended()[0].key]
+    assert len({p.stages.pretrain.key for p in given} - {stage}) == 3
+    assert handout.suggest("one more") is None, "the others' pre-trainings are under way"
+    ended = {e.number: e for e in handout._ledger.ended()}
+    (sharing,) = ended.keys() - {failed}
+    assert needed[ended[sharing].key] == stage
+    assert ended[sharing].reason == f"its pretrain stage failed in trial {failed}: diverged"
+    assert handout._watcher.ended_numbers == [failed, sharing]
+
+    def again(**options):
+        url = f"sqlite:///{tmp_path / 'optuna.db'}"
+        return GridLedger(handout._ledger.study, Planner(), url, store=FakeStore(), **options)
+
+    doomed = [p for p in again().planned if p.stages.pretrain.key == stage]
+    assert len(doomed) == 2
+    assert all(again().why_failed_already(p) for p in doomed)
+    assert not any(again(retry_failed=True).why_failed_already(p) for p in doomed)
+
+
+def test_a_failed_finetuning_is_its_own_trials_alone(handout):
+    number = _begin(handout)
+    running = handout._ledger._running[number]
+    handout._ledger.store.trained = {running.stages.pretrain.key}
+    handout.on_trial_result("one", {"event": "failed", "number": number, "reason": "diverged"})
+    assert not any(handout._ledger.why_failed_already(p) for p in handout._ledger._pending)
 
 
 def test_what_is_not_the_trials_fault_ends_the_study_and_keeps_the_trial(handout):

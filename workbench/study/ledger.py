@@ -30,6 +30,7 @@ from workbench.study.trial_storage import (
     DUPLICATE,
     ENDED,
     EXHAUSTED,
+    FAILED_STAGE,
     FORGOTTEN,
     HANDED_OUT,
     REFUSED,
@@ -173,8 +174,22 @@ class Ledger:
             self.fail(number, f"the validation score is {value}")
 
     def fail(self, number: int, reason: str) -> None:
+        """The trial ended by its own fault, at the stage that it needs next, if it needs one."""
+        running = self._running.get(number)
+        if running is not None and (missing := running.stages.missing(self.store.has)):
+            self._trial(number).set_user_attr(FAILED_STAGE, missing[0].key)
         self._trial(number).set_user_attr("reason", reason)
         self._tell(number, TrialState.FAIL)
+
+    def why_failed_already(self, planned: PlannedTrial) -> str | None:
+        """What to say of a trial that needs a stage next at which another has failed; None for any other."""
+        missing = planned.stages.missing(self.store.has)
+        if not missing:
+            return None
+        failed = next((e for e in self.ended() if e.failed_stage == missing[0].key), None)
+        if failed is None:
+            return None
+        return f"its {missing[0].kind} stage failed in trial {failed.number}: {failed.reason}"
 
     def prune(self, number: int) -> None:
         self._trial(number).set_user_attr("reason", "given up by the pruner")

@@ -27,6 +27,7 @@ FORGOTTEN = "forgotten"  # numbers of ended trials that count no longer
 EXHAUSTED = "exhausted"  # num_trials of a search that found nothing new any more
 DUPLICATE = "duplicate_of"  # of a search's trial that repeats another: that one's number
 REFUSED = "refused"  # of a search's trial whose settings cannot stand together: why
+FAILED_STAGE = "failed_stage"  # the key of the stage that a failed trial was at
 HANDED_OUT = "handed_out"  # when a worker was last given the trial; it may have waited, or been stopped
 ENDED = (TrialState.COMPLETE, TrialState.FAIL, TrialState.PRUNED)
 
@@ -44,6 +45,7 @@ class Ended:
     point: dict[str, Any] | None = None  # of a search's space
     counts: bool = True  # not so a search's trial that repeats another, or that could not be
     value: float = -math.inf  # the validation score, of a complete trial
+    failed_stage: str | None = None  # the key of the stage that a failed trial was at
 
 
 def ended_trials(study: Study, url: str) -> list[Ended]:
@@ -134,6 +136,7 @@ def ended_of(frozen: FrozenTrial) -> Ended:
         point=frozen.user_attrs.get("point"),
         counts=counts(frozen),
         value=-math.inf if frozen.value is None else frozen.value,
+        failed_stage=frozen.user_attrs.get(FAILED_STAGE),
     )
 
 

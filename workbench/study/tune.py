@@ -286,8 +286,8 @@ class _Handout(Searcher):
         if self._ledger.num_left == 0 or self.broken or self._interruption.requested:
             return Searcher.FINISHED
         group = self._next_group()
-        if not group:
-            return None
+        if not group:  # none is ready yet, unless the last ones have failed meanwhile
+            return None if self._ledger.num_left else Searcher.FINISHED
         self._open[trial_id] = {assignment.number for assignment in group}
         for assignment in group:
             self._watcher.started(assignment)
@@ -296,7 +296,7 @@ class _Handout(Searcher):
 
     def _next_group(self) -> list[Assignment]:
         """A trial, and others to train with it; no more than leaves the other workers their part."""
-        first = self._ledger.next()
+        first = self._next()
         if first is None:
             return []
         group = [first]
@@ -305,11 +305,22 @@ class _Handout(Searcher):
         if most > 1:
             fair = math.ceil((1 + self._ledger.num_ready(first.planned)) / self._num_workers)
             while len(group) < min(most, fair):
-                following = self._ledger.next(like=first.planned)
+                following = self._next(like=first.planned)
                 if following is None:
                     break
                 group.append(following)
         return group
+
+    def _next(self, like: PlannedTrial | None = None) -> Assignment | None:
+        """The ledger's next; one whose next stage has failed in another fails with it, untrained."""
+        while (assignment := self._ledger.next(like=like)) is not None:
+            reason = self._ledger.why_failed_already(assignment.planned)
+            if reason is None:
+                return assignment
+            self._watcher.started(assignment)
+            self._ledger.fail(assignment.number, reason)
+            self._watcher.ended(assignment.number)
+        return None
 
     def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
         with self._kept_failure():
