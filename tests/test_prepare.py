@@ -333,11 +333,11 @@ def test_a_file_that_its_decoder_cannot_bear_is_a_fault_like_others(esc50, tmp_p
     (copy / "audio" / odd).write_bytes(b"odd")
     open_sound = decoding._open_sound
 
-    def opening(file):
+    def opening(file, suffix):
         if file.read() == b"odd":
             raise ZeroDivisionError("no rate")
         file.seek(0)
-        return open_sound(file)
+        return open_sound(file, suffix)
 
     monkeypatch.setattr(decoding, "_open_sound", opening)
     _prepare(copy, tmp_path / "set", workers=1)

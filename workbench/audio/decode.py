@@ -6,7 +6,7 @@ import contextlib
 import re
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -16,6 +16,7 @@ from typing import IO, TYPE_CHECKING
 import numpy as np
 import soundfile
 
+from workbench.audio.framing import MpegFrames, Stretched, is_ogg_cut, mpeg_frames
 from workbench.config import SAMPLE_RATE
 
 if TYPE_CHECKING:
@@ -27,7 +28,9 @@ class UnreadableAudio(ValueError):
     """A file that holds no usable audio; the message says why, without the file's name."""
 
 
-DECODING_VERSION = 3  # raised when the same file would decode to other samples
+# Raised when the same file would decode to other samples: for all files, or those of a suffix alone.
+DECODING_VERSION = 3
+DECODING_VERSIONS = {".mp3": 4}
 FORMATS = {
     ".wav": {"WAV", "WAVEX", "RF64"},
     ".flac": {"FLAC"},
@@ -43,6 +46,12 @@ NEEDS_PYAV = "is a video or AAC, which needs PyAV: python -m pip install av"
 BLOCK = 1 << 23  # samples of a recording that are held at a time: 3 min at 44.1 kHz, of all channels
 CODEC_DELAY = 0.1  # s, by which a track's announced length may differ from what was encoded
 LONGER_PICTURE = 1.0  # s, by which that of a whole video may
+
+
+def decoding_version(files: Iterable[str]) -> int:
+    """Of a set: that of a suffix which it does not have leaves it what it is."""
+    suffixes = {file[file.rfind(".") :].lower() for file in files}
+    return max([DECODING_VERSION, *(DECODING_VERSIONS.get(suffix, 0) for suffix in suffixes)])
 
 
 def decode(path: Path) -> np.ndarray:
@@ -98,8 +107,9 @@ def _interrupts_deferred() -> Iterator[None]:
 
 def _decoded(file: IO[bytes], suffix: str, remarks: list[str]) -> Iterator[np.ndarray]:
     source = _Source(file)
-    sound = _open_soundtrack(source) if suffix.lower() in SOUNDTRACKS else _open_sound(source)
-    if sound.kind not in FORMATS.get(suffix.lower(), {sound.kind}):
+    suffix = suffix.lower()
+    sound = _open_soundtrack(source) if suffix in SOUNDTRACKS else _open_sound(source, suffix)
+    if sound.kind not in FORMATS.get(suffix, {sound.kind}):
         remarks.append(f"is {sound.kind}, whatever its name says")
     resampler: Resampler | None = None
     frames = channels = rate = given = 0
@@ -122,6 +132,8 @@ def _decoded(file: IO[bytes], suffix: str, remarks: list[str]) -> Iterator[np.nd
         remarks.append(f"has {channels} channels, which are averaged")
     if frames / rate < sound.announced - sound.tolerance:
         remarks.append(f"ends after {frames / rate:.2f} s of the {sound.announced:.2f} s that it announces")
+    elif sound.is_cut:
+        remarks.append(f"is cut off after {frames / rate:.2f} s")
 
 
 def _int16(samples: np.ndarray) -> np.ndarray:
@@ -167,15 +179,36 @@ class _Sound:
     kind: str  # of file
     announced: float  # s, by the header
     tolerance: float = 0.0  # s, by which it may be shorter
+    is_cut: bool = False  # though no length was announced
 
 
-def _open_sound(file: _Source) -> _Sound:
+def _open_sound(file: _Source, suffix: str) -> _Sound:
     """By libsndfile."""
+    sound = _opened(file, file)
+    begin = file.tell()
+    frames = mpeg_frames(file) if sound.format == "MP3" else None
+    is_cut = frames.is_cut if frames is not None else sound.format == "OGG" and is_ogg_cut(file)
+    file.seek(begin)
+    announced = _announced_frames(sound)
+    if frames is not None and _is_guess_or_part(frames):
+        announced = frames.samples
+        if sound.frames < announced and suffix == ".mp3":  # by its name: see DECODING_VERSIONS
+            sound.close()
+            sound = _opened(Stretched(file, frames), file)
+    return _Sound(_sound_blocks(sound, file), sound.format, announced / sound.samplerate, is_cut=is_cut)
+
+
+def _opened(stream: _Source | Stretched, file: _Source) -> soundfile.SoundFile:
     try:
-        sound = soundfile.SoundFile(file)
+        return soundfile.SoundFile(stream)
     except soundfile.LibsndfileError as error:
         raise UnreadableAudio(_reason(file, error.error_string)) from None
-    return _Sound(_sound_blocks(sound, file), sound.format, _announced_frames(sound) / sound.samplerate)
+
+
+def _is_guess_or_part(frames: MpegFrames) -> bool:
+    """Whether libsndfile goes by a length that is not the file's: a guess, where no header has it; or that of
+    the first of several files, put one behind the other."""
+    return frames.announced is None or frames.count > frames.announced + 1  # some count the header, too
 
 
 def _sound_blocks(sound: soundfile.SoundFile, file: _Source) -> Iterator[tuple[np.ndarray, int]]:

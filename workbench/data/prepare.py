@@ -21,12 +21,12 @@ from typing import IO, Any, NamedTuple
 import numpy as np
 
 from workbench.audio.decode import (
-    DECODING_VERSION,
     NEEDS_PYAV,
     SOUNDTRACKS,
     UnreadableAudio,
     can_read_soundtracks,
     decode_blocks,
+    decoding_version,
 )
 from workbench.child_processes import spawned_pool
 from workbench.config import SAMPLE_RATE
@@ -133,7 +133,7 @@ def content_hash(path: Path) -> str:
 def fingerprint_of(layout: str, listing: Listing, rows: Sequence[Row], hashes: Iterable[str]) -> str:
     """Of the classes, the rows in their order and the bytes of their files; SHA-256 in hexadecimal."""
     total = hashlib.sha256()
-    about = [DECODING_VERSION, layout, listing.classes, listing.single_label]
+    about = [decoding_version(row.file for row in rows), layout, listing.classes, listing.single_label]
     listed = (
         (row.file, row.recording, row.split, row.classes, found)
         for row, found in zip(rows, hashes, strict=True)
@@ -158,7 +158,8 @@ class _Job:
     @property
     def key(self) -> str:
         """Changes when a file does."""
-        return digest([DECODING_VERSION, *(self._stamp(row) for row in self.rows)])
+        version = decoding_version(row.file for row in self.rows)
+        return digest([version, *(self._stamp(row) for row in self.rows)])
 
     def _stamp(self, row: Row) -> list[Any]:
         found = stat_of(self.copy / row.file)
