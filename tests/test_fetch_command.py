@@ -165,6 +165,55 @@ def test_a_hostile_archive_leaves_nothing(server, tmp_path):
     assert set(content_of(tmp_path)) == {"root/mine.download/audio.zip"}
 
 
+def unpublished(server, name, content, **behaviour):
+    """A set of one file that nobody gives a checksum of."""
+    file = RemoteFile(name=name, url=server.serve(f"/{name}", content, **behaviour))
+    return source_of(server, {}, files=(file,))
+
+
+def test_a_first_download_that_is_no_archive_is_not_held_on_to(server, tmp_path):
+    source = unpublished(server, "audio.zip", b"not found, but 200")
+    with pytest.raises(DataError, match=r"no archive.*set aside as audio\.zip\.damaged.*downloads it again"):
+        fetch_set("mine", source, tmp_path, quiet)
+    assert set(content_of(tmp_path / "mine.download")) == {"audio.zip.damaged"}
+    source = unpublished(server, "audio.zip", packed(AUDIO))
+    content = content_of(fetch_set("mine", source, tmp_path, quiet))
+    assert content["audio/0.wav"] == AUDIO["set/audio/0.wav"]
+    digest = hashlib.sha256(packed(AUDIO)).hexdigest()
+    assert (tmp_path / "mine.download" / "audio.zip.sha256").read_text() == f"{digest}  audio.zip\n"
+
+
+def test_what_has_its_publishers_checksum_is_kept_though_it_cannot_be_unpacked(server, tmp_path):
+    source = source_of(server, {"audio.zip": b"published so"})
+    with pytest.raises(DataError, match="no archive"):
+        fetch_set("mine", source, tmp_path, quiet)
+    assert set(content_of(tmp_path / "mine.download")) == {"audio.zip"}
+
+
+def test_a_sound_download_is_kept_where_there_is_no_room_to_unpack_it(server, tmp_path, monkeypatch):
+    def full(self, archive, needed):
+        raise DataError("make room")
+
+    source = unpublished(server, "audio.zip", packed(AUDIO))
+    with monkeypatch.context() as patch:
+        patch.setattr(Unpacker, "_refuse_full_disk", full)
+        with pytest.raises(DataError, match="make room"):
+            fetch_set("mine", source, tmp_path, quiet)
+    assert set(content_of(tmp_path / "mine.download")) == {"audio.zip", "audio.zip.sha256"}
+    server.requests.clear()
+    fetch_set("mine", source, tmp_path, quiet)
+    assert server.requests == []
+
+
+@pytest.mark.parametrize("name", ["audio.zip", "labels.csv"])
+def test_a_page_that_asks_for_a_login_is_not_the_file(server, tmp_path, name):
+    source = unpublished(server, name, b"<html>Log in</html>", content_type="text/html; charset=utf-8")
+    with pytest.raises(DataError, match="answers with a web page"):
+        fetch_set("mine", source, tmp_path, quiet)
+    assert content_of(tmp_path) == {}
+    assert fetch_set("mine", unpublished(server, "labels.csv", b"x,y"), tmp_path, quiet).is_dir()
+
+
 def test_a_folder_of_the_user_is_not_touched(server, source, tmp_path):
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "notes").write_text("mine")

@@ -25,6 +25,7 @@ class Served:
     statuses: list[int] = field(default_factory=list)  # answered first, in place of the file
     redirect: str | None = None
     changes_to: bytes | None = None  # after the first answer, with another ETag
+    content_type: str | None = None
     stalls: int = 0  # answers that fall silent halfway
 
 
@@ -94,6 +95,8 @@ class _Handler(BaseHTTPRequestHandler):
             self.send_header("Content-Range", f"bytes {start}-{last}/{total}")
         if served.etag:
             self.send_header("ETag", served.etag)
+        if served.content_type:
+            self.send_header("Content-Type", served.content_type)
         if served.chunked:
             self.send_header("Transfer-Encoding", "chunked")
             body = _in_chunks(body)

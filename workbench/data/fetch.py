@@ -3,7 +3,7 @@
 NAME.part grows beside NAME, and NAME.part.json says of which version of the remote file it is the beginning:
 the end of one version is never put behind the beginning of another. Length and checksum are compared before
 NAME is there. Where the publisher gives no checksum, that of the first download is kept in NAME.sha256 and
-holds from then on.
+holds from then on; unless it turns out that this was not the file at all.
 """
 
 from __future__ import annotations
@@ -97,6 +97,19 @@ def fetch(
     return {file.name: file.checksum or _recorded(folder / file.name) or "" for file in files}
 
 
+def set_aside(files: Sequence[RemoteFile], folder: Path) -> list[str]:
+    """Take back those, with their checksums, that only their first download vouches for; their new names."""
+    asides = []
+    for file in files:
+        path = folder / file.name
+        if file.checksum is None and path.exists():
+            aside = path.with_name(f"{path.name}.damaged")
+            path.replace(aside)
+            _own_checksum(path).unlink(missing_ok=True)
+            asides.append(aside.name)
+    return asides
+
+
 @contextlib.contextmanager
 def only_one(folder: Path) -> Iterator[None]:
     """While entered, no other process can enter with this folder. Raises DataError."""
@@ -177,7 +190,7 @@ def checksum_of(path: Path, algorithm: str) -> str:
 def _recorded(path: Path) -> str | None:
     """What was found when the file was first downloaded."""
     try:
-        digest = path.with_name(f"{path.name}.sha256").read_text().split()[0]
+        digest = _own_checksum(path).read_text().split()[0]
     except (FileNotFoundError, IndexError):
         return None
     return f"sha256:{digest}"
@@ -186,7 +199,11 @@ def _recorded(path: Path) -> str | None:
 def _record(path: Path, checksum: str) -> None:
     """In the form that `sha256sum --check` reads."""
     digest = checksum.partition(":")[2]
-    path.with_name(f"{path.name}.sha256").write_text(f"{digest}  {path.name}\n")
+    _own_checksum(path).write_text(f"{digest}  {path.name}\n")
+
+
+def _own_checksum(path: Path) -> Path:
+    return path.with_name(f"{path.name}.sha256")
 
 
 def _refuse_full_disk(folder: Path, needed: int) -> None:
@@ -296,6 +313,11 @@ def _begun(file: RemoteFile, part: Path) -> tuple[_Version | None, int]:
 def _begin(file: RemoteFile, part: Path, response: http.client.HTTPResponse) -> _Version:
     """Start the part anew, of the version that the server has now."""
     total = _length(response)
+    if file.checksum is None and response.headers.get_content_type() == "text/html":
+        raise DataError(
+            f"{file.url}: the server answers with a web page, not with the file; does this network ask for a "
+            "login? Open the address in a browser, and give the command again"
+        )
     if total is None and file.size is None and file.checksum is None and not response.chunked:
         raise DataError(
             f"{file.url}: the server does not say how long the file is, and nobody its checksum: whether "

@@ -22,9 +22,9 @@ from rich.table import Table
 from workbench.commands import INTERRUPTED, python_command
 from workbench.data.clips import DataError
 from workbench.data.display import Display
-from workbench.data.fetch import RemoteFile, fetch, only_one, with_record
+from workbench.data.fetch import RemoteFile, fetch, only_one, set_aside, with_record
 from workbench.data.sources import SOURCES, Source
-from workbench.data.unpack import Unpacker, group_parts
+from workbench.data.unpack import DamagedArchive, Unpacker, group_parts
 from workbench.settings import digest
 
 FACTS = "fetched.json"  # in a set's folder: what it was made of
@@ -104,7 +104,15 @@ def fetch_set(
         if source.record:
             report(f"download: {_extent(files)}, by {source.record}")
         checksums = fetch(files, downloads, report, show)
-        _unpack(name, [downloads / file.name for file in files], checksums, root, report, show)
+        try:
+            _unpack(name, [downloads / file.name for file in files], checksums, root, report, show)
+        except DamagedArchive as damaged:
+            names = {path.name for path in damaged.parts}
+            if asides := set_aside([file for file in files if file.name in names], downloads):
+                raise DataError(
+                    f"{damaged}; set aside as {', '.join(asides)}. The same command downloads it again"
+                ) from None
+            raise
         facts = {
             "set": name,
             "page": source.page,

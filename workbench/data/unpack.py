@@ -49,6 +49,14 @@ DAMAGE = (
 Kind = Literal["file", "folder"]
 
 
+class DamagedArchive(DataError):
+    """`parts` are its files, which are not what they should be."""
+
+    def __init__(self, message: str, parts: Sequence[Path]) -> None:
+        super().__init__(message)
+        self.parts = parts
+
+
 @dataclass(frozen=True)
 class _Member:
     name: str
@@ -98,7 +106,7 @@ class Unpacker:
         """One archive: a zip, or a tar, compressed or not; `parts` are its files, in their order.
 
         A file that an archive before had too must be the same, byte for byte. Raises DataError: with nothing
-        of the archive written for what its list shows, later for damage.
+        of the archive written for what its list shows, later for damage, which is a DamagedArchive.
         """
         try:
             total, files = self._check(parts)
@@ -106,9 +114,8 @@ class Unpacker:
         except DataError:
             raise
         except DAMAGE as error:
-            raise DataError(
-                f"{parts[-1]}: is damaged, or no archive ({error or type(error).__name__})"
-            ) from None
+            message = f"{parts[-1]}: is damaged, or no archive ({error or type(error).__name__})"
+            raise DamagedArchive(message, parts) from None
         self._files |= files
 
     def add(self, path: Path) -> None:
