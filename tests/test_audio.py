@@ -241,6 +241,18 @@ def test_a_truncated_file_is_refused(kind, kept, tmp_path):
         decode(path)
 
 
+@pytest.mark.parametrize(
+    ("suffix", "kind"), [("aif", "AIFF"), ("aiff", "AIFF"), ("au", "AU"), ("caf", "CAF"), ("w64", "W64")]
+)
+def test_a_wrong_suffix_is_remarked_on(suffix, kind):
+    for written, remarks in ((kind, []), ("WAV", ["is WAV, whatever its name says"])):
+        file, found = io.BytesIO(), []
+        soundfile.write(file, _sine(SAMPLE_RATE), SAMPLE_RATE, format=written, subtype="PCM_16")
+        file.seek(0)
+        assert sum(map(len, decode_blocks(file, f".{suffix}", found))) == SAMPLE_RATE
+        assert found == remarks
+
+
 def test_a_file_that_is_not_there_is_refused(tmp_path):
     (tmp_path / "folder.wav").mkdir()
     for name in ("absent.wav", "folder.wav"):

@@ -14,7 +14,7 @@ from workbench.data import LAYOUTS, fingerprint, load_splits
 from workbench.data.clips import DataError
 from workbench.data.listing import strictly
 from workbench.data.prepare import prepare
-from workbench.data.prepared import FAULTS, open_prepared
+from workbench.data.prepared import FAULTS, REMARKS, open_prepared
 from workbench.data.recordings import columns_listed
 from workbench.data_config import FolderData
 from workbench.settings import ConfigError, from_dict, identity, to_dict
@@ -328,6 +328,36 @@ def test_audio_that_cannot_be_decoded_is_named_not_passed_over(tmp_path):
     listing = LAYOUTS["folder"].read(tmp_path / "mine", strictly)
     prepare("folder", listing, tmp_path / "mine", tmp_path / "set", workers=1)
     assert open_prepared(tmp_path / "set").lines(FAULTS)[0].startswith("a/2.wma: cannot be decoded")
+
+
+def test_files_of_other_suffixes_are_counted_not_passed_over_silently(tmp_path):
+    _write_files(tmp_path, ["a/1.wav", "b/1.wav"])
+    (tmp_path / "classes.txt").write_text("a\nb\n")
+    others = ["b/.hidden.amr", "a/1.amr", "a/2.amr", "b/1.AMR", "b/2.amr", "b/notes.txt", "README"]
+    for other in [*others, os.fsdecode(b"a/\xff.\xff")]:
+        (tmp_path / other).write_bytes(b"")
+    remarks = [
+        "1 files without suffix are not read: README",
+        "4 files with the suffix .amr are not read: a/1.amr, a/2.amr, b/1.AMR, and 1 more",
+        "1 files with the suffix .txt are not read: b/notes.txt",
+        r"1 files with the suffix '.\udcff' are not read: 'a/\udcff.\udcff'",
+    ]
+    for layout in ("folder", "pool"):
+        listing = LAYOUTS[layout].read(tmp_path, strictly)  # no fault
+        assert len(listing.rows) == 2
+        assert sorted(listing.remarks) == sorted(remarks)
+        prepare(layout, listing, tmp_path, tmp_path / ".sets" / layout, workers=1)
+        assert open_prepared(tmp_path / ".sets" / layout).lines(REMARKS) == listing.remarks
+
+
+@pytest.mark.parametrize("layout", ["folder", "pool"])
+def test_a_folder_of_nothing_else_names_what_there_is(tmp_path, layout):
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / "1.amr").write_bytes(b"")
+    with pytest.raises(
+        DataError, match=r"has no (.|\n)*1 files with the suffix \.amr are not read: a/1\.amr"
+    ):
+        LAYOUTS[layout].read(tmp_path, strictly)
 
 
 # --- what is held out ---------------------------------------------------------------------------------------

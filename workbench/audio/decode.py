@@ -37,6 +37,12 @@ FORMATS = {
     ".ogg": {"OGG"},
     ".opus": {"OGG"},
     ".mp3": {"MP3"},
+    ".aif": {"AIFF"},
+    ".aiff": {"AIFF"},
+    ".au": {"AU"},
+    ".caf": {"CAF"},
+    ".oga": {"OGG"},
+    ".w64": {"W64"},
 }
 # Of videos, and AAC: libsndfile knows neither, PyAV (the extra `video`) does.
 SOUNDTRACKS = (".m4a", ".aac", ".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".flv")

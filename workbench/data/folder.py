@@ -28,8 +28,9 @@ COLUMNS = ("file", "labels")
 SPLITS = {"train": "train", "validation": "validation", "val": "validation", "valid": "validation"}
 SPLITS |= {"test": "test"}
 UNSPLIT = "all"  # where no split is named
-# Those that libsndfile cannot read are listed too: what is left out is named.
-SUFFIXES = {*FORMATS, *SOUNDTRACKS, ".aif", ".aiff", ".au", ".caf", ".oga", ".w64", ".wma"}
+# One that libsndfile cannot read is listed too: what is left out is named.
+SUFFIXES = {*FORMATS, *SOUNDTRACKS, ".wma"}
+NAMED = 3  # files of each other suffix
 
 
 class _Clip(NamedTuple):
@@ -42,27 +43,45 @@ class _Clip(NamedTuple):
     place: str  # to be named in messages
 
 
-def audio_files(root: Path, fault: Fault) -> list[str]:
-    """Paths below `root`, at any depth, by their suffixes, sorted.
+def audio_files(root: Path, fault: Fault, remarks: list[str]) -> list[str]:
+    """Paths below `root`, at any depth, by their suffixes, sorted; `remarks` gets how many have others.
 
     As `files_below`.
     """
-    found = []
+    found, others = [], []
     for folder, name in files_below(root):
         file = folder + name
         if Path(name).suffix.lower() not in SUFFIXES:
-            continue
-        if is_a_line(file):
+            others.append(file)
+        elif is_a_line(file):
             found.append(file)
         else:
             fault(repr(str(root / file)), "must be named in UTF-8 without line breaks; rename it")
+    remarks += _by_suffix(set(others) - {TABLE, CLASSES})
     return sorted(found)
+
+
+def _by_suffix(files: set[str]) -> list[str]:
+    """A line for each suffix. They are no faults: most are notes or pictures, and some perhaps sound."""
+    of_suffix: dict[str, list[str]] = {}
+    for file in sorted(files):
+        of_suffix.setdefault(Path(file).suffix.lower(), []).append(file)
+    lines = []
+    for suffix, others in of_suffix.items():
+        shown = [file if is_a_line(file) else repr(file) for file in others[:NAMED]]
+        more = [f"and {len(others) - NAMED:,} more"] * (len(others) > NAMED)
+        kind = (
+            f"with the suffix {suffix if is_a_line(suffix) else repr(suffix)}" if suffix else "without suffix"
+        )
+        lines.append(f"{len(others):,} files {kind} are not read: {', '.join([*shown, *more])}")
+    return lines
 
 
 def read(root: Path, fault: Fault, *, single_label: bool) -> Listing:
     """Classes are in the order of `classes.txt`, or sorted."""
     table = root / TABLE
-    clips = sorted(_of_table(table, fault) if table.is_file() else _of_folders(root, fault))
+    remarks: list[str] = []
+    clips = sorted(_of_table(table, fault) if table.is_file() else _of_folders(root, fault, remarks))
     known = _classes(root / CLASSES, fault)
     rows = Rows(fault)
     labels: list[tuple[str, ...]] = []
@@ -78,9 +97,8 @@ def read(root: Path, fault: Fault, *, single_label: bool) -> Listing:
         elif rows.add(clip.place, Row(clip.file, clip.recording, clip.split, ())):
             labels.append(clip.labels)
     if not labels:
-        raise DataError(
-            f"{root}: has no recordings to use; needs {TABLE}, or audio in folders named by class"
-        )
+        none = f"{root}: has no recordings to use; needs {TABLE}, or audio in folders named by class"
+        raise DataError("\n".join([none, *remarks]))
     classes = known or tuple(sorted({label for of_clip in labels for label in of_clip}))
     if not classes:
         raise DataError(f"{table}: has not one label")
@@ -89,7 +107,7 @@ def read(root: Path, fault: Fault, *, single_label: bool) -> Listing:
         row._replace(classes=tuple(sorted(number[label] for label in of_clip)))
         for row, of_clip in zip(rows, labels, strict=True)
     ]
-    return Listing(classes, single_label=single_label, rows=listed)
+    return Listing(classes, single_label=single_label, rows=listed, remarks=remarks)
 
 
 def _of_table(table: Path, fault: Fault) -> Iterator[_Clip]:
@@ -108,10 +126,10 @@ def _of_table(table: Path, fault: Fault) -> Iterator[_Clip]:
             yield _Clip(file, tuple(sorted(labels)), SPLITS.get(split, UNSPLIT), recording, place)
 
 
-def _of_folders(root: Path, fault: Fault) -> Iterator[_Clip]:
+def _of_folders(root: Path, fault: Fault, remarks: list[str]) -> Iterator[_Clip]:
     for other in sorted(root.glob("*.csv")):
         fault(str(other), f"is not read: a table must be called {TABLE}; rename it, or put it elsewhere")
-    paths = [PurePosixPath(file).parts for file in audio_files(root, fault)]
+    paths = [PurePosixPath(file).parts for file in audio_files(root, fault, remarks)]
     has_splits = {parts[0] for parts in paths} <= SPLITS.keys()
     for parts in paths:
         place, file = str(root.joinpath(*parts)), "/".join(parts)

@@ -46,10 +46,11 @@ class Pool(NamedTuple):
 
 def read(root: Path, fault: Fault) -> Listing:
     """Every sound file below `root`."""
-    rows = [Row(file, file, SPLIT, ()) for file in audio_files(root, fault)]
+    remarks: list[str] = []
+    rows = [Row(file, file, SPLIT, ()) for file in audio_files(root, fault, remarks)]
     if not rows:
-        raise DataError(f"{root}: has no sound files")
-    return Listing((), single_label=False, rows=rows)
+        raise DataError("\n".join([f"{root}: has no sound files", *remarks]))
+    return Listing((), single_label=False, rows=rows, remarks=remarks)
 
 
 def sides(config: PoolData, clips: Columns) -> Sides:

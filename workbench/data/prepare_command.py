@@ -145,7 +145,7 @@ def describe(folder: Path, console: Console) -> None:
     remarks = prepared.lines(REMARKS)
     for head, lines, name in (
         (f"{len(faults):,} left out ({reasons})", faults, FAULTS),
-        (f"{len(remarks):,} used, though remarkable", remarks, REMARKS),
+        (f"{len(remarks):,} remarks", remarks, REMARKS),
     ):
         for line in [f"{head}, all in {folder / name}:", *_beginning(lines)] if lines else []:
             console.print(line, markup=False)

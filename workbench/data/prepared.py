@@ -8,7 +8,7 @@
     offsets, classes.npy        the classes of each clip, as in `Labels`
     files.txt                   the file of each clip below the copy that was prepared, a line each
     faults.txt                  what was left out, and why, a line each
-    remarks.txt                 what is remarkable about files that are in it, a line each
+    remarks.txt                 what is remarkable about files that are in it, or were passed over
 
 Clips stand in the order of their splits. `prepare` writes this, `open_prepared` reads it.
 """
