@@ -35,6 +35,28 @@ def test_a_line_of_another_length_is_left_out_and_named(tmp_path):
     assert "has no label" in faults[1][1]
 
 
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        (b'b,"unclosed', "a quoted cell must end on its line"),
+        (b'b,"x"y', "a quoted cell must end on its line"),
+        (b"b,\xe4", "is no UTF-8 text"),
+    ],
+)
+def test_a_line_that_is_no_text_of_cells_takes_no_other_with_it(tmp_path, line, words):
+    lines, faults = _read(tmp_path, b"file,label\na,x\n" + line + b'\nc,"y"\n\nd,z\n')
+    assert lines == [("a", "x"), ("c", "y"), ("d", "z")]
+    ((where, why),) = faults
+    assert where.endswith(", line 3")
+    assert words in why
+
+
+def test_a_cell_with_a_line_break_is_named(tmp_path):
+    lines, faults = _read(tmp_path, b'file,label,note\na,x,"two\nlines"\nb,y,\n')
+    assert lines == [("b", "y")]
+    assert [where.rpartition(", ")[2] for where, _ in faults] == ["line 2", "line 3"]
+
+
 def _collect(*rows):
     faults = []
     collected = Rows(lambda *fault: faults.append(fault))

@@ -6,13 +6,12 @@ videos, lie anywhere below it (`youtube` has their names). A copy may have some 
 
 from __future__ import annotations
 
-import csv
 import re
 from collections.abc import Iterator
 from pathlib import Path
 
 from workbench.data.clips import DataError
-from workbench.data.listing import Fault, Listing, Row, read_table
+from workbench.data.listing import Fault, Listing, Row, read_cells, read_table
 from workbench.data.recordings import Columns, Layout, Published, Recordings, Sides, hold_out
 from workbench.data.youtube import ClipFiles, seconds_between, wrong_segment
 from workbench.data_config import AudioSetData
@@ -85,27 +84,20 @@ def _read_segments(path: Path, fault: Fault, remarks: list[str]) -> Iterator[tup
     """Each line's place, and its four cells. The header is a comment, the last of several."""
     table, has_header = str(path), False  # in text once, not for each of two million lines
     count, announced = 0, None
-    try:
-        with path.open(newline="", encoding="utf-8-sig") as file:
-            reader = csv.reader(file, skipinitialspace=True)
-            for cells in reader:
-                if not cells:
-                    continue
-                if cells[0].startswith("#"):
-                    has_header = has_header or cells == HEADER
-                    announced = next(filter(None, map(NUM_SEGMENTS.fullmatch, cells)), announced)
-                    continue
-                if not has_header:
-                    fault(table, f"has no line {', '.join(HEADER)!r} before its first segment")
-                    return
-                count += 1
-                place = f"{table}, line {reader.line_num}"
-                if len(cells) != len(HEADER):
-                    fault(place, f"must have {len(HEADER)} cells, has {len(cells)}; is the line cut short?")
-                else:
-                    yield place, cells
-    except (UnicodeDecodeError, csv.Error) as error:
-        fault(table, f"is no table of separated UTF-8 text ({error})")
+    for number, cells in read_cells(path, fault, skipinitialspace=True):
+        if cells[0].startswith("#"):
+            has_header = has_header or cells == HEADER
+            announced = next(filter(None, map(NUM_SEGMENTS.fullmatch, cells)), announced)
+            continue
+        if not has_header:
+            fault(table, f"has no line {', '.join(HEADER)!r} before its first segment")
+            return
+        count += 1
+        place = f"{table}, line {number}"
+        if len(cells) != len(HEADER):
+            fault(place, f"must have {len(HEADER)} cells, has {len(cells)}; is the line cut short?")
+        else:
+            yield place, cells
     if announced is not None and int(announced[1]) != count:
         remarks.append(f"{table}: has {count:,} segments, and its head announces {int(announced[1]):,}")
 

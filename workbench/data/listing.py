@@ -6,7 +6,7 @@ import csv
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from workbench.data.clips import DataError
 
@@ -91,24 +91,46 @@ def read_table(
     if not path.is_file():
         fault(str(path), "is not there")
         return
-    try:
-        with path.open(newline="", encoding="utf-8-sig") as file:
-            reader = csv.DictReader(file, None if has_header else columns, delimiter=delimiter)
-            missing = [name for name in columns if name not in (reader.fieldnames or ())]
-            if missing:
-                fault(str(path), f"has no column {', '.join(missing)}; needs {', '.join(columns)}")
-                return
-            for row in reader:
-                place = f"{path}, line {reader.line_num}"
-                absent = [name for name in columns if row[name] is None]
-                if absent:
-                    fault(place, f"has no {absent[0]}; is the line cut short?")
-                elif None in row:  # DictReader's key for what stands behind the last column
-                    fault(place, f"has more cells than the table has columns ({len(row) - 1})")
-                else:
-                    yield place, row
-    except (UnicodeDecodeError, csv.Error) as error:
-        fault(str(path), f"is no table of separated UTF-8 text ({error})")
+    lines = read_cells(path, fault, delimiter=delimiter)
+    header = next(lines, (0, []))[1] if has_header else list(columns)
+    missing = [name for name in columns if name not in header]
+    if missing:
+        fault(str(path), f"has no column {', '.join(missing)}; needs {', '.join(columns)}")
+        return
+    table = str(path)  # in text once, not for each line
+    for number, cells in lines:
+        place = f"{table}, line {number}"
+        row = dict(zip(header, cells, strict=False))
+        absent = [name for name in columns if name not in row]
+        if absent:
+            fault(place, f"has no {absent[0]}; is the line cut short?")
+        elif len(cells) > len(header):
+            fault(place, f"has more cells than the table has columns ({len(header)})")
+        else:
+            yield place, row
+
+
+def read_cells(path: Path, fault: Fault, **style: Any) -> Iterator[tuple[int, list[str]]]:
+    """Number and cells of each line that has any; `style` is csv's.
+
+    Each is read by itself: a quote that is not closed would swallow all lines to the next one.
+    """
+    with path.open(newline="", encoding="utf-8-sig", errors="surrogateescape") as file:
+        for number, line in enumerate(file, start=1):
+            try:
+                line.encode()
+                cells = next(csv.reader((line,), strict=True, **style))
+            except UnicodeEncodeError:
+                fault(f"{path}, line {number}", "is no UTF-8 text; save the table in UTF-8")
+            except csv.Error as error:
+                fault(
+                    f"{path}, line {number}",
+                    f"is no line of separated text ({error}); a quoted cell must end on its line, before the "
+                    "separator",
+                )
+            else:
+                if cells:
+                    yield number, cells
 
 
 def is_name(name: str) -> bool:
