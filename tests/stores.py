@@ -1,12 +1,40 @@
 """What tests of the store have in common: stages that cost nothing, and other processes at them."""
 
 import contextlib
+import json
 import threading
 
-from workbench.store import Stage, Store
+from workbench.store import FACTS, Stage, Store
 from workbench.store.remote import RemoteStore
+from workbench.store.stage import CHECKSUM, with_checksum
 
 STAGE = Stage("pretrain", 1, {"steps": 3})
+
+
+def change_facts(folder, change, *, write=lambda facts: facts):
+    """Have `change` change what `stage.json` says; its checksum stays as it was."""
+    facts = json.loads((folder / FACTS).read_text())
+    change(facts)
+    (folder / FACTS).write_text(json.dumps(write(facts)))
+
+
+def _become_another(folder):
+    """With a checksum that is right."""
+    change_facts(folder, lambda facts: facts["settings"].update(steps=4), write=with_checksum)
+
+
+DAMAGED_FACTS = {
+    "half a file": lambda folder: (folder / FACTS).write_text("{"),
+    "nothing": lambda folder: (folder / FACTS).write_text("{}"),
+    "no checksums": lambda folder: (folder / FACTS).write_text('{"sha256": []}'),
+    "a list": lambda folder: (folder / FACTS).write_text("[1]"),
+    "text for a number": lambda folder: change_facts(folder, lambda facts: facts.update(seconds="long")),
+    "metric": lambda folder: change_facts(folder, lambda facts: facts["metrics"].update(loss=0.5)),
+    "setting": lambda folder: change_facts(folder, lambda facts: facts["settings"].update(steps=4)),
+    "parent": lambda folder: change_facts(folder, lambda facts: facts["parents"].append("0" * 64)),
+    "checksum": lambda folder: change_facts(folder, lambda facts: facts.pop(CHECKSUM)),
+    "another stage": _become_another,
+}
 
 
 def again(store, name="again"):

@@ -20,10 +20,12 @@ from workbench.model.encoder import Encoder
 from workbench.settings import ConfigError
 from workbench.stages import VERSIONS, WEIGHTS, run_trial, stages_of
 from workbench.store import FACTS, Store
+from workbench.store.stage import with_checksum
 from workbench.training.checkpoint import load_tensors, save_tensors
 from workbench.training.finetune import new_clip_model
 from workbench.training.tracker import SilentTracker
 
+from .stores import change_facts
 from .test_core_alone import run_alone
 
 TRIAL = TrialConfig(
@@ -237,10 +239,8 @@ def test_a_stage_of_before_classes_and_hours_were_kept_says_so(results, tmp_path
 
 
 def _change_facts(root, stage, change):
-    path = Store(root / "store").path(stage) / FACTS
-    facts = json.loads(path.read_text())
-    change(facts)
-    path.write_text(json.dumps(facts))
+    """As if it had been written so."""
+    change_facts(Store(root / "store").path(stage), change, write=with_checksum)
 
 
 # --- what is refused ----------------------------------------------------------------------------------------

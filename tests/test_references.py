@@ -12,6 +12,8 @@ from workbench.store.__main__ import main as store_command
 from workbench.study import books, run
 from workbench.study.study_file import load_study
 
+from .stores import change_facts
+
 SEARCH = """
 question: Which?
 preset: smoke
@@ -116,6 +118,18 @@ def test_the_calibration_is_told_what_this_launch_has_computed(launch):
         trials, seconds = launch(one)
         assert seconds.keys() == set(computed[-1].planned.stages.all())
         assert {planned.key for planned in trials} == {assignment.planned.key for assignment in computed}
+
+
+def test_the_calibration_is_told_nothing_of_a_damaged_stage(launch):
+    def one(ledger, watcher):
+        assignment = _begin(ledger, watcher)
+        _end(ledger, watcher, assignment)
+        stages.extend(assignment.planned.stages.all())
+        change_facts(ledger.store.path(stages[0]), lambda facts: facts.update(seconds="long"))
+
+    stages = []
+    _, seconds = launch(one)
+    assert seconds.keys() == set(stages[1:])
 
 
 def test_a_search_that_goes_on_keeps_what_it_had(launch, gc):

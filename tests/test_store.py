@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import math
 import multiprocessing
 import os
 import shutil
@@ -15,14 +16,20 @@ from fsspec.implementations.local import LocalFileSystem
 
 from workbench.settings import ConfigError
 from workbench.stages import run_trial, stages_of
-from workbench.store import FACTS, StageBusy, Store, remote
+from workbench.store import FACTS, DamagedFacts, StageBusy, Store, remote
 from workbench.store import stage as stage_module
 from workbench.store.remote import RemoteStore
 from workbench.training.loop import Diverged
 from workbench.training.tracker import SilentTracker
 
 from .books import wait_for
-from .stores import STAGE, again, at_work, half_way, never, resume, write
+from .stores import DAMAGED_FACTS, STAGE, again, at_work, half_way, never, resume, write
+
+DAMAGES = {
+    "a changed file": lambda folder: (folder / "weights").write_text("b"),
+    "a lost file": lambda folder: (folder / "weights").unlink(),
+    **DAMAGED_FACTS,
+}
 
 
 def test_a_stage_is_built_once_and_found_afterwards(store):
@@ -37,7 +44,7 @@ def test_a_stage_is_built_once_and_found_afterwards(store):
     assert facts["seconds"] >= 0
 
 
-@pytest.mark.parametrize("damage", ["change", "remove", "facts"])
+@pytest.mark.parametrize("damage", DAMAGES)
 def test_one_file_of_a_stage_is_read_as_it_was_written_or_not_at_all(store, damage, tmp_path):
     assert store.read(STAGE, "weights") is None
     store.obtain(STAGE, write("a"))
@@ -46,25 +53,40 @@ def test_one_file_of_a_stage_is_read_as_it_was_written_or_not_at_all(store, dama
     assert other.read(STAGE, "other") is None
     if isinstance(store, RemoteStore):
         assert not other.path(STAGE).exists(), "nothing else is brought here"
-    _spoil(tmp_path / "store" / "pretrain" / STAGE.key, damage)
+    DAMAGES[damage](tmp_path / "store" / "pretrain" / STAGE.key)
     assert other.read(STAGE, "weights") is None
 
 
-def _spoil(folder, damage):
-    match damage:
-        case "change":
-            (folder / "weights").write_text("b")
-        case "remove":
-            (folder / "weights").unlink()
-        case "facts":
-            (folder / FACTS).write_text("{")
+@pytest.mark.parametrize("damage", DAMAGED_FACTS)
+def test_what_a_stage_says_is_read_as_it_was_written_or_not_at_all(store, damage, tmp_path):
+    store.obtain(STAGE, write("a"))
+    DAMAGED_FACTS[damage](tmp_path / "store" / "pretrain" / STAGE.key)
+    other = again(store)
+    assert not other.is_sound(STAGE)
+    with pytest.raises(DamagedFacts):
+        other.facts(STAGE)
 
 
-@pytest.mark.parametrize("damage", ["change", "remove", "facts"])
+def test_what_this_machine_has_kept_hides_no_damage_of_the_store(tmp_path):
+    store = RemoteStore(f"local://{tmp_path}/store", cache=tmp_path / "cache")
+    store.obtain(STAGE, write("a"))
+    DAMAGED_FACTS["metric"](tmp_path / "store" / "pretrain" / STAGE.key)
+    assert not store.is_sound(STAGE)
+    store.obtain(STAGE, write("c"))
+    assert store.facts(STAGE)["metrics"] == {"loss": 1.0}
+
+
+def test_figures_that_are_no_number_are_kept_as_such(store):
+    store.obtain(STAGE, lambda folder: {"metrics": {"loss": math.nan}})
+    assert math.isnan(store.facts(STAGE)["metrics"]["loss"])
+    assert store.is_sound(STAGE)
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
 def test_a_damaged_stage_is_set_aside_and_built_again(store, damage, tmp_path):
     store.obtain(STAGE, write("a"))
     folder = tmp_path / "store" / "pretrain" / STAGE.key
-    _spoil(folder, damage)
+    DAMAGES[damage](folder)
     other, said = again(store), []
     other.report = said.append
     assert not other.is_sound(STAGE)

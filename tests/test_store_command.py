@@ -11,7 +11,7 @@ from workbench.store import Stage
 from workbench.store.__main__ import _bytes, main
 from workbench.store.remote import RemoteStore
 
-from .stores import STAGE, again, at_work, resume, write
+from .stores import DAMAGED_FACTS, STAGE, again, at_work, resume, write
 
 
 @pytest.fixture
@@ -120,6 +120,22 @@ def test_verify_names_what_is_damaged(kept, tmp_path, capsys):
     (tmp_path / "store" / "pretrain" / stages[0].key / "weights").write_text("y")
     assert main(["verify", "--root", str(tmp_path)]) == 1
     assert f"pretrain/{stages[0].key}: weights is not what was written" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("damage", DAMAGED_FACTS)
+def test_a_stage_that_says_something_else_is_told_as_damaged(kept, tmp_path, capsys, damage):
+    _, stages = kept
+    key = stages[0].key
+    DAMAGED_FACTS[damage](tmp_path / "store" / "pretrain" / key)
+    said = {}
+    for command, status in ((["ls"], 0), (["show", key], 0), (["verify"], 1)):
+        assert main([*command, "--root", str(tmp_path)]) == status
+        said[command[0]] = capsys.readouterr().out
+    assert re.search(rf"{key[:12]} +damaged: stage\.json ", said["ls"])
+    assert stages[1].key[:12] in said["ls"]
+    assert "damaged: stage.json " in said["show"]
+    assert f"pretrain/{key}: stage.json " in said["verify"]
+    assert "3 stages verified, 1 damaged" in said["verify"]
 
 
 @pytest.mark.parametrize(

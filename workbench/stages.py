@@ -15,7 +15,7 @@ from workbench.config import TrialConfig
 from workbench.data import load_pool, load_splits
 from workbench.model.encoder import Encoder, num_parameters
 from workbench.settings import StageKind, identity
-from workbench.store import CHECKPOINT, Build, Stage, Store
+from workbench.store import CHECKPOINT, Build, DamagedFacts, Stage, Store
 from workbench.training.checkpoint import load_tensors, save_tensors
 from workbench.training.finetune import finetune, new_clip_model, score
 from workbench.training.loop import Diverged, Run
@@ -225,7 +225,7 @@ def read_result(stages: TrialStages, store: Store) -> TrialResult:
     for stage in stages.all():
         try:
             found = store.facts(stage)
-        except (OSError, ValueError):
+        except (OSError, DamagedFacts):
             continue
         metrics |= found["metrics"] if stage is not stages.pretrain else {}
         facts |= found

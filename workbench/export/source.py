@@ -73,12 +73,7 @@ def _facts(store: Store, entry: Entry) -> dict[str, Any]:
         raise ConfigError(
             entry.name, f"is an evaluation and has no weights; it is of the fine-tuning {facts['parents'][0]}"
         )
-    try:
-        stage = _stage(facts)
-    except (KeyError, TypeError):
-        stage = None
-    if stage is None or stage.key != entry.key:
-        raise ConfigError(entry.name, "is damaged: its settings are not those of its id; run its study again")
+    stage = _stage(facts)
     if stage.version != VERSIONS[stage.kind]:
         raise ConfigError(
             entry.name,

@@ -2,18 +2,19 @@
 
 A stage's key is a hash of all that can change its result: its settings, its version, its data's
 fingerprint and its parents' keys. A finished stage is the folder `<kind>/<key>` of a store, with
-`stage.json` (settings, parents, seconds, checksums) beside its files.
+`stage.json` (settings, parents, seconds, checksums of itself too) beside its files.
 """
 
 from collections.abc import Callable
 
 from workbench.store.local import Build, Entry, Store
-from workbench.store.stage import CHECKPOINT, FACTS, Stage, StageBusy
+from workbench.store.stage import CHECKPOINT, FACTS, DamagedFacts, Stage, StageBusy
 
 __all__ = [
     "CHECKPOINT",
     "FACTS",
     "Build",
+    "DamagedFacts",
     "Entry",
     "Stage",
     "StageBusy",

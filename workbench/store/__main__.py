@@ -109,7 +109,7 @@ def _what(entry: Entry) -> str:
         ending = entry.name.split(".", 1)[1]
         return "unfinished attempt" if entry.unfinished else f"set aside ({ending.split('-')[0]})"
     if entry.facts is None:
-        return "stage.json cannot be read"
+        return f"damaged: {entry.fault}"
     settings, parents = entry.facts["settings"], entry.facts["parents"]
     model = settings["model"]
     words = [f"{model['num_blocks']} blocks of {model['width']}, {model['num_heads']} heads"]
@@ -133,7 +133,8 @@ def _show(store: Store, name: str, root: str, console: Console) -> int:
         console.print(f"read by {child.kind} {child.key[:SHOWN_KEY]}: {_what(child)}", markup=False)
     damage = store.damage(entry)
     console.print(f"damaged: {damage}" if damage else "its files are what was written", markup=False)
-    console.print(json.dumps(entry.facts, indent=1), markup=False)
+    if entry.facts is not None:
+        console.print(json.dumps(entry.facts, indent=1), markup=False)
     return 0
 
 

@@ -11,7 +11,7 @@ import shutil
 import stat
 import time
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +19,12 @@ from workbench.files import write_json
 from workbench.settings import STAGES, ConfigError, digest
 from workbench.store.stage import (
     FACTS,
+    DamagedFacts,
     Stage,
     StageBusy,
     damage_of,
     is_published,
+    read_facts,
     write_facts,
 )
 
@@ -39,7 +41,8 @@ class Entry:
     name: str  # below the store: <kind>/<key>, or with an ending
     bytes: int
     used: float  # when it was finished or last asked for, as a Unix time
-    facts: dict[str, Any] | None  # None: `stage.json` cannot be read
+    facts: dict[str, Any] | None  # None: there is no `stage.json`, or not as it was written
+    fault: str = ""  # what is wrong with it then
 
     @property
     def kind(self) -> str:
@@ -101,20 +104,19 @@ class Store:
         return (self.path(stage) / FACTS).exists()
 
     def is_sound(self, stage: Stage) -> bool:
-        """Whether it is there, and its files are what was written."""
+        """Whether it is there as it was written."""
         return self.has(stage) and damage_of(self.fetch(stage)) is None
 
     def facts(self, stage: Stage) -> dict[str, Any]:
-        """What `stage.json` says of a finished stage."""
-        facts: dict[str, Any] = json.loads((self.path(stage) / FACTS).read_text())
-        return facts
+        """What `stage.json` says of a finished stage. Raises FileNotFoundError, DamagedFacts."""
+        return read_facts(self._read(stage, FACTS), stage.kind, stage.key)
 
     def read(self, stage: Stage, name: str) -> bytes | None:
         """One file of a finished stage; None where it has none such, or another than was written."""
         try:
             checksum = self.facts(stage)["sha256"][name]
             content = self._read(stage, name)
-        except (FileNotFoundError, KeyError, ValueError):
+        except (FileNotFoundError, KeyError, DamagedFacts):
             return None
         return content if hashlib.sha256(content).hexdigest() == checksum else None
 
@@ -236,19 +238,15 @@ class Store:
         there = [status for status in known if status is not None]
         if known[0] is None:
             return None
-        try:
-            facts = json.loads((folder / FACTS).read_text())
-        except (OSError, ValueError):
-            facts = None
-        return Entry(
-            name=f"{folder.parent.name}/{folder.name}",
-            bytes=sum(status.st_size for status in there if not stat.S_ISDIR(status.st_mode)),
-            used=max(status.st_mtime for status in there),
-            facts=facts,
+        return entry_of(
+            f"{folder.parent.name}/{folder.name}",
+            sum(status.st_size for status in there if not stat.S_ISDIR(status.st_mode)),
+            max(status.st_mtime for status in there),
+            lambda: (folder / FACTS).read_bytes(),
         )
 
     def damage(self, entry: Entry) -> str | None:
-        """What is wrong with a finished stage, by its checksums; None: nothing."""
+        """What is wrong with a finished stage, by its id and its checksums; None: nothing."""
         return damage_of(self.root / entry.name)
 
     def remove(self, entry: Entry) -> bool:
@@ -294,6 +292,17 @@ class Store:
 
     def _remove_reference(self, path: str) -> None:
         Path(path).unlink(missing_ok=True)
+
+
+def entry_of(name: str, num_bytes: int, used: float, read: Callable[[], bytes]) -> Entry:
+    """Of the folder of that name; `read` gives the content of its `stage.json`."""
+    entry = Entry(name, num_bytes, used, None)
+    try:
+        return replace(entry, facts=read_facts(read(), entry.kind, entry.key))
+    except DamagedFacts as error:
+        return replace(entry, fault=str(error))
+    except OSError:
+        return replace(entry, fault=f"{FACTS} cannot be read")
 
 
 def _status(path: Path) -> os.stat_result | None:

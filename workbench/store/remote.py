@@ -22,8 +22,16 @@ from typing import Any
 import fsspec
 
 from workbench.settings import STAGES, ConfigError, digest
-from workbench.store.local import Build, Entry, Errors, Reference, Store
-from workbench.store.stage import CHECKPOINT, FACTS, Stage, StageBusy, damage_of, is_published
+from workbench.store.local import Build, Entry, Errors, Reference, Store, entry_of
+from workbench.store.stage import (
+    CHECKPOINT,
+    FACTS,
+    DamagedFacts,
+    Stage,
+    StageBusy,
+    damage_of,
+    is_published,
+)
 
 RENEW_SECONDS = 10.0
 LEASE_SECONDS = 60.0  # must exceed the difference of the machines' clocks by far
@@ -61,11 +69,15 @@ class RemoteStore(Store):
         return stage.key in self._known
 
     def is_sound(self, stage: Stage) -> bool:
-        return self._exists(stage.kind, stage.key, FACTS) and damage_of(self.fetch(stage)) is None
+        return self._exists(stage.kind, stage.key, FACTS) and self._damage(stage) is None
 
-    def facts(self, stage: Stage) -> dict[str, Any]:
-        facts: dict[str, Any] = json.loads(self._files.cat_file(self._remote(stage.kind, stage.key, FACTS)))
-        return facts
+    def _damage(self, stage: Stage) -> str | None:
+        """Of one that is there. What this machine has of it may be whole all the same."""
+        try:
+            self.facts(stage)
+        except DamagedFacts as error:
+            return str(error)
+        return damage_of(self.fetch(stage))
 
     def _read(self, stage: Stage, name: str) -> bytes:
         """Alone: its weights are not wanted for its curves."""
@@ -91,10 +103,9 @@ class RemoteStore(Store):
         name = f"{stage.kind}-{stage.key[:24]}"
         with self._locked(name, wait=wait), self._leased(stage, name, wait=wait):
             if self._exists(stage.kind, stage.key, FACTS):
-                folder = self.fetch(stage)
-                damage = damage_of(folder)
+                damage = self._damage(stage)
                 if damage is None:
-                    return folder
+                    return self.path(stage)
                 self._set_aside(stage, damage)
             work = self._attempt(stage, build, hopeless)
             self._publish(stage, work)
@@ -252,19 +263,15 @@ class RemoteStore(Store):
     def _remote_entry(self, kind: str, folder: str) -> Entry:
         name = folder.rstrip("/").rsplit("/", 1)[-1]
         files = self._files.find(folder, detail=True)
-        try:
-            facts = json.loads(self._files.cat_file(f"{folder}/{FACTS}"))
-        except (OSError, ValueError):
-            facts = None
-        return Entry(
-            name=f"{kind}/{name}",
-            bytes=sum(int(info.get("size") or 0) for info in files.values()),
-            used=max((_modified(info) for info in files.values()), default=0.0),
-            facts=facts,
+        return entry_of(
+            f"{kind}/{name}",
+            sum(int(info.get("size") or 0) for info in files.values()),
+            max((_modified(info) for info in files.values()), default=0.0),
+            lambda: self._files.cat_file(f"{folder}/{FACTS}"),
         )
 
     def damage(self, entry: Entry) -> str | None:
-        folder = self.root / "verified" / entry.key
+        folder = self.root / "verified" / entry.name
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True)
         for path in self._files.ls(self._remote(*entry.name.split("/")), detail=False):

@@ -16,6 +16,7 @@ from workbench.files import write_json
 from workbench.settings import StageKind, digest
 
 FACTS = "stage.json"
+CHECKSUM = "facts_sha256"  # in `stage.json`: of all else that it says
 CHECKPOINT = "checkpoint.safetensors"  # in a stage's working folder; never published
 
 
@@ -40,17 +41,20 @@ class StageBusy(RuntimeError):
     """Another process is at this stage."""
 
 
+class DamagedFacts(ValueError):
+    """A `stage.json` that does not say what was written of its stage; the message says what is wrong."""
+
+
 def is_published(path: Path) -> bool:
     """Whether a file of a working folder belongs to the stage, and not to the attempt alone."""
     return path.name != CHECKPOINT and path.suffix != ".tmp"  # the latter of a kill while writing
 
 
 def write_facts(folder: Path, stage: Stage, facts: dict[str, Any], seconds: float) -> None:
-    """`stage.json` of a finished stage: what it is, and checksums of every file that is published with it."""
+    """`stage.json` of a finished stage: what it is, with checksums of that and of every file beside it."""
     import torch
 
     files = [path for path in sorted(folder.iterdir()) if path.name != FACTS and is_published(path)]
-
     content = {
         "kind": stage.kind,
         "key": stage.key,
@@ -65,21 +69,49 @@ def write_facts(folder: Path, stage: Stage, facts: dict[str, Any], seconds: floa
         **facts,
         "sha256": {path.name: _sha256(path) for path in files},
     }
-    write_json(folder / FACTS, content)
+    write_json(folder / FACTS, with_checksum(content))
+
+
+def with_checksum(facts: dict[str, Any]) -> dict[str, Any]:
+    """What `stage.json` says, with its checksum."""
+    return {**facts, CHECKSUM: _sha256_of_facts(facts)}
+
+
+def read_facts(content: bytes, kind: str, key: str) -> dict[str, Any]:
+    """The content of the `stage.json` of this stage. Raises DamagedFacts unless it is what was written."""
+    try:
+        facts = json.loads(content)
+    except ValueError:
+        raise DamagedFacts(f"{FACTS} cannot be read") from None
+    if not isinstance(facts, dict) or CHECKSUM not in facts:
+        raise DamagedFacts(f"{FACTS} has no checksum of what it says")
+    if facts[CHECKSUM] != _sha256_of_facts(facts):
+        raise DamagedFacts(f"{FACTS} is not what was written")
+    stage = Stage(facts["kind"], facts["version"], facts["settings"], tuple(facts["parents"]))
+    if (stage.kind, stage.key) != (kind, key):
+        raise DamagedFacts(f"{FACTS} is of another stage, {stage.kind}/{stage.key}")
+    return facts
 
 
 def damage_of(folder: Path) -> str | None:
-    """What is wrong with a finished stage's folder, or None."""
+    """What is wrong with a finished stage's folder, `<kind>/<key>` with any ending, or None."""
     try:
-        expected = json.loads((folder / FACTS).read_text())["sha256"]
-    except (OSError, ValueError, KeyError, TypeError):
+        facts = read_facts((folder / FACTS).read_bytes(), folder.parent.name, folder.name.split(".")[0])
+    except DamagedFacts as error:
+        return str(error)
+    except OSError:
         return f"{FACTS} cannot be read"
-    for name, checksum in expected.items():
+    for name, checksum in facts["sha256"].items():
         if not (folder / name).is_file():
             return f"{name} is missing"
         if _sha256(folder / name) != checksum:
             return f"{name} is not what was written"
     return None
+
+
+def _sha256_of_facts(facts: dict[str, Any]) -> str:
+    said = {name: value for name, value in facts.items() if name != CHECKSUM}
+    return hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()  # metrics may be NaN
 
 
 def _sha256(path: Path) -> str:

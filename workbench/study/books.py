@@ -9,7 +9,7 @@ from pathlib import Path
 
 from workbench.places import Places
 from workbench.stages import read_result
-from workbench.store import Stage, Store
+from workbench.store import DamagedFacts, Stage, Store
 from workbench.study.definition import Study
 from workbench.study.ledger import Assignment, Work, open_ledger
 from workbench.study.plan import PlannedTrial, Planner, work_of
@@ -79,8 +79,11 @@ class Books:
 
     def seconds_taken(self) -> dict[Stage, float]:
         """By the stages that trials have computed since they were begun."""
-        computed = filter(self.store.has, self._to_compute)
-        return {stage: self.store.facts(stage)["seconds"] for stage in computed}
+        seconds = {}
+        for stage in filter(self.store.has, self._to_compute):
+            with contextlib.suppress(FileNotFoundError, DamagedFacts):  # gone, or damaged
+                seconds[stage] = self.store.facts(stage)["seconds"]
+        return seconds
 
     def record(self, number: int) -> Ended | None:
         """Bring the trial of that number into MLflow, if it has ended; how it did."""
