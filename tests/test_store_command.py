@@ -209,6 +209,22 @@ def test_gc_refuses_what_it_does_not_understand(kept, tmp_path, capsys, options,
 
 
 @pytest.mark.parametrize(
+    "content",
+    ["", "{", "[]", '{"study": "m", "root": "/", "keys": "k"}', '{"study": 1, "root": "/", "keys": []}'],
+)
+def test_gc_deletes_nothing_while_it_cannot_be_read_what_a_study_needs(kept, tmp_path, capsys, content):
+    store, stages = kept
+    (path,) = (tmp_path / "store" / "studies").iterdir()
+    path.write_text(content)
+    for command in (["gc"], ["gc", "--force"], ["gc", "--forget", "mine"], ["ls"]):
+        assert main([*command, "--root", str(tmp_path)]) == 2
+        assert f"{path}: must say which stages a study needs" in capsys.readouterr().err
+    assert _left(store, stages) == [True, True, True]
+    store.refer("mine", str(tmp_path), [stages[1].key])
+    assert list(store.references()) == [stages[1].key]
+
+
+@pytest.mark.parametrize(
     ("text", "size"), [("500B", 500), ("1.5 kb", 1500), ("2.MB", 2e6), (".5GB", 5e8), ("3tb", 3e12)]
 )
 def test_sizes_are_read_in_any_unit(text, size):

@@ -268,27 +268,32 @@ class Store:
         reference = Reference(study, root)
         path = self.root / "studies" / reference.file
         content = {**reference.content, "keys": sorted(keys)}
-        if not path.exists() or json.loads(path.read_text()) != content:
+        try:
+            is_entered = json.loads(path.read_bytes()) == content
+        except (FileNotFoundError, ValueError):  # none, or one that cannot be read
+            is_entered = False
+        if not is_entered:
             write_json(path, content)
 
     def forget(self, reference: Reference) -> None:
         """What this study needs may go."""
         for path, content in self._references():
-            if Reference(content["study"], content["root"]) == reference:
+            if _read_reference(path, content)[0] == reference:
                 self._remove_reference(path)
 
     def references(self) -> dict[str, set[Reference]]:
-        """Stage key -> studies that need it."""
+        """Stage key -> studies that need it. Raises ConfigError for a file that does not say."""
         needed: dict[str, set[Reference]] = {}
-        for _, content in self._references():
-            for key in content["keys"]:
-                needed.setdefault(key, set()).add(Reference(content["study"], content["root"]))
+        for path, content in self._references():
+            reference, keys = _read_reference(path, content)
+            for key in keys:
+                needed.setdefault(key, set()).add(reference)
         return needed
 
-    def _references(self) -> Iterator[tuple[str, dict[str, Any]]]:
+    def _references(self) -> Iterator[tuple[str, bytes]]:
         """Path and content of each file that says what a study needs; older ones have other names."""
         for path in sorted((self.root / "studies").glob("*.json")):
-            yield str(path), json.loads(path.read_text())
+            yield str(path), path.read_bytes()
 
     def _remove_reference(self, path: str) -> None:
         Path(path).unlink(missing_ok=True)
@@ -303,6 +308,22 @@ def entry_of(name: str, num_bytes: int, used: float, read: Callable[[], bytes]) 
         return replace(entry, fault=str(error))
     except OSError:
         return replace(entry, fault=f"{FACTS} cannot be read")
+
+
+def _read_reference(path: str, content: bytes) -> tuple[Reference, list[str]]:
+    """A study, and the keys of the stages that it needs."""
+    try:
+        said = json.loads(content)
+        texts = [said["study"], said["root"], *said["keys"]]
+        if not isinstance(said["keys"], list) or not all(isinstance(text, str) for text in texts):
+            raise TypeError
+    except (ValueError, KeyError, TypeError):
+        raise ConfigError(
+            path,
+            "must say which stages a study needs (study, root, keys), and does not; the study's command "
+            "writes it anew, and if it is deleted, nothing is kept for the study",
+        ) from None
+    return Reference(said["study"], said["root"]), said["keys"]
 
 
 def _status(path: Path) -> os.stat_result | None:

@@ -298,11 +298,11 @@ class RemoteStore(Store):
         content = json.dumps({**reference.content, "keys": sorted(keys)})
         self._files.pipe_file(self._remote("studies", reference.file), content.encode())
 
-    def _references(self) -> Iterator[tuple[str, dict[str, Any]]]:
+    def _references(self) -> Iterator[tuple[str, bytes]]:
         self._files.invalidate_cache()
         if self._files.exists(self._remote("studies")):
             for path in self._files.ls(self._remote("studies"), detail=False):
-                yield path, json.loads(self._files.cat_file(path))
+                yield path, self._files.cat_file(path)
 
     def _remove_reference(self, path: str) -> None:
         with contextlib.suppress(FileNotFoundError):
