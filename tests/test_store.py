@@ -417,6 +417,83 @@ def test_a_lease_that_is_anothers_by_now_is_neither_renewed_nor_removed(tmp_path
     assert lease.read_text() == taken
 
 
+def test_a_lease_that_cannot_be_read_holds_until_it_is_as_old_as_a_lease_becomes(tmp_path, quick_leases):
+    """Somebody is writing it, or has died of that."""
+    store = RemoteStore(f"local://{tmp_path}/store", cache=tmp_path / "cache")
+    lease = tmp_path / "store" / "locks" / f"{STAGE.kind}-{STAGE.key[:24]}"
+    lease.parent.mkdir(parents=True)
+    for content in ("", "{", "[]", '{"owner": "another", "renewed": "now"}'):
+        lease.write_text(content)
+        os.utime(lease, (time.time() + 60,) * 2)
+        assert store.is_busy(STAGE)
+        with pytest.raises(StageBusy):
+            store.obtain(STAGE, never, wait=False)
+        assert lease.read_text() == content
+    os.utime(lease, (time.time() - 60,) * 2)
+    assert not store.is_busy(STAGE)
+    store.obtain(STAGE, write("a"), wait=False)
+
+
+def test_where_files_have_no_times_a_lease_that_cannot_be_read_runs_out_from_when_it_is_seen(
+    tmp_path, monkeypatch
+):
+    store = RemoteStore(f"local://{tmp_path}/store", cache=tmp_path / "cache")
+    lease = tmp_path / "store" / "locks" / f"{STAGE.kind}-{STAGE.key[:24]}"
+    lease.parent.mkdir(parents=True)
+    lease.write_text("")
+    monkeypatch.setattr(remote, "_modified", lambda info: 0.0)
+    assert store.is_busy(STAGE)
+    monkeypatch.setattr(remote, "LEASE_SECONDS", 0.0)
+    assert not store.is_busy(STAGE)
+
+
+@pytest.fixture
+def suspended(tmp_path, monkeypatch):
+    """`suspended()`: what builds a stage has renewed its lease last a minute ago."""
+    monkeypatch.setattr(remote, "POLL_SECONDS", 0.1)
+
+    def suspended():
+        (lease,) = (tmp_path / "store" / "locks").iterdir()
+        said = json.loads(lease.read_text())
+        lease.write_text(json.dumps(said | {"renewed": said["renewed"] - 2 * remote.LEASE_SECONDS}))
+
+    return suspended
+
+
+def test_what_another_has_published_while_a_process_was_suspended_is_adopted(tmp_path, suspended):
+    store = RemoteStore(f"local://{tmp_path}/store", cache=tmp_path / "cache")
+
+    def build(folder):
+        suspended()
+        again(store, "another machine").obtain(STAGE, write("theirs"))
+        return write("ours")(folder)
+
+    assert (store.obtain(STAGE, build) / "weights").read_text() == "theirs"
+    assert again(store, "a third").read(STAGE, "weights") == b"theirs"
+    assert not list(tmp_path.rglob(f"{STAGE.key}.work"))
+
+
+def test_no_checkpoint_is_uploaded_beside_another_that_is_at_the_stage_by_now(tmp_path, suspended):
+    store = RemoteStore(f"local://{tmp_path}/store", cache=tmp_path / "cache")
+    uploaded = tmp_path / "store" / STAGE.kind / f"{STAGE.key}.work" / "checkpoint.safetensors"
+
+    def ours(folder):
+        (folder / "checkpoint.safetensors").write_text("ours")
+        store._push_checkpoint(STAGE, 0.0)
+        assert uploaded.read_text() == "ours"
+        suspended()
+        again(store, "another machine").obtain(STAGE, theirs)
+        return write("a")(folder)
+
+    def theirs(folder):
+        uploaded.write_text("theirs")
+        store._push_checkpoint(STAGE, 0.0)
+        assert uploaded.read_text() == "theirs"
+        return write("b")(folder)
+
+    store.obtain(STAGE, ours)
+
+
 def test_a_lease_that_another_removed_does_not_fail_the_stage(tmp_path):
     store = RemoteStore(f"local://{tmp_path}/store", cache=tmp_path / "cache")
 

@@ -16,6 +16,7 @@ import threading
 import time
 import uuid
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +39,18 @@ LEASE_SECONDS = 60.0  # must exceed the difference of the machines' clocks by fa
 POLL_SECONDS = 1.0
 
 
+@dataclass(frozen=True)
+class Lease:
+    """Who is at a stage. One that cannot be read, half written or cut off so, has no owner, and runs out."""
+
+    owner: str
+    renewed: float  # Unix time
+
+    @property
+    def is_stale(self) -> bool:
+        return time.time() - self.renewed > LEASE_SECONDS
+
+
 class RemoteStore(Store):
     """Finished stages at a URL that every machine reaches."""
 
@@ -53,6 +66,8 @@ class RemoteStore(Store):
             raise ConfigError("store", f"{self._location} cannot be opened: {error}") from None
         self._files = _Files(files, self._location)
         self._known: set[str] = set()  # keys seen finished: asked for again and again by a ledger
+        self._owned: dict[str, str] = {}  # leases -> as whom they were taken
+        self._unreadable: dict[str, float] = {}  # leases -> since when, where the file system does not say
 
     @property
     def location(self) -> str:
@@ -101,13 +116,16 @@ class RemoteStore(Store):
 
     def obtain(self, stage: Stage, build: Build, *, wait: bool = True, hopeless: Errors = ()) -> Path:
         name = f"{stage.kind}-{stage.key[:24]}"
-        with self._locked(name, wait=wait), self._leased(stage, name, wait=wait):
+        with self._locked(name, wait=wait), self._leased(name, wait=wait):
             if self._exists(stage.kind, stage.key, FACTS):
                 damage = self._damage(stage)
                 if damage is None:
                     return self.path(stage)
                 self._set_aside(stage, damage)
             work = self._attempt(stage, build, hopeless)
+            if self.is_sound(stage):  # published by another, while this process was suspended
+                self._discard_work(stage)
+                return self.path(stage)
             self._publish(stage, work)
             final = self.path(stage)
             shutil.rmtree(final, ignore_errors=True)
@@ -115,8 +133,7 @@ class RemoteStore(Store):
             return final
 
     def is_busy(self, stage: Stage) -> bool:
-        lease = self._read_lease(f"{stage.kind}-{stage.key[:24]}")
-        return lease is not None and not _is_stale(lease)
+        return self._is_leased(f"{stage.kind}-{stage.key[:24]}")
 
     def _build(self, stage: Stage, build: Build, work: Path) -> None:
         self._pull_checkpoint(stage)
@@ -160,55 +177,79 @@ class RemoteStore(Store):
     # --- leases -------------------------------------------------------------------------------------------
 
     @contextlib.contextmanager
-    def _leased(self, stage: Stage, name: str, *, wait: bool) -> Iterator[None]:
+    def _leased(self, name: str, *, wait: bool) -> Iterator[None]:
         owner = uuid.uuid4().hex
         self._files.makedirs(self._remote("locks"), exist_ok=True)
         while not self._take_lease(name, owner):
             if not wait:
                 raise StageBusy(f"another process is at {name}")
             time.sleep(POLL_SECONDS)
+        self._owned[name] = owner
         try:
             with _meanwhile(lambda: self._renew(name, owner)):
                 yield
         finally:
+            del self._owned[name]
             self._release(name, owner)
 
     def _take_lease(self, name: str, owner: str) -> bool:
-        content = json.dumps({"owner": owner, "renewed": time.time()}).encode()
         try:
             with self._files.open(self._remote("locks", name), "xb") as file:
-                file.write(content)
+                file.write(_content(owner))
             return True
         except FileExistsError:
             lease = self._read_lease(name)
-            if lease is not None and not _is_stale(lease):
+            if lease is None:  # let go just now; asked for again, it is there for one alone
                 return False
         except (ValueError, NotImplementedError):  # a file system without exclusive creation
-            if self._read_lease(name) is not None:
-                return False
+            lease = self._read_lease(name)
+        if lease is not None and not lease.is_stale:
+            return False
         # Of those who write at once, the last is the owner.
-        self._files.pipe_file(self._remote("locks", name), content)
+        self._files.pipe_file(self._remote("locks", name), _content(owner))
         time.sleep(POLL_SECONDS)
         lease = self._read_lease(name)
-        return lease is not None and lease["owner"] == owner
+        return lease is not None and lease.owner == owner
 
-    def _read_lease(self, name: str) -> dict[str, Any] | None:
+    def _is_leased(self, name: str) -> bool:
+        lease = self._read_lease(name)
+        return lease is not None and not lease.is_stale
+
+    def _read_lease(self, name: str) -> Lease | None:
         self._files.invalidate_cache()
         try:
-            lease: dict[str, Any] = json.loads(self._files.cat_file(self._remote("locks", name)))
-        except (FileNotFoundError, ValueError):  # none, or one being written
+            said = json.loads(self._files.cat_file(self._remote("locks", name)))
+            lease = Lease(said["owner"], float(said["renewed"]))
+        except FileNotFoundError:
             return None
+        except (ValueError, KeyError, TypeError):
+            return self._unreadable_lease(name)
+        self._unreadable.pop(name, None)
         return lease
 
+    def _unreadable_lease(self, name: str) -> Lease | None:
+        try:
+            written = _modified(self._files.info(self._remote("locks", name)))
+        except FileNotFoundError:
+            return None
+        return Lease("", written or self._unreadable.setdefault(name, time.time()))
+
     def _renew(self, name: str, owner: str) -> None:
+        """Unless it ran out, this process being suspended, and another has taken it."""
         lease = self._read_lease(name)
-        if lease is None or lease["owner"] == owner:  # else it ran out, and is another's by now
-            content = json.dumps({"owner": owner, "renewed": time.time()}).encode()
-            self._files.pipe_file(self._remote("locks", name), content)
+        if lease is None:
+            self._take_lease(name, owner)
+        elif lease.owner in (owner, ""):
+            self._files.pipe_file(self._remote("locks", name), _content(owner))
+
+    def _is_lost(self, name: str) -> bool:
+        """Whether another is at what this process holds a lease of."""
+        lease = self._read_lease(name)
+        return lease is not None and lease.owner not in (self._owned.get(name), "")
 
     def _release(self, name: str, owner: str) -> None:
         lease = self._read_lease(name)
-        if lease is not None and lease["owner"] == owner:
+        if lease is not None and lease.owner == owner:
             with contextlib.suppress(FileNotFoundError):
                 self._files.rm_file(self._remote("locks", name))
 
@@ -228,7 +269,7 @@ class RemoteStore(Store):
         path = self.work(stage) / CHECKPOINT
         try:
             written = path.stat().st_mtime
-            if written > uploaded:
+            if written > uploaded and not self._is_lost(f"{stage.kind}-{stage.key[:24]}"):
                 target = self._remote(stage.kind, f"{stage.key}.work")
                 self._files.makedirs(target, exist_ok=True)
                 self._files.put_file(str(path), f"{target}/{CHECKPOINT}.part")
@@ -281,8 +322,7 @@ class RemoteStore(Store):
         return damage
 
     def remove(self, entry: Entry) -> bool:
-        lease = self._read_lease(f"{entry.kind}-{entry.key[:24]}")
-        if lease is not None and not _is_stale(lease):
+        if self._is_leased(f"{entry.kind}-{entry.key[:24]}"):
             return False
         with contextlib.suppress(FileNotFoundError):  # first: without it, the stage is not there
             self._files.rm_file(self._remote(*entry.name.split("/"), FACTS))
@@ -351,8 +391,9 @@ def _meanwhile(act: Callable[[], None]) -> Iterator[None]:
         thread.join()
 
 
-def _is_stale(lease: dict[str, Any]) -> bool:
-    return time.time() - float(lease["renewed"]) > LEASE_SECONDS
+def _content(owner: str) -> bytes:
+    """Of a lease that is renewed now."""
+    return json.dumps({"owner": owner, "renewed": time.time()}).encode()
 
 
 def _modified(info: dict[str, Any]) -> float:
