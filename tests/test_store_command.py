@@ -7,8 +7,8 @@ import time
 import pytest
 
 from workbench.settings import STAGES
-from workbench.store import Stage
-from workbench.store.__main__ import _bytes, main
+from workbench.store import Stage, Store
+from workbench.store.__main__ import BUSY, NEEDED, YOUNG, _bytes, main
 from workbench.store.remote import RemoteStore
 
 from .stores import DAMAGED_FACTS, STAGE, again, at_work, resume, write
@@ -170,6 +170,57 @@ def test_gc_leaves_an_attempt_that_a_study_will_go_on_with(kept, tmp_path, capsy
     assert main(["gc", "--root", str(tmp_path)]) == 0
     assert _left(store, stages) == [False, True, False]
     store.obtain(stopped, resume)
+
+
+def test_gc_leaves_what_a_study_has_come_to_need_meanwhile(kept, tmp_path, capsys, monkeypatch):
+    store, stages = kept
+    entries = type(store).entries
+
+    def come_to_need(*arguments):
+        store.refer("another", str(tmp_path), [stages[0].key])
+        return entries(*arguments)
+
+    monkeypatch.setattr(type(store), "entries", come_to_need)
+    assert main(["gc", "--root", str(tmp_path)]) == 0
+    assert f"kept: pretrain/{stages[0].key}, a study has come to need it" in capsys.readouterr().out
+    assert _left(store, stages) == [True, True, False]
+
+
+@pytest.mark.parametrize(
+    ("options", "reasons"),
+    [
+        ([], {NEEDED}),
+        (["--force", "--older-than", "1.5"], {YOUNG}),
+        (["--older-than", "1.5"], {NEEDED, YOUNG}),
+        (["--force"], set()),
+    ],
+)
+def test_gc_says_why_more_is_kept_than_there_is_room_for(kept, tmp_path, capsys, options, reasons):
+    assert main(["gc", "--max-size", "1B", "--root", str(tmp_path), *options]) == 0
+    last = capsys.readouterr().out.splitlines()[-1]
+    assert {reason for reason in (NEEDED, YOUNG, BUSY) if reason in last} == reasons
+
+
+def test_gc_makes_room_with_another_stage_where_a_process_is_at_the_first(tmp_path, capsys):
+    store = Store(tmp_path / "store")
+    other = Stage("pretrain", 1, _settings(0))
+    store.obtain(other, write("x" * 1000))
+    with at_work(store):
+        checkpoint = store.work(STAGE) / "checkpoint.safetensors"
+        checkpoint.write_text("half way")
+        for path in (checkpoint, checkpoint.parent):
+            os.utime(path, (0, 0))
+        assert main(["gc", "--max-size", "8B", "--root", str(tmp_path)]) == 0
+    assert not store.has(other)
+    assert store.has(STAGE)
+
+
+def test_gc_says_that_a_process_is_at_what_it_has_no_room_for(tmp_path, capsys):
+    store = Store(tmp_path / "store")
+    with at_work(store):
+        (store.work(STAGE) / "checkpoint.safetensors").write_text("half way")
+        assert main(["gc", "--max-size", "1B", "--root", str(tmp_path)]) == 0
+    assert capsys.readouterr().out.endswith("more than 1 B is kept: 8 B: a process is at it\n")
 
 
 def test_gc_leaves_what_a_process_is_at_and_removes_what_was_given_up(kept, tmp_path, capsys):

@@ -7,6 +7,7 @@ import json
 import re
 import sys
 import time
+from collections import defaultdict
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -16,9 +17,14 @@ from rich.table import Table
 from workbench.commands import INTERRUPTED
 from workbench.places import DEFAULT_ROOT, Places
 from workbench.settings import ConfigError
+from workbench.store import StageBusy
 from workbench.store.local import Entry, Reference, Store
 
 UNITS = {"B": 1, "KB": 1e3, "MB": 1e6, "GB": 1e9, "TB": 1e12}
+NEEDED = "needed by studies (--forget STUDY or --force lets it go)"
+NEEDED_NOW = "a study has come to need it"
+YOUNG = "used since --older-than"
+BUSY = "a process is at it"
 SHOWN_KEY = 12  # digits; `show` takes any beginning that is unique
 
 
@@ -165,42 +171,51 @@ def _gc(store: Store, options: argparse.Namespace, root: str, console: Console) 
     if not options.dry_run:
         for reference in forgotten:
             store.forget(reference)
-    needed = {key for key, studies in references.items() if studies - forgotten}
-    entries = store.entries()
-    doomed = _doomed(entries, set() if options.force else needed, options.older_than, limit)
-    freed = 0
-    for entry in doomed:
-        if options.dry_run or store.remove(entry):
-            freed += entry.bytes
+    entries = sorted(store.entries(), key=lambda entry: entry.used)
+    left = total = sum(entry.bytes for entry in entries)
+    kept: dict[str, int] = defaultdict(int)  # why -> bytes
+    for entry in entries:
+        if limit is not None and left <= limit:
+            break
+        reason = _kept_for(entry, store, references, forgotten, options)
+        if reason is None:
+            left -= entry.bytes
             console.print(f"{'would go' if options.dry_run else 'deleted'}: {entry.name}", markup=False)
         else:
-            console.print(f"kept: {entry.name}, a process is at it", markup=False)
-    left = sum(entry.bytes for entry in entries) - freed
-    console.print(
-        f"{_size(freed)} {'would be freed' if options.dry_run else 'freed'}, {_size(left)} left", markup=False
-    )
+            kept[reason] += entry.bytes
+            if reason in (BUSY, NEEDED_NOW):
+                console.print(f"kept: {entry.name}, {reason}", markup=False)
+    done = "would be freed" if options.dry_run else "freed"
+    console.print(f"{_size(total - left)} {done}, {_size(left)} left", markup=False)
     if limit is not None and left > limit:
-        console.print("the rest is needed by studies; --forget STUDY or --force lets it go", markup=False)
+        why = "; ".join(f"{_size(count)}: {reason}" for reason, count in kept.items())
+        console.print(f"more than {_size(limit)} is kept: {why}", markup=False)
     return 0
 
 
-def _doomed(
-    entries: Iterable[Entry], needed: set[str], older_than: float | None, limit: int | None
-) -> list[Entry]:
-    """What `gc` deletes, the longest unused first."""
-    entries = list(entries)
-    total = sum(entry.bytes for entry in entries)
-    doomed = []
-    for entry in sorted(entries, key=lambda e: e.used):
-        if (entry.finished or entry.unfinished) and entry.key in needed:
-            continue
-        if older_than is not None and time.time() - entry.used < older_than * 86400:
-            continue
-        if limit is not None and total <= limit:
-            break
-        total -= entry.bytes
-        doomed.append(entry)
-    return doomed
+def _kept_for(
+    entry: Entry,
+    store: Store,
+    references: dict[str, set[Reference]],
+    forgotten: set[Reference],
+    options: argparse.Namespace,
+) -> str | None:
+    """Why it does not go; None: it is deleted, or would be."""
+    goes_anyway = options.force or not (entry.finished or entry.unfinished)
+
+    def may_go(needed: dict[str, set[Reference]]) -> bool:
+        return goes_anyway or not needed.get(entry.key, set()) - forgotten
+
+    if not may_go(references):
+        return NEEDED
+    if options.older_than is not None and time.time() - entry.used < options.older_than * 86400:
+        return YOUNG
+    if options.dry_run:
+        return None
+    try:  # a study may have come to need it meanwhile
+        return None if store.remove(entry, lambda: may_go(store.references())) else NEEDED_NOW
+    except StageBusy:
+        return BUSY
 
 
 def _bytes(text: str) -> int:

@@ -249,16 +249,19 @@ class Store:
         """What is wrong with a finished stage, by its id and its checksums; None: nothing."""
         return damage_of(self.root / entry.name)
 
-    def remove(self, entry: Entry) -> bool:
-        """Delete it, unless a process is at it; whether it is gone."""
+    def remove(self, entry: Entry, may_go: Callable[[], bool] = lambda: True) -> bool:
+        """Delete it if it still may go, which is asked while no process can be at it; whether it is gone.
+
+        Raises StageBusy while one is.
+        """
         folder = self.root / entry.name
-        try:
-            with self._locked(f"{entry.kind}-{entry.key[:24]}", wait=False):
-                doomed = folder.with_name(f"{entry.key}.removed")  # never a stage with half its files
+        with self._locked(f"{entry.kind}-{entry.key[:24]}", wait=False):
+            if not may_go():
+                return False
+            doomed = folder.with_name(f"{entry.key}.removed")  # never a stage with half its files
+            with contextlib.suppress(FileNotFoundError):  # gone already
                 folder.rename(doomed)
                 shutil.rmtree(doomed)
-        except (StageBusy, FileNotFoundError):
-            return not folder.exists()
         return True
 
     # --- who needs them -----------------------------------------------------------------------------------

@@ -321,13 +321,14 @@ class RemoteStore(Store):
         shutil.rmtree(folder)
         return damage
 
-    def remove(self, entry: Entry) -> bool:
-        if self._is_leased(f"{entry.kind}-{entry.key[:24]}"):
-            return False
-        with contextlib.suppress(FileNotFoundError):  # first: without it, the stage is not there
-            self._files.rm_file(self._remote(*entry.name.split("/"), FACTS))
-        self._remove_folder(*entry.name.split("/"))
-        shutil.rmtree(self.root / entry.name, ignore_errors=True)
+    def remove(self, entry: Entry, may_go: Callable[[], bool] = lambda: True) -> bool:
+        with self._leased(f"{entry.kind}-{entry.key[:24]}", wait=False):
+            if not may_go():
+                return False
+            with contextlib.suppress(FileNotFoundError):  # first: without it, the stage is not there
+                self._files.rm_file(self._remote(*entry.name.split("/"), FACTS))
+            self._remove_folder(*entry.name.split("/"))
+            shutil.rmtree(self.root / entry.name, ignore_errors=True)
         return True
 
     # --- who needs them -----------------------------------------------------------------------------------
