@@ -1,11 +1,20 @@
 """What is kept in MLflow."""
 
+import errno
+import io
 import shutil
+import types
 
 import pytest
+from rich.console import Console
 
 from workbench.places import Places
-from workbench.study import tracking
+from workbench.study import run, tracking
+from workbench.study.books import Books
+from workbench.study.interruption import StudyStopped
+from workbench.study.plan import work_of
+
+from .books import mlflow_runs
 
 
 def test_a_database_that_a_kill_left_half_made_is_made_anew(tmp_path, monkeypatch):
@@ -52,3 +61,17 @@ def test_results_that_were_moved_attach_nothing_where_they_were(tmp_path, study)
     with pytest.raises(tracking.Elsewhere, match="lie elsewhere now"):
         again.attach(after / "table.csv")
     assert not before.exists()
+
+
+def test_a_disk_that_fills_up_at_the_very_end_leaves_no_run_that_seems_to_go_on(root, study, monkeypatch):
+    def fill_up(books):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(run, "_run_trials", lambda *arguments: False)
+    monkeypatch.setattr(Books, "close", fill_up)
+    model = types.SimpleNamespace(seconds=work_of, device=types.SimpleNamespace(concurrency=1))
+    plan = types.SimpleNamespace(model=model)
+    quiet = Console(file=io.StringIO())
+    with pytest.raises(StudyStopped, match="No space left on device"):
+        run.run_study(study, Places.read(root), plan, command="", to_go_on="", console=quiet)
+    assert [parent.info.status for parent in mlflow_runs(root, study.name)[0]] == ["KILLED"]

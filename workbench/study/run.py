@@ -75,7 +75,7 @@ def run_study(
                         books.tracking.attach(path)
                 except Elsewhere as error:
                     console.print(f"not kept in MLflow: {error}", markup=False)
-            well = books.close()
+                well = books.close()
     except BOOKS_ERRORS as error:
         raise StudyStopped(f"what is kept of the study could not be written: {first_line(error)}") from error
     print_summary(record, table, places.root, console)
