@@ -1,6 +1,7 @@
 """What the store does with damage, kills and company."""
 
 import contextlib
+import errno
 import json
 import math
 import multiprocessing
@@ -218,6 +219,31 @@ def test_what_a_hopeless_attempt_was_uploading_is_removed_too(tmp_path, quick_le
     assert not (tmp_path / "store" / STAGE.kind / f"{STAGE.key}.work").exists()
 
 
+def test_a_trial_whose_stages_are_all_there_needs_no_store_that_can_be_written(
+    store, tiny_trial, tmp_path, monkeypatch
+):
+    def refuse(*arguments, **options):
+        raise OSError(errno.EROFS, "Read-only file system")
+
+    for stage in stages_of(tiny_trial, "data").all():
+        store.obtain(stage, write("a"))
+    monkeypatch.setattr(store, "_leased" if isinstance(store, RemoteStore) else "_locked", refuse)
+    monkeypatch.setattr(os, "utime", refuse)
+    result = _run(tiny_trial, store, tmp_path)
+    assert result.metrics == {"loss": 1.0}
+
+
+def _run(trial, store, tmp_path):
+    return run_trial(
+        trial,
+        "data",
+        store=store,
+        data_root=tmp_path,
+        device=torch.device("cpu"),
+        tracker=SilentTracker(),
+    )
+
+
 def test_a_trial_that_diverged_leaves_the_next_attempt_alone(tiny_trial, tmp_path, monkeypatch):
     """Another process may begin it as soon as it is let."""
     store = Store(tmp_path)
@@ -239,14 +265,7 @@ def test_a_trial_that_diverged_leaves_the_next_attempt_alone(tiny_trial, tmp_pat
     monkeypatch.setattr("workbench.stages.pretrain", diverge)
     monkeypatch.setattr("workbench.stages.load_splits", lambda *arguments: types.SimpleNamespace(pool=None))
     with pytest.raises(Diverged):
-        run_trial(
-            tiny_trial,
-            "data",
-            store=store,
-            data_root=tmp_path,
-            device=torch.device("cpu"),
-            tracker=SilentTracker(),
-        )
+        _run(tiny_trial, store, tmp_path)
     assert (work / "checkpoint.safetensors").read_text() == "another's"
 
 

@@ -139,6 +139,8 @@ class Store:
         errors `hopeless` of `build` the checkpoint would only lead there again, and the folder is removed.
         A damaged stage is set aside as `<key>.damaged-<time>`.
         """
+        if self.is_sound(stage):  # no lock: it may lie where nothing can be written
+            return self.path(stage)
         final = self.path(stage)
         with self._locked(f"{stage.kind}-{stage.key[:24]}", wait=wait):
             if final.exists():
