@@ -9,14 +9,19 @@ import itertools
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from pathlib import Path
+from typing import Any, Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from workbench.config import SAMPLE_RATE
-from workbench.data.labels import Labels, nested_order
+from workbench.data.kept import kept
+from workbench.data.labels import ORDER_VERSION, Labels, nested_order
+
+NAMES_AT_ONCE = 1 << 16
+HASH_FACTOR = 0x9E3779B97F4A7C15  # odd, its bits as if drawn
 
 
 class DataError(ValueError):
@@ -40,6 +45,33 @@ class RemoteSamples(ABC):
         return self.fetch([(self, part)])[0]
 
 
+class Names:
+    """Text of N clips, some of a larger set's: it is looked up when it is asked for, and never copied."""
+
+    def __init__(self, every: np.ndarray, which: np.ndarray) -> None:
+        """`which` (N,) of `every` they are."""
+        self._every, self._which = every, which
+
+    def __len__(self) -> int:
+        return len(self._which)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.tolist())
+
+    def __getitem__(self, part: slice, /) -> np.ndarray:
+        return self._every[self._which[part]]
+
+    def __array__(self, dtype: np.dtype | None = None, copy: bool | None = None) -> np.ndarray:
+        return np.asarray(self[:], dtype)
+
+    def tolist(self) -> list[str]:
+        names: list[str] = self[:].tolist()
+        return names
+
+    def take(self, indices: np.ndarray | slice) -> Names:
+        return Names(self._every, self._which[indices])
+
+
 @dataclass(frozen=True)
 class ClipSet:
     """N clips. Taking some of them, or joining two sets, copies no audio."""
@@ -49,7 +81,7 @@ class ClipSet:
     start: np.ndarray  # (N,) first sample in it
     length: np.ndarray  # (N,) samples
     labels: Labels
-    names: np.ndarray  # (N,) text that identifies the recording, for overlap checks and reports
+    names: np.ndarray | Names  # (N,) text that identifies the recording, for overlap checks and reports
 
     def __len__(self) -> int:
         return len(self.source)
@@ -62,7 +94,7 @@ class ClipSet:
             start=np.concatenate([self.start, other.start]),
             length=np.concatenate([self.length, other.length]),
             labels=self.labels + other.labels,
-            names=np.concatenate([self.names, other.names]),
+            names=np.concatenate([np.asarray(self.names), np.asarray(other.names)]),
         )
 
     def take(self, indices: np.ndarray | slice) -> ClipSet:
@@ -73,7 +105,7 @@ class ClipSet:
             start=self.start[indices],
             length=self.length[indices],
             labels=self.labels.take(indices),
-            names=self.names[indices],
+            names=_taken(self.names, indices),
         )
 
     def unlabelled(self) -> ClipSet:
@@ -115,6 +147,12 @@ class ClipSet:
         return torch.from_numpy(waveform), torch.from_numpy(lengths.astype(np.int64))
 
 
+def _taken(names: np.ndarray | Names, indices: np.ndarray | slice) -> np.ndarray | Names:
+    if isinstance(names, Names):
+        return names.take(indices)
+    return names[indices] if isinstance(indices, slice) else Names(names, indices)
+
+
 def _read(parts: Sequence[tuple[Samples, slice]]) -> Iterator[np.ndarray]:
     remote = [(samples, part) for samples, part in parts if isinstance(samples, RemoteSamples)]
     fetched = iter(remote[0][0].fetch(remote) if remote else ())
@@ -149,14 +187,34 @@ class Splits:
         for name, part in parts.items():
             if len(part) == 0:
                 raise DataError(f"the {name} split is empty")
+        hashes = {name: np.sort(_hashes(part.names)) for name, part in parts.items()}
         for first, second in itertools.combinations(parts, 2):
             if (first, second) == ("pool", "train"):
                 continue  # pre-training may hear the labelled clips: it does not see their labels
+            if not _share_any(hashes[first], hashes[second]):
+                continue
             shared = np.intersect1d(parts[first].names, parts[second].names)
-            if len(shared):
+            if len(shared):  # else different names had the same hash
                 raise DataError(
                     f"{len(shared)} recordings are in both {first} and {second}, the first is {shared[0]}"
                 )
+
+
+def _hashes(names: np.ndarray | Names) -> np.ndarray:
+    """A number of each name (N,) uint64, equal for equal ones: millions of texts take seconds to compare."""
+    parts = []
+    for begin in range(0, len(names), NAMES_AT_ONCE):
+        characters = np.ascontiguousarray(names[begin : begin + NAMES_AT_ONCE])
+        characters = characters.view(np.uint32).reshape(len(characters), -1)  # 0 behind the end of a name
+        parts.append(characters @ np.cumprod(np.full(characters.shape[1], HASH_FACTOR, np.uint64)))
+    return np.concatenate(parts)
+
+
+def _share_any(first: np.ndarray, second: np.ndarray) -> bool:
+    """Whether a number is in both; they are sorted, and not empty."""
+    few, many = sorted((first, second), key=len)
+    place = np.searchsorted(many, few)
+    return bool((many[np.minimum(place, len(many) - 1)] == few).any())
 
 
 @dataclass(frozen=True)
@@ -173,8 +231,18 @@ class Extent:
     unprepared_bytes: int
 
 
-def labelled_subset(clips: ClipSet, fraction: float, generator: np.random.Generator) -> ClipSet:
-    """The first `fraction` of the nested order, at least one clip."""
-    order = nested_order(clips.labels, generator)
+def labelled_subset(
+    clips: ClipSet, fraction: float, generator: np.random.Generator, root: Path | None = None
+) -> ClipSet:
+    """The first `fraction` of the nested order, at least one clip; which they are is kept below `root`."""
     count = max(1, round(fraction * len(clips)))
-    return clips.take(np.fromiter(itertools.islice(order, count), np.int64, count))
+    drawn_with = generator.bit_generator.state
+
+    def find() -> np.ndarray:
+        order = nested_order(clips.labels, generator)
+        return np.fromiter(itertools.islice(order, count), np.int64, count)
+
+    def about() -> list[Any]:
+        return ["nested order", ORDER_VERSION, clips.labels.digest(), drawn_with, count]
+
+    return clips.take(find() if root is None else kept(root, about, count, find))

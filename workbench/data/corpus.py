@@ -7,7 +7,6 @@ part only adds files, and a clip never depends on how many there are.
 from __future__ import annotations
 
 import os
-import uuid
 from collections import Counter
 from collections.abc import Callable
 from concurrent.futures.process import BrokenProcessPool
@@ -20,7 +19,7 @@ from workbench.child_processes import spawned_pool
 from workbench.config import SAMPLE_RATE
 from workbench.data import synthesis
 from workbench.data.clips import ClipSet, DataError, Extent, Splits, labelled_subset
-from workbench.data.disk import writing
+from workbench.data.disk import publish, writing
 from workbench.data.labels import Labels
 from workbench.data_config import CorpusData
 from workbench.random_streams import numpy_stream
@@ -156,21 +155,8 @@ def _make_file(job: tuple[synthesis.Recipe, Path, str, int]) -> None:
     indices = range(number * CLIPS_PER_FILE, (number + 1) * CLIPS_PER_FILE)
     waveforms, labels = zip(*(synthesis.synthesise(recipe, part, i) for i in indices), strict=True)
     # Labels first: a waveform file that is there has its labels.
-    _publish(np.stack(labels), _label_file(folder, part, number))
-    _publish(np.stack(waveforms), _waveform_file(folder, part, number))
-
-
-def _publish(array: np.ndarray, path: Path) -> None:
-    aside = path.with_name(f"{path.name}.{uuid.uuid4().hex}.tmp")
-    try:
-        with aside.open("wb") as file:
-            np.save(file, array, allow_pickle=False)
-            file.flush()
-            os.fsync(file.fileno())
-        aside.replace(path)
-    except BaseException:
-        aside.unlink(missing_ok=True)
-        raise
+    publish(np.stack(labels), _label_file(folder, part, number))
+    publish(np.stack(waveforms), _waveform_file(folder, part, number))
 
 
 def _open_part(folder: Path, part: str, count: int) -> ClipSet:

@@ -1,10 +1,14 @@
-"""What is said when a disk does not take what is written to it."""
+"""Writing to disk: arrays that are there whole, and what is said when a disk does not take them."""
 
 from __future__ import annotations
 
 import contextlib
+import os
+import uuid
 from collections.abc import Iterator
 from pathlib import Path
+
+import numpy as np
 
 
 @contextlib.contextmanager
@@ -14,3 +18,17 @@ def writing(folder: Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise OSError(f"{folder}: {error}; make room there, or mend it: the same command goes on") from error
+
+
+def publish(array: np.ndarray, path: Path) -> None:
+    """As an `.npy` file that is there whole, or not at all."""
+    aside = path.with_name(f"{path.name}.{uuid.uuid4().hex}.tmp")
+    try:
+        with aside.open("wb") as file:
+            np.save(file, array, allow_pickle=False)
+            file.flush()
+            os.fsync(file.fileno())
+        aside.replace(path)
+    except BaseException:
+        aside.unlink(missing_ok=True)
+        raise

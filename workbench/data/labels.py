@@ -5,10 +5,15 @@ N clips, C classes, P pairs of a clip and a class that it has.
 
 from __future__ import annotations
 
+import hashlib
+import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+
+ORDER_VERSION = 1  # raised when `nested_order` gives another: orders are kept
+DUE_AT_ONCE = 256  # rows of `_due` that are computed together
 
 
 @dataclass(frozen=True)
@@ -67,6 +72,13 @@ class Labels:
             self.offsets[0] : self.offsets[-1]
         ]
 
+    def digest(self) -> str:
+        """SHA-256 of what they say, in hexadecimal."""
+        found = hashlib.sha256(str((len(self), self.num_classes)).encode())
+        found.update(self.counts().astype("<u2").tobytes())
+        found.update(self.pairs()[1].astype("<u2").tobytes())
+        return found.hexdigest()
+
     def matrix(self, indices: np.ndarray | None = None) -> np.ndarray:
         """(N, C) uint8, 1 where a clip has a class; or (B, C) of the clips at `indices`."""
         if indices is not None:
@@ -77,9 +89,9 @@ class Labels:
 
     def _positions(self, indices: np.ndarray, counts: np.ndarray) -> np.ndarray:
         """Where in `classes` the lists of those clips are, one after the other."""
-        begins = np.repeat(self.offsets[:-1][indices], counts)
-        within = np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)
-        return begins + within
+        positions = np.arange(counts.sum())
+        positions += np.repeat(self.offsets[:-1][indices] - (np.cumsum(counts) - counts), counts)
+        return positions
 
 
 def _offsets(counts: np.ndarray) -> np.ndarray:
@@ -94,28 +106,43 @@ def nested_order(labels: Labels, generator: np.random.Generator) -> Iterator[int
     """
     count, num_classes = len(labels), labels.num_classes
     shuffled = generator.permutation(count)
-    place = np.empty(count, np.int64)
-    place[shuffled] = np.arange(count)
-    clip, label = labels.pairs()
-    by_class = clip[np.lexsort((place[clip], label))]
-    sizes = np.bincount(label, minlength=num_classes)
-    queues = [iter(queue) for queue in np.split(by_class, np.cumsum(sizes)[:-1])]
-    share = sizes / count
+    queues = _queues(labels, shuffled)
+    share = np.bincount(labels.pairs()[1], minlength=num_classes) / count
     ties = generator.permutation(num_classes) * 1e-9
-    taken = np.zeros(num_classes)
-    used = np.zeros(count, bool)
-    exhausted = share == 0
-    num_given = 0
-    while not exhausted.all():
-        behind = (num_given + 1) * share - taken + ties
-        behind[exhausted] = -np.inf
-        chosen = int(np.argmax(behind))
-        following = next((int(i) for i in queues[chosen] if not used[i]), None)
+    ties[share == 0] = -np.inf  # a class that has no clip to give is never the furthest behind
+    num_waiting = int((share > 0).sum())
+    taken, behind, used = np.zeros(num_classes), np.empty(num_classes), bytearray(count)
+    # Elements of a memoryview are plain numbers, at a third of the time: there may be millions of steps.
+    offsets, classes = np.ascontiguousarray(labels.offsets).data, np.ascontiguousarray(labels.classes).data
+    counted = taken.data
+    for due in _due(share):
+        following = None
+        while num_waiting and following is None:
+            np.subtract(due, taken, out=behind)
+            np.add(behind, ties, out=behind)
+            chosen = behind.argmax()
+            following = next((clip for clip in queues[chosen] if not used[clip]), None)
+            if following is None:
+                ties[chosen] = -np.inf
+                num_waiting -= 1
         if following is None:
-            exhausted[chosen] = True
-            continue
+            break
         used[following] = True
-        taken[labels.classes[labels.offsets[following] : labels.offsets[following + 1]]] += 1
-        num_given += 1
+        for label in classes[offsets[following] : offsets[following + 1]]:
+            counted[label] += 1
         yield following
-    yield from (int(i) for i in shuffled if not used[i])
+    yield from shuffled[~np.frombuffer(used, bool)[shuffled]].tolist()
+
+
+def _queues(labels: Labels, shuffled: np.ndarray) -> list[Iterator[int]]:
+    """The clips of each class, in the order of `shuffled`."""
+    place, label = labels.take(shuffled).pairs()
+    by_class = shuffled[place[np.argsort(label, kind="stable")]]
+    ends = np.cumsum(np.bincount(label, minlength=labels.num_classes))
+    return [iter(queue.data) for queue in np.split(by_class, ends[:-1])]
+
+
+def _due(share: np.ndarray) -> Iterator[np.ndarray]:
+    """How many clips of each class there should be among the first, the first two, and so on."""
+    for begin in itertools.count(1, DUE_AT_ONCE):
+        yield from np.multiply.outer(np.arange(begin, begin + DUE_AT_ONCE), share)

@@ -128,7 +128,7 @@ def _heard(prepared: Prepared, config: PoolData) -> tuple[np.ndarray, ClipSet]:
     if config.hours is None:
         heard = np.arange(len(which))
     else:
-        heard = first_hours(recordings.names, which, length, config.hours, config.root)
+        heard = first_hours(np.asarray(recordings.names), which, length, config.hours, config.root)
     which = which[heard]
     clips = ClipSet(
         sources=recordings.sources,

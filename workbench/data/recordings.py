@@ -7,6 +7,7 @@ and tested on.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import functools
 import hashlib
 from collections.abc import Callable
@@ -19,7 +20,8 @@ import soundfile
 
 from workbench.config import SAMPLE_RATE
 from workbench.data import corpus, synthesis
-from workbench.data.clips import DataError, Extent, Splits, labelled_subset
+from workbench.data.clips import NAMES_AT_ONCE, DataError, Extent, Splits, labelled_subset
+from workbench.data.kept import kept
 from workbench.data.listing import Fault, Listing, strictly
 from workbench.data.prepare import content_hash, fingerprint_of, in_order, listed, prepare, stat_of
 from workbench.data.prepared import FAULTS, Header, Prepared, is_prepared, open_prepared
@@ -35,10 +37,15 @@ class Columns:
     splits: tuple[str, ...]
     split: np.ndarray  # (N,) which of `splits`
     recording: np.ndarray  # (N,) text
+    chances: Callable[[], np.ndarray] | None = None  # `chance_of` each, where that is kept
 
     def of(self, *splits: str) -> np.ndarray:
         """The clips of these splits, in their order."""
         return np.flatnonzero(np.isin(self.split, [self.splits.index(s) for s in splits if s in self.splits]))
+
+    def chance(self, indices: np.ndarray) -> np.ndarray:
+        """`chance_of` the recordings of these clips."""
+        return chance_of(self.recording[indices]) if self.chances is None else self.chances()[indices]
 
 
 @dataclass(frozen=True)
@@ -56,7 +63,7 @@ def hold_out(clips: Columns, indices: np.ndarray, share: float) -> tuple[np.ndar
     A recording is held out by a hash of its name: all of its takes together, and the same ones whatever
     else there is.
     """
-    is_held = chance_of(clips.recording[indices]) < share
+    is_held = clips.chance(indices) < share
     return indices[~is_held], indices[is_held]
 
 
@@ -65,10 +72,12 @@ def chance_of(recordings: np.ndarray, draw: str = "") -> np.ndarray:
 
     Another `draw` gives independent ones: what is drawn twice by the same would be the same recordings.
     """
-    names, which = np.unique(recordings, return_inverse=True)
-    digests = [hashlib.sha256(f"{draw}{name}".encode()).digest() for name in names]
-    chance = [int.from_bytes(digest[:8], "big") / 2**64 for digest in digests]
-    return np.array(chance)[which]
+    beginnings = b"".join(
+        hashlib.sha256(f"{draw}{name}".encode()).digest()[:8]
+        for begin in range(0, len(recordings), NAMES_AT_ONCE)
+        for name in recordings[begin : begin + NAMES_AT_ONCE].tolist()
+    )
+    return np.frombuffer(beginnings, ">u8").astype(np.float64) / 2**64
 
 
 @dataclass(frozen=True)
@@ -206,7 +215,7 @@ class Recordings:
         self, config: RecordedData, root: Path, seed: int, report: Callable[[str], None], fingerprint: str
     ) -> Splits:
         prepared = self._copies.prepared(config, root, report, _of_files(fingerprint))
-        sides = self._sides(config, columns_of(prepared))
+        sides = self._sides(config, _columns(prepared, root))
         train = prepared.take(sides.train)
         pool = train.unlabelled()
         if config.corpus_clips:
@@ -214,7 +223,7 @@ class Recordings:
             pool = pool + corpus.load_parts(_recipe(config), parts, root, report)[0].unlabelled()
         return Splits(
             pool=pool,
-            train=labelled_subset(train, config.label_fraction, numpy_stream(seed, "labels")),
+            train=labelled_subset(train, config.label_fraction, numpy_stream(seed, "labels"), root),
             validation=prepared.take(sides.validation),
             test=prepared.take(sides.test),
             classes=prepared.header.classes,
@@ -227,7 +236,7 @@ class Recordings:
     def extent(self, config: RecordedData, root: Path, fingerprint: str) -> Extent:
         prepared = self._copies.opened(config, root, _of_files(fingerprint))
         if prepared is not None:
-            columns, num_classes = columns_of(prepared), len(prepared.header.classes)
+            columns, num_classes = _columns(prepared, root), len(prepared.header.classes)
             seconds = prepared.header.samples / prepared.header.num_clips / SAMPLE_RATE
             unprepared = 0
         else:
@@ -276,6 +285,18 @@ def _of_files(fingerprint: str) -> str:
 
 def columns_of(prepared: Prepared) -> Columns:
     return Columns(tuple(prepared.header.splits), prepared.split, prepared.recording)
+
+
+def _columns(prepared: Prepared, root: Path) -> Columns:
+    """Those of `columns_of`; who is held out of them is kept below `root`."""
+    names = prepared.recording
+
+    def about() -> list[str]:
+        return ["chance", prepared.header.sha256["recording.npy"]]
+
+    return dataclasses.replace(
+        columns_of(prepared), chances=lambda: kept(root, about, len(names), lambda: chance_of(names))
+    )
 
 
 def columns_listed(listing: Listing) -> Columns:
