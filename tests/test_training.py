@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import math
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -18,7 +19,7 @@ from workbench.training import pretrain as pretrain_module
 from workbench.training.finetune import Finetuning, _loss, finetune, predict, score, symmetric_divergence
 from workbench.training.loop import Course, Diverged, Run, Stopped
 from workbench.training.metrics import average_precision
-from workbench.training.pretrain import Pretraining, new_encoder, pretrain
+from workbench.training.pretrain import Pretraining, computed_in, new_encoder, pretrain
 
 from .trained import finetuned
 from .trained_alike import assert_identical_weights
@@ -285,6 +286,19 @@ def test_consistency_loss_trains_on_two_versions(tiny_trial, tiny_splits, with_c
     row = finetuned(trial, tiny_splits).history[0]
     assert row["consistency_loss"] > 0
     assert row["loss"] == pytest.approx(row["classification_loss"] + 2 * row["consistency_loss"], rel=1e-5)
+
+
+@pytest.mark.parametrize(("generation", "expected"), [(7, "float32"), (8, "bf16")])
+def test_bf16_that_a_gpu_emulates_is_not_computed_in(
+    tiny_trial, with_changes, monkeypatch, generation, expected
+):
+    """Torch takes any tensor of it, also on a V100."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: SimpleNamespace(major=generation))
+    monkeypatch.setattr(torch.cuda, "_check_bf16_tensor_supported", lambda _: True)
+    trial = with_changes(tiny_trial, {"precision": "bf16"})
+    assert computed_in(trial, torch.device("cuda")) == expected
 
 
 @pytest.mark.slow

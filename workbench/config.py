@@ -316,7 +316,7 @@ class TrialConfig:
     pretraining: PretrainingConfig | None = PretrainingConfig()
     finetuning: FinetuningConfig = FinetuningConfig()
     seed: int = 0
-    precision: Literal["float32", "bf16"] = "float32"  # bf16: autocast, on devices that have it
+    precision: Literal["float32", "bf16"] = "float32"  # bf16: autocast, on GPUs that have it
     compile: bool = placement(False)  # forward pass and loss of an update, by torch.compile
 
     def __post_init__(self) -> None:

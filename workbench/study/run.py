@@ -170,10 +170,9 @@ def _prepare_data(study: Study, places: Places, console: Console) -> None:
         named = sorted(left_out)[:NAMED_FILES]
         more = f" and {len(left_out) - len(named)} more" if len(left_out) > len(named) else ""
         console.print(f"{len(left_out)} files are left out: {', '.join(named)}{more}", markup=False)
-    if any(trial.config.precision == "bf16" for trial in trials) and not torch.cuda.is_available():
-        console.print(
-            "precision: bf16 was asked for; without a GPU the study computes in float32", markup=False
-        )
+    asked = any(trial.config.precision == "bf16" for trial in trials)
+    if asked and not torch.cuda.is_bf16_supported(including_emulation=False):
+        say("precision: bf16 was asked for; without a GPU that has it the study computes in float32")
 
 
 @contextlib.contextmanager

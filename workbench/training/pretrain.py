@@ -174,8 +174,11 @@ def num_latents(config: TrialConfig, samples: Tensor) -> Tensor:
 
 
 def computed_in(config: TrialConfig, device: torch.device) -> str:
-    """What the network computes in: bf16 where it is asked for and the device has it, else float32."""
-    has_bf16 = device.type == "cuda" and torch.cuda.is_bf16_supported()
+    """What the network computes in: bf16 where it is asked for and the device has it, else float32.
+
+    GPUs before Ampere emulate it, and take longer for it than for float32.
+    """
+    has_bf16 = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
     return "bf16" if config.precision == "bf16" and has_bf16 else "float32"
 
 
