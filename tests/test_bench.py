@@ -10,7 +10,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from workbench.bench import __main__ as bench
-from workbench.bench import machinery, sets
+from workbench.bench import machinery, sets, step
 from workbench.bench.flops import update_flops
 from workbench.bench.plain import PlainTraining, contrastive_loss, draw_distractors
 from workbench.bench.shapes import SHAPES, sized
@@ -168,7 +168,7 @@ def test_sets_are_measured_beside_what_others_do(capsys):
 
 
 def test_what_fails_is_told_of_and_the_rest_is_kept(monkeypatch, capsys, tmp_path):
-    """A device that cannot hold one shape's reference, and can train no pack; figures are kept row by row."""
+    """A device that cannot hold one shape, and can train no pack; figures are kept row by row."""
     kept = []
 
     def packed(config, kind, device, *, num_trials, updates, rounds):
@@ -177,13 +177,13 @@ def test_what_fails_is_told_of_and_the_rest_is_kept(monkeypatch, capsys, tmp_pat
             raise RuntimeError("a kernel that takes no stacked weights")
         return Compared((0.5,), (1.0,))
 
-    def step(config, kind, device, *, updates, rounds):
+    def measured(config, kind, device, *, updates, rounds):
         if kind == "pretrain":
             raise torch.OutOfMemoryError("tried to allocate 160 GiB")
         return StepFigures(4, Compared((1.0,), (3.0,)), 0.1, 1e9, 10, 20)
 
     monkeypatch.setattr(bench, "measure_packed", packed)
-    monkeypatch.setattr(bench, "measure_step", step)
+    monkeypatch.setattr(bench, "measure_step", measured)
     monkeypatch.setattr(bench, "measure_feed", lambda *arguments: Compared((1e-3,), (2e-3,)))
     path = tmp_path / "figures.json"
     assert bench.main(["step", "packed", "feed", "--shape", "quick", "--json", str(path)]) == 1
@@ -196,6 +196,30 @@ def test_what_fails_is_told_of_and_the_rest_is_kept(monkeypatch, capsys, tmp_pat
     printed = capsys.readouterr().out
     assert all(reason in printed for reason in ("out of memory", apart))
     assert bench.main(["feed", "--shape", "quick"]) == 0
+
+
+def test_a_reference_that_fails_leaves_the_cores_figures(monkeypatch, capsys, tmp_path):
+    """At cf_L the core's update may fit a GPU that the reference's does not."""
+
+    def runs_out(*arguments):
+        raise torch.OutOfMemoryError("tried to allocate 160 GiB")
+
+    monkeypatch.setattr(bench, "matrix_flops", lambda device, kind: 1e9)
+    monkeypatch.setattr(step, "_front_end_seconds", lambda *arguments: 0.5)
+    monkeypatch.setattr(step, "core_seconds", lambda *arguments: 2.0)
+    monkeypatch.setattr(step, "plain_seconds", runs_out)
+    monkeypatch.setattr(step, "peak_bytes", lambda device, work, *arguments: work(*arguments) and 7)
+    path = tmp_path / "figures.json"
+    arguments = ["step", "--shape", "quick", "--batch", "4", "--rounds", "1", "--json", str(path)]
+    assert bench.main(arguments) == 1
+    for row in json.loads(path.read_text())["step"]:
+        assert (row["clips_per_second"], row["bytes"]) == (2.0, 7)
+        assert row["plain_error"] == "out of memory"
+        assert row["ratio"] is row["plain_clips_per_second"] is row["plain_bytes"] is None
+        assert "error" not in row
+    lines = [line for line in capsys.readouterr().out.splitlines() if "quick" in line]
+    assert all("2.0" in line and "out of memory" in line for line in lines)
+    assert len(lines) == 2
 
 
 def test_the_machinerys_figures_are_kept(monkeypatch, tmp_path):
@@ -214,3 +238,6 @@ def test_ratios_are_of_rounds():
     found = in_turn(lambda: calls.append("a") or 1.0, lambda: calls.append("b") or 3.0, rounds=3)
     assert found == Compared((1.0,) * 3, (3.0,) * 3)
     assert "".join(calls) in ("baabbaab", "abbaabba")  # each begins half of the rounds
+    fails = in_turn(lambda: 1.0, lambda: 1 / 0, rounds=3)
+    assert (fails.ours, fails.plain, fails.ratio) == ((1.0,) * 3, (), None)
+    assert fails.plain_error == "ZeroDivisionError: division by zero"

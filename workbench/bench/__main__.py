@@ -4,7 +4,7 @@ Parts: `step` (updates of both stages, the front end's share, memory), `packed` 
 beside one at a time; at quick's shape), `feed` (clips from disk) and `machinery` (what a study adds to a
 trial; needs ray, optuna and mlflow, the others torch alone). Each figure stands beside a plain reference
 from the same run, in turn with it; ratios are medians of the rounds. What fails, as for want of memory, is
-told of, and the rest is measured.
+told of, and the rest is measured: also a core whose reference does not fit.
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import functools
-import gc
 import itertools
 import json
 import os
@@ -29,7 +28,7 @@ from workbench.bench.feed import measure_feed
 from workbench.bench.packed import measure_packed
 from workbench.bench.shapes import CPU_BATCH, SHAPES, sized
 from workbench.bench.step import measure_step
-from workbench.bench.timing import Compared
+from workbench.bench.timing import Compared, failure
 from workbench.config import TrialConfig
 from workbench.hardware import device_name
 from workbench.settings import TrainingKind
@@ -88,20 +87,16 @@ def main(arguments: list[str] | None = None) -> int:
             rows.append(row)
             if options.json:  # at once: what is measured stays, whatever becomes of the rest
                 options.json.write_text(json.dumps(figures, indent=2) + "\n")
-    return int(any("error" in row for part in parts for row in figures[part]))
+    return int(any(row.get("error") or row.get("plain_error") for part in parts for row in figures[part]))
 
 
 def _measured(name: str, about: Row, measure: Callable[[], Row]) -> Row:
     """`about` with what `measure` finds, or with its error, which is printed."""
-    try:
-        return about | measure()
-    except Exception as error:
-        lacking = isinstance(error, torch.OutOfMemoryError | MemoryError)
-        first_line = next(iter(str(error).strip().splitlines()), "")
-        reason = "out of memory" if lacking else f"{type(error).__name__}: {first_line}"
+    found: Row = {}
+    reason = failure(lambda: found.update(measure()))
+    if reason is None:
+        return about | found
     print(f"{name:27s} {reason}", flush=True)
-    gc.collect()  # only now: the error held what was being measured
-    torch.cuda.empty_cache()
     return about | {"error": reason}
 
 
@@ -165,8 +160,9 @@ def _step(
     found = measure_step(config, kind, device, updates=updates, rounds=rounds)
     return {
         "clips_per_second": found.clips_per_second,
-        "plain_clips_per_second": found.batch_size / found.seconds.plain_seconds,
+        "plain_clips_per_second": _rate(found.batch_size, found.seconds.plain_seconds),
         **_ratio(found.seconds),
+        "plain_error": found.plain_error,
         "front_end_share": found.front_end_seconds / found.seconds.seconds,
         "flops_per_second": found.flops_per_second,
         "share_of_peak": found.flops_per_second / ceiling,
@@ -179,13 +175,25 @@ def _ratio(found: Compared) -> dict[str, Any]:
     return {"ratio": found.ratio, "ratios": list(found.ratios), **dataclasses.asdict(found)}
 
 
+def _rate(count: int, seconds: float | None) -> float | None:
+    return count / seconds if seconds else None
+
+
 def _step_line(name: str, row: Row) -> str:
+    plain_bytes = f"{row['plain_bytes'] / 1e9:5.2f} GB" if row["plain_bytes"] else "       -"
     return (
         f"{name:27s} {row['clips']:5d} {row['clips_per_second']:8.1f} "
-        f"{row['plain_clips_per_second']:8.1f} {row['ratio']:6.2f} {_range(row['ratios']):>13s} "
+        f"{_beside(row, row['plain_clips_per_second'], '8.1f')} "
         f"{row['front_end_share']:9.1%} {row['flops_per_second'] / 1e9:8.1f} {row['share_of_peak']:7.1%} "
-        f"{row['bytes'] / 1e9:5.2f} GB {row['plain_bytes'] / 1e9:5.2f} GB"
+        f"{row['bytes'] / 1e9:5.2f} GB {plain_bytes}"
     )
+
+
+def _beside(row: Row, plain: float | None, form: str) -> str:
+    """The plain way's rate, the ratio and its range; where it failed, why."""
+    if plain is None:
+        return f"{'-':>8s} {row['plain_error']:>20s}"
+    return f"{plain:{form}} {row['ratio']:6.2f} {_range(row['ratios']):>13s}"
 
 
 def _range(values: list[float]) -> str:
@@ -202,8 +210,8 @@ def _packed(device: torch.device, batch: int | None, rounds: int) -> Iterator[Ro
         row = _measured(f"{kind:20s} {num_trials:6d}", {"stage": kind, "trials": num_trials}, measure)
         if "error" not in row:
             print(
-                f"{kind:20s} {num_trials:6d} {1 / median(row['ours']):9.1f} {1 / median(row['plain']):8.1f} "
-                f"{row['ratio']:6.2f} {_range(row['ratios']):>13s}",
+                f"{kind:20s} {num_trials:6d} {1 / median(row['ours']):9.1f} "
+                f"{_beside(row, 1 / median(row['plain']) if row['plain'] else None, '8.1f')}",
                 flush=True,
             )
         yield row
@@ -233,8 +241,7 @@ def _feeds(shapes: list[str], rounds: int, steps: list[Row]) -> Iterator[Row]:
             times = f"{row['times_the_step']:.1f}" if row["times_the_step"] else "-"
             print(
                 f"{shape:20s} {batch:5d} {row['clips_per_second']:8.0f} "
-                f"{row['plain_clips_per_second']:8.0f} {row['ratio']:6.2f} {_range(row['ratios']):>13s}  "
-                f"{times}",
+                f"{_beside(row, row['plain_clips_per_second'], '8.0f')}  {times}",
                 flush=True,
             )
         yield row
@@ -245,7 +252,7 @@ def _feed(clip_seconds: float, batch: int, rounds: int, step: float | None) -> R
     found = measure_feed(clip_seconds, batch, rounds)
     return {
         "clips_per_second": 1 / found.seconds,
-        "plain_clips_per_second": 1 / found.plain_seconds,
+        "plain_clips_per_second": _rate(1, found.plain_seconds),
         **_ratio(found),
         "times_the_step": 1 / found.seconds / step if step else None,
     }

@@ -13,7 +13,7 @@ import torch
 from workbench.audio.augment import gain_and_shift, jitter, mixup, time_mask
 from workbench.bench.flops import update_flops
 from workbench.bench.plain import PlainTraining
-from workbench.bench.timing import Compared, in_turn, peak_bytes
+from workbench.bench.timing import Compared, failure, in_turn, peak_bytes
 from workbench.config import TrialConfig
 from workbench.data.noise import noise_clips, noise_splits
 from workbench.settings import TrainingKind
@@ -25,14 +25,18 @@ NUM_CLASSES = 12  # the embedded corpus's
 
 @dataclass(frozen=True)
 class StepFigures:
-    """One stage at one shape; seconds are of an update of `batch_size` clips."""
+    """One stage at one shape; seconds are of an update of `batch_size` clips.
+
+    Where the plain reference fails, `plain_error` says why, and what is its own is missing.
+    """
 
     batch_size: int
     seconds: Compared
     front_end_seconds: float  # and augmentation, of the core
     flops: float  # of an update
     bytes: int
-    plain_bytes: int
+    plain_bytes: int | None
+    plain_error: str | None = None
 
     @property
     def clips_per_second(self) -> float:
@@ -53,13 +57,20 @@ def measure_step(
         lambda: plain_seconds(config, kind, device, updates),
         rounds,
     )
+    plain_bytes: list[int] = []
+
+    def weigh_plain() -> None:
+        plain_bytes.append(peak_bytes(device, plain_seconds, config, kind, device, 1))
+
+    plain_error = seconds.plain_error or failure(weigh_plain)
     return StepFigures(
         batch_size=batch,
         seconds=seconds,
         front_end_seconds=_front_end_seconds(config, kind, device, max(3, updates)),
         flops=update_flops(config, kind, NUM_CLASSES),
         bytes=peak_bytes(device, core_seconds, config, kind, device, 1),
-        plain_bytes=peak_bytes(device, plain_seconds, config, kind, device, 1),
+        plain_bytes=next(iter(plain_bytes), None),
+        plain_error=plain_error,
     )
 
 
