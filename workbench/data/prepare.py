@@ -12,9 +12,10 @@ import json
 import os
 import stat
 import uuid
+from array import array
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
@@ -108,9 +109,9 @@ def listed(faults: Sequence[str], path: Path | None = None) -> str:
 
 def in_order(listing: Listing) -> list[Row]:
     """Split by split, in each by file: the order of a prepared set."""
-    splits = {row.split: None for row in listing.rows}
-    rank = {split: number for number, split in enumerate(sorted(splits))}
-    return sorted(listing.rows, key=lambda row: (rank[row.split], row.file))
+    rows = sorted(listing.rows, key=lambda row: row.file)
+    rows.sort(key=lambda row: row.split)  # keeps them by file, without a pair of both for each of millions
+    return rows
 
 
 def _require_decoder(rows: Sequence[Row], copy: Path) -> None:
@@ -296,6 +297,40 @@ def _append(path: Path, row: Row, out: IO[bytes]) -> _Decoded:
 # --- all of it ----------------------------------------------------------------------------------------------
 
 
+@dataclass(frozen=True)
+class _Found:
+    """What the parts say; of each row that is kept its place and its digest, as 28 bytes of plain numbers."""
+
+    faults: list[str]
+    remarks: list[str]
+    checksums: dict[str, str] = field(default_factory=dict)  # of the shards
+    kept: list[Row] = field(default_factory=list)
+    shard: array[int] = field(default_factory=lambda: array("I"))
+    start: array[int] = field(default_factory=lambda: array("q"))
+    length: array[int] = field(default_factory=lambda: array("q"))
+    digest: array[int] = field(default_factory=lambda: array("Q"))
+
+    def read(self, jobs: Sequence[_Job]) -> Iterator[str]:
+        """The hash of each file's bytes, while all else is taken down."""
+        for job in jobs:
+            part = _read_part(job.folder, job.number)
+            assert part is not None
+            self.checksums[shard_path(job.folder, job.number).name] = part["sha256"]
+            start = 0
+            for row, decoded in zip(job.rows, itertools.starmap(_Decoded, part["clips"]), strict=True):
+                self.remarks.extend(f"{row.file}: {remark}" for remark in decoded.remarks)
+                if decoded.fault:
+                    self.faults.append(f"{row.file}: {decoded.fault}")
+                else:
+                    self.kept.append(row)
+                    self.shard.append(job.number)
+                    self.start.append(start)
+                    self.length.append(decoded.length)
+                    self.digest.append(decoded.digest)
+                    start += decoded.length
+                yield decoded.content
+
+
 def _finish(
     layout: str,
     listing: Listing,
@@ -307,55 +342,38 @@ def _finish(
 ) -> Header:
     copy, folder = jobs[0].copy, jobs[0].folder
     splits = sorted({row.split for row in rows})
-    kept: list[Row] = []
-    places: list[tuple[int, int, int]] = []  # shard, first sample, samples
-    digests: list[int] = []
-    hashes: list[str] = []
-    faults, remarks = list(table_faults), list(listing.remarks)
-    checksums = {}
-    for job in jobs:
-        part = _read_part(folder, job.number)
-        assert part is not None
-        checksums[shard_path(folder, job.number).name] = part["sha256"]
-        start = 0
-        for row, decoded in zip(job.rows, itertools.starmap(_Decoded, part["clips"]), strict=True):
-            hashes.append(decoded.content)
-            remarks += [f"{row.file}: {remark}" for remark in decoded.remarks]
-            if decoded.fault:
-                faults.append(f"{row.file}: {decoded.fault}")
-            else:
-                kept.append(row)
-                places.append((job.number, start, decoded.length))
-                digests.append(decoded.digest)
-                start += decoded.length
+    found = _Found(faults=list(table_faults), remarks=list(listing.remarks))
+    fingerprint = fingerprint_of(layout, listing, rows, found.read(jobs))
+    kept, faults = found.kept, found.faults
     if not kept:
         raise DataError(
             f"{copy}: not one of its recordings is left: {len(rows):,} files cannot be used\n{listed(faults)}"
         )
     if strict and faults:
         raise DataError(f"{copy}: has {len(faults):,} faults\n{listed(faults)}")
-    fingerprint = fingerprint_of(layout, listing, rows, hashes)
     if expected not in (None, fingerprint):
         raise DataError(
             f"{copy}: files were changed, or could not be read, while they were decoded; the same command "
             "decodes those again"
         )
-    place = np.array(places, np.int64)
+    length = np.array(found.length, np.int64)
     labels = Labels.of_lists([row.classes for row in kept], len(listing.classes))
     index: dict[str, np.ndarray] = {
-        "shard": place[:, 0].astype(np.uint32),
-        "start": place[:, 1],
-        "length": place[:, 2],
-        "split": np.array([splits.index(row.split) for row in kept], np.uint8),
+        "shard": np.array(found.shard, np.uint32),
+        "start": np.array(found.start, np.int64),
+        "length": length,
+        "split": np.fromiter((splits.index(row.split) for row in kept), np.uint8, len(kept)),
         "recording": np.array([row.recording for row in kept]),
-        "digest": np.array(digests, np.uint64),
+        "digest": np.array(found.digest, np.uint64),
         "offsets": labels.offsets,
         "classes": labels.classes,
     }
     write_columns(folder, index)
-    lines = {FILES: [row.file for row in kept], FAULTS: faults, REMARKS: remarks}
+    checksums = dict(found.checksums)
+    lines = {FILES: [row.file for row in kept], FAULTS: faults, REMARKS: found.remarks}
     for name, content in lines.items():
-        (folder / name).write_text("".join(f"{line}\n" for line in content), encoding="utf-8")
+        with (folder / name).open("w", encoding="utf-8") as file:
+            file.writelines(f"{line}\n" for line in content)
     for name in (*(f"{column}.npy" for column in COLUMNS), *lines):
         checksums[name] = sha256(folder / name)
     header = Header(
@@ -364,7 +382,7 @@ def _finish(
         classes=listing.classes,
         single_label=listing.single_label,
         splits={split: sum(row.split == split for row in kept) for split in splits},
-        samples=int(place[:, 2].sum()),
+        samples=int(length.sum()),
         fingerprint=fingerprint,
         shards=len(jobs),
         sha256=checksums,
