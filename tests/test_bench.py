@@ -162,7 +162,9 @@ def test_sets_are_measured_beside_what_others_do(capsys):
     sets.main(["--files", "3", "--clips", "1000", "--rounds", "1"])
     said = capsys.readouterr().out.splitlines()
     for line, words in zip(
-        said, ("soxr", "torchaudio", "prepare 3", "memory", "1,000 clips", "batches"), strict=True
+        said,
+        ("soxr", "torchaudio", "prepare 3", "memory", "1,000 clips", "batches", "splits of a trial"),
+        strict=True,
     ):
         assert words in line
 

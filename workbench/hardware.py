@@ -46,7 +46,15 @@ def forget_peak() -> int:
 
 def resident_bytes(*, peak: bool = False) -> int:
     """Memory of this process; its peak is not getrusage's, which begins with the parent's."""
-    name = "VmHWM" if peak else "VmRSS"
+    return _bytes_of("VmHWM" if peak else "VmRSS")
+
+
+def private_bytes() -> int:
+    """Memory of this process, without the files that it has mapped: other processes share those."""
+    return _bytes_of("RssAnon")
+
+
+def _bytes_of(name: str) -> int:
     for line in Path("/proc/self/status").read_text().splitlines():
         if line.startswith(f"{name}:"):
             return int(line.split()[1]) * 1024

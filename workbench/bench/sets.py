@@ -1,7 +1,8 @@
 """What sets of AudioSet's size cost: `python -m workbench.bench.sets`.
 
 Resampling beside torchaudio's; preparation beside one process that does the same file by file; an index
-of two million clips beside the same table in pandas; its class-balanced batches beside torch's sampler.
+of two million clips beside the same table in pandas; its class-balanced batches beside torch's sampler; the
+splits of a trial on it, when its seed is new and when it is not.
 """
 
 from __future__ import annotations
@@ -27,16 +28,29 @@ import torch
 import torchaudio
 
 from workbench.audio.decode import Resampler, decode
+from workbench.data import load_splits
+from workbench.data.audioset import BALANCED, EVAL, UNBALANCED
 from workbench.data.labels import Labels
 from workbench.data.listing import Listing, Row
 from workbench.data.prepare import prepare
-from workbench.data.prepared import COLUMNS, FORMAT, Header, open_prepared, shard_path, write_columns
-from workbench.hardware import resident_bytes
+from workbench.data.prepared import (
+    COLUMNS,
+    FAULTS,
+    FORMAT,
+    Header,
+    open_prepared,
+    sha256,
+    shard_path,
+    write_columns,
+)
+from workbench.data_config import AudioSetData
+from workbench.hardware import private_bytes, resident_bytes
 from workbench.training.batches import BalancedClasses
 
 CLIP_SECONDS, RATE = 10.0, 44_100
 NUM_CLASSES, CLASSES_A_CLIP = 527, 2  # as AudioSet's
 BATCH, NUM_BATCHES = 64, 2_000
+FINGERPRINT = "0" * 64  # of an index that was made of no recordings
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -154,11 +168,12 @@ def _peak() -> Iterator[list[int]]:
 
 def _index(folder: Path, clips: int, rounds: int) -> None:
     _write_index(folder / "index", folder / "table.csv", clips)
-    figures: dict[str, list[tuple[float, int, float]]] = {"ours": [], "plain": []}
-    for _ in range(rounds):
-        for name, work in (("ours", _open), ("plain", _read_table)):
+    works = {"ours": _open, "plain": _read_table, "first": _load, "again": _load}
+    figures: dict[str, list[tuple[float, ...]]] = {name: [] for name in works}
+    for seed in range(rounds):
+        for name, work in works.items():
             with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
-                figures[name].append(pool.submit(work, folder).result())
+                figures[name].append(pool.submit(work, folder, seed).result())
     median = {
         name: [statistics.median(column) for column in zip(*rows, strict=True)]
         for name, rows in figures.items()
@@ -172,10 +187,16 @@ def _index(folder: Path, clips: int, rounds: int) -> None:
         f"class-balanced batches of {BATCH}: {batches:,.0f} a second; torch's weighted sampler "
         f"{table_batches:,.0f} (ratio {batches / table_batches:.1f})"
     )
+    (first, first_own, first_grown), (again, again_own, again_grown) = median["first"], median["again"]
+    print(
+        f"splits of a trial on {clips:,} clips: in {again:.2f} s ({again_own:.2f} s of processor time), "
+        f"{again_grown / 1e6:.0f} MB of a process's own; of a seed that is new in {first:.1f} s "
+        f"({first_own:.1f} s), {first_grown / 1e6:.0f} MB"
+    )
 
 
 def _write_index(folder: Path, table: Path, clips: int) -> None:
-    """What `prepare` would write of so many clips, without their audio; and as a table."""
+    """What `prepare` would write of so many clips of AudioSet, without their audio; and as a table."""
     folder.mkdir()
     generator = np.random.default_rng(0)
     popularity = 1 / np.arange(1, NUM_CLASSES + 1)
@@ -185,51 +206,63 @@ def _write_index(folder: Path, table: Path, clips: int) -> None:
     names = np.char.add("Y", np.arange(clips).astype("U10"))
     samples, shards = round(CLIP_SECONDS * 16_000), -(-clips // 256)
     place = np.arange(clips)
+    ends = [clips // 100, clips // 50, clips]  # of the splits, about as large as AudioSet's
     columns: dict[str, np.ndarray] = {
         "shard": (place // 256).astype(np.uint32),
         "start": place % 256 * samples,
         "length": np.full(clips, samples),
-        "split": np.zeros(clips, np.uint8),
+        "split": np.searchsorted(ends, place, side="right").astype(np.uint8),
         "recording": names,
         "digest": place.astype(np.uint64),
         "offsets": CLASSES_A_CLIP * np.arange(clips + 1),
         "classes": classes.reshape(-1).astype(np.uint16),
     }
     write_columns(folder, columns)
+    (folder / FAULTS).touch()
     Header(
         format=FORMAT,
-        layout="noise",
+        layout="audioset",
         classes=tuple(f"class {number}" for number in range(NUM_CLASSES)),
         single_label=False,
-        splits={"train": clips},
+        splits=dict(zip((BALANCED, EVAL, UNBALANCED), np.diff(ends, prepend=0).tolist(), strict=True)),
         samples=clips * samples,
-        fingerprint="",
+        fingerprint=FINGERPRINT,
         shards=shards,
         sha256={shard_path(folder, number).name: "0" * 64 for number in range(shards)}
-        | {f"{name}.npy": "0" * 64 for name in COLUMNS},
+        | {f"{name}.npy": sha256(folder / f"{name}.npy") for name in COLUMNS},
     ).write(folder)
     pd.DataFrame({"file": names, "first": classes[:, 0], "second": classes[:, 1]}).to_csv(table, index=False)
 
 
-def _open(folder: Path) -> tuple[float, int, float]:
+def _open(folder: Path, seed: int) -> tuple[float, int, float]:
     """In a process of its own: seconds, bytes, batches a second."""
     before, began = resident_bytes(), time.perf_counter()
-    prepared = open_prepared(folder / "index")
-    train = prepared.take(np.flatnonzero(prepared.split == 0))
+    clips = open_prepared(folder / "index").clips
     seconds = time.perf_counter() - began
-    order = BalancedClasses(train.labels, BATCH, 0, "bench")
+    order = BalancedClasses(clips.labels, BATCH, seed, "bench")
     rate = NUM_BATCHES / _seconds(lambda: [order.batch(step) for step in range(NUM_BATCHES)])
     return seconds, resident_bytes() - before, rate
 
 
-def _read_table(folder: Path) -> tuple[float, int, float]:
+def _load(folder: Path, seed: int) -> tuple[float, float, int]:
+    """What a trial does, in a process of its own: seconds, the processor's, and bytes that are not shared."""
+    config = AudioSetData(root=str(folder / "index"), subset="full")
+    before, began, began_own = private_bytes(), time.perf_counter(), time.process_time()
+    splits = load_splits(config, folder / "root", seed, fingerprint=FINGERPRINT)
+    seconds, own = time.perf_counter() - began, time.process_time() - began_own
+    assert len(splits.classes) == NUM_CLASSES
+    return seconds, own, private_bytes() - before
+
+
+def _read_table(folder: Path, seed: int) -> tuple[float, int, float]:
     before, began = resident_bytes(), time.perf_counter()
     table = pd.read_csv(folder / "table.csv")
     seconds = time.perf_counter() - began
     labels = Labels.of_lists(table[["first", "second"]].to_numpy().tolist(), NUM_CLASSES)
     share = 1 / np.maximum(1, np.bincount(labels.pairs()[1], minlength=NUM_CLASSES))
     weights = (share[table["first"]] + share[table["second"]]).tolist()
-    sampler = torch.utils.data.WeightedRandomSampler(weights, BATCH * 200)
+    generator = torch.Generator().manual_seed(seed)
+    sampler = torch.utils.data.WeightedRandomSampler(weights, BATCH * 200, generator=generator)
     batches = torch.utils.data.BatchSampler(sampler, BATCH, drop_last=True)
     rate = 200 / _seconds(lambda: list(batches))
     return seconds, resident_bytes() - before, rate
