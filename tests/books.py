@@ -51,6 +51,11 @@ def assert_each_ended_once(root, count):
     assert not list((root / "store").glob("*/*/*.tmp")), "no file is left half written"
 
 
+def assert_each_stage_built_once(root):
+    store = Places.read(root).store()
+    assert store.builds() == {entry.key: 1 for entry in store.entries()}
+
+
 def wait_for(condition, seconds=60):
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:

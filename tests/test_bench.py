@@ -3,14 +3,16 @@
 import contextlib
 import dataclasses
 import json
+import shutil
 
 import numpy as np
 import pytest
 import torch
+from rich.console import Console
 from torch.utils.flop_counter import FlopCounterMode
 
 from workbench.bench import __main__ as bench
-from workbench.bench import machinery, sets, step
+from workbench.bench import machinery, sets, sharing, step
 from workbench.bench.flops import update_flops
 from workbench.bench.plain import PlainTraining, contrastive_loss, draw_distractors
 from workbench.bench.shapes import SHAPES, sized
@@ -19,6 +21,7 @@ from workbench.bench.timing import Compared, in_turn
 from workbench.config import TrialConfig
 from workbench.data.noise import noise_clips, noise_splits
 from workbench.settings import from_dict
+from workbench.store import Store
 from workbench.study.study_file import read_preset
 from workbench.training.finetune import finetune, new_clip_model
 from workbench.training.loop import Run, Stopped
@@ -243,3 +246,49 @@ def test_ratios_are_of_rounds():
     fails = in_turn(lambda: 1.0, lambda: 1 / 0, rounds=3)
     assert (fails.ours, fails.plain, fails.ratio) == ((1.0,) * 3, (), None)
     assert fails.plain_error == "ZeroDivisionError: division by zero"
+
+
+# --- sharing ------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def reported(planned, tmp_path, capsys):
+    """`reported(again=..., resumed=...)`: status and lines, of stages that each took one unit of work."""
+
+    def build(folder):
+        return {"metrics": {"loss": 1.0}, "work": 1.0}
+
+    def resume(folder):
+        return {"metrics": {"loss": 1.0}}
+
+    def reported(*, again=(), resumed=()):
+        shared = Store(tmp_path / "shared")
+        stores = [Store(tmp_path / str(number)) for number in range(len(planned))]
+        for item, store in zip(planned, stores, strict=True):
+            for stage in item.stages.all():
+                store.obtain(stage, build)
+                shared.obtain(stage, resume if stage in resumed else build)
+        for stage in again:
+            shutil.rmtree(shared.path(stage))
+            shared.obtain(stage, build)
+        walls = {sharing.SHARED: 1.0, sharing.OPAQUE: 1.0}
+        status = sharing._report(planned, shared, stores, 1.0, walls, "work", Console(soft_wrap=True))
+        return status, capsys.readouterr().out
+
+    return reported
+
+
+def test_a_stage_that_was_computed_twice_is_counted_though_it_has_one_folder(reported, planned):
+    status, printed = reported()
+    assert status == 0
+    assert "stages computed twice: 0" in printed
+    assert "left out" not in printed
+    status, printed = reported(again=[planned[0].stages.evaluate])
+    assert status == 1
+    assert "stages computed twice: 1" in printed
+
+
+def test_the_seconds_of_a_stage_that_was_resumed_are_left_out_and_it_is_said(reported, planned):
+    status, printed = reported(resumed=[planned[0].stages.evaluate])
+    assert status == 0
+    assert "left out of compute: 1, cut off and resumed" in printed

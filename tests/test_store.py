@@ -144,6 +144,24 @@ def test_what_is_whole_is_not_built_again_though_a_kill_came_before_it_was_publi
     assert again(store).is_sound(STAGE)
 
 
+def test_each_build_is_noted_as_it_begins(tmp_path):
+    store = Store(tmp_path)
+    for _ in range(2):
+        store.obtain(STAGE, write("a"))
+    assert store.builds() == {STAGE.key: 1}
+    shutil.rmtree(store.path(STAGE))
+    with pytest.raises(FloatingPointError):
+        store.obtain(STAGE, _stop_half_way)
+    assert store.builds() == {STAGE.key: 2}
+    store.obtain(STAGE, resume)
+    assert again(store).builds() == {STAGE.key: 2}, "what is resumed is not computed twice"
+
+
+def _stop_half_way(folder):
+    half_way(folder)
+    raise FloatingPointError
+
+
 def test_what_is_asked_for_was_last_of_use_now(tmp_path):
     store = Store(tmp_path)
     folder = store.obtain(STAGE, write("a"))

@@ -19,6 +19,7 @@ from workbench.study.results import trial_table
 
 from .books import (
     assert_each_ended_once,
+    assert_each_stage_built_once,
     is_loopback,
     listening,
     mlflow_runs,
@@ -53,6 +54,7 @@ def test_each_pretraining_is_run_once(finished):
     root, _ = finished
     assert len(list((root / "store" / "pretrain").iterdir())) == 4  # 2 levels x 2 seeds, not x 2 regimes
     assert len(list((root / "store" / "finetune").iterdir())) == 8
+    assert_each_stage_built_once(root)
 
 
 def test_the_same_command_again_repeats_nothing(finished, run):
@@ -356,5 +358,6 @@ def test_two_studies_at_once_share_what_they_pretrain(root, command, project, tm
         assert b"0 of 2 trials failed" in printed
     assert len(list((root / "store" / "pretrain").iterdir())) == 2
     assert len(list((root / "store" / "finetune").iterdir())) == 4
+    assert_each_stage_built_once(root)
     for name in ("full", "balanced"):
         assert [run.info.status for run in mlflow_runs(root, name)[1]] == ["FINISHED"] * 2

@@ -19,6 +19,7 @@ from collections import defaultdict
 from concurrent.futures import as_completed
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from rich.console import Console
@@ -147,31 +148,40 @@ def _report(
     measure: str,
     console: Console,
 ) -> int:
-    took: dict[str, list[float]] = defaultdict(list)  # stage key -> seconds, each time it was computed
+    computed: dict[str, list[dict[str, Any]]] = defaultdict(list)  # stage key -> facts, each time
     differing = 0
     for item, store in zip(planned, stores, strict=True):
         for stage in item.stages.all():
-            took[stage.key].append(store.facts(stage)[measure])
+            computed[stage.key].append(store.facts(stage))
         differing += read_result(item.stages, store).metrics != read_result(item.stages, shared).metrics
-    entries = [entry for entry in shared.entries() if entry.finished]
-    once = sum(entry.facts[measure] for entry in entries if entry.facts)
+    entries = [entry for entry in shared.entries() if entry.finished and entry.key in computed]
+    timed = _timed(entries, computed, measure)
+    took = {entry.key: [facts[measure] for facts in computed[entry.key]] for entry in timed}
+    once = sum(entry.facts[measure] for entry in timed if entry.facts)
     opaque = sum(map(sum, took.values()))
     repeated = sum(statistics.fmean(times) * (len(times) - 1) for times in took.values())
-    saved, twice = opaque - once, len(entries) - len(took)
-    computed = sum(map(len, took.values()))
+    saved = opaque - once
+    twice = sum(count - 1 for store in (shared, *stores) for count in store.builds().values())
     console.print(f"{'':24s}{'stages':>8s}{'compute':>12s}{'wall':>10s}")
     console.print(f"{SHARED:24s}{len(entries):8d}{once:10.0f} s{walls[SHARED]:8.0f} s")
-    console.print(f"{OPAQUE:24s}{computed:8d}{opaque:10.0f} s{walls[OPAQUE]:8.0f} s")
+    console.print(f"{OPAQUE:24s}{sum(map(len, computed.values())):8d}{opaque:10.0f} s{walls[OPAQUE]:8.0f} s")
     console.print(f"ratio of compute {opaque / once:.2f}, of wall time {walls[OPAQUE] / walls[SHARED]:.2f}")
     console.print(f"saved: {saved:.0f} s of computing, {saved / opaque:.0%} of the whole")
+    if untimed := len(entries) - len(timed):
+        console.print(f"left out of compute: {untimed}, cut off and resumed")
     for what, seconds in (("by opaque trials", repeated), ("in the plan", expected)):
         of_it = f"; saved of it {saved / seconds:.0%}" if seconds else ": its trials share no stage"
         console.print(f"repeated {what}: {seconds:.0f} s{of_it}")
-    console.print(f"the same stages, in the study beside by themselves: {_beside(entries, took, measure)}")
+    console.print(f"the same stages, in the study beside by themselves: {_beside(timed, took, measure)}")
     console.print(
         f"trials whose metrics differ: {differing} of {len(planned)}; stages computed twice: {twice}"
     )
     return 1 if differing or twice else 0
+
+
+def _timed(entries: list[Entry], computed: dict[str, list[dict[str, Any]]], measure: str) -> list[Entry]:
+    """Those whose seconds are known each time: of one that was resumed, another process spent a part."""
+    return [e for e in entries if all(measure in facts for facts in (e.facts or {}, *computed[e.key]))]
 
 
 def _beside(entries: list[Entry], took: dict[str, list[float]], measure: str) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import datetime
 import fcntl
 import hashlib
 import json
@@ -10,6 +11,7 @@ import os
 import shutil
 import stat
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -18,6 +20,7 @@ from typing import Any
 from workbench.files import write_json
 from workbench.settings import STAGES, ConfigError, digest
 from workbench.store.stage import (
+    CHECKPOINT,
     FACTS,
     DamagedFacts,
     Stage,
@@ -28,6 +31,7 @@ from workbench.store.stage import (
     write_facts,
 )
 
+BUILDS = "builds.jsonl"  # in a store's folder: a line for each build that has begun
 LOCK_SECONDS = 0.5  # tried for; somebody may be looking whether the lock is free
 
 Build = Callable[[Path], dict[str, Any]]  # writes a stage's files into a folder, returns facts of it
@@ -174,12 +178,25 @@ class Store:
         if damage_of(work) is None:  # whole: a kill came before it was published
             return work
         work.mkdir(parents=True, exist_ok=True)
+        self._note_begin(stage, work)
         try:
             self._build(stage, build, work)
         except hopeless:
             self._discard_work(stage)  # here, where nobody else can have begun anew
             raise
         return work
+
+    def _note_begin(self, stage: Stage, work: Path) -> None:
+        """A line of its own: that no stage was computed twice cannot be seen by folders, one for each key."""
+        begin = {
+            "kind": stage.kind,
+            "key": stage.key,
+            "began": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+            "pid": os.getpid(),
+            "resumed": (work / CHECKPOINT).exists(),
+        }
+        with (self.root / BUILDS).open("ab", buffering=0) as file:  # appended by one write each
+            file.write(json.dumps(begin).encode() + b"\n")
 
     def _discard_work(self, stage: Stage) -> None:
         shutil.rmtree(self.work(stage), ignore_errors=True)
@@ -265,6 +282,16 @@ class Store:
                 folder.rename(doomed)
                 shutil.rmtree(doomed)
         return True
+
+    def builds(self) -> dict[str, int]:
+        """Stage key -> how many builds of it have begun from nothing, and not from a checkpoint.
+
+        Empty of a store at a URL, where nothing is noted.
+        """
+        path = self.root / BUILDS
+        lines = path.read_text().splitlines() if path.exists() else []
+        begins = [json.loads(line) for line in lines]
+        return dict(Counter(begin["key"] for begin in begins if not begin["resumed"]))
 
     # --- who needs them -----------------------------------------------------------------------------------
 

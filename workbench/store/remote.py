@@ -137,6 +137,9 @@ class RemoteStore(Store):
     def is_busy(self, stage: Stage) -> bool:
         return self._is_leased(f"{stage.kind}-{stage.key[:24]}")
 
+    def _note_begin(self, stage: Stage, work: Path) -> None:
+        """Nothing: files at a URL cannot be appended to."""
+
     def _build(self, stage: Stage, build: Build, work: Path) -> None:
         self._pull_checkpoint(stage)
         upload = self._uploads(stage)
