@@ -14,6 +14,7 @@ import soundfile
 
 from workbench.data import LAYOUTS, load_splits, prepare
 from workbench.data.__main__ import main
+from workbench.data.listing import strictly
 from workbench.data.prepare_command import by_reason
 from workbench.data.prepared import is_prepared, open_prepared
 from workbench.data_config import Esc50Data
@@ -183,6 +184,21 @@ def test_what_cannot_be_done_is_said(arguments, message, tmp_path, capsys, monke
     (tmp_path / "full" / "thesis.txt").write_text("mine")
     assert _run(*arguments) == 2
     assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["notes.json", "draft.tmp", "part-1.json", "part-song.json", "audio-takes", "x.int16", "audio-1.int16"],
+)
+def test_a_folder_with_a_file_of_the_users_is_not_written_to(pristine, tmp_path, capsys, name):
+    mine = tmp_path / "mine" / name
+    mine.parent.mkdir()
+    mine.write_text("mine")
+    assert _run("prepare", "esc50", "--root", pristine[0], "--to", mine.parent, "--workers", 1) == 2
+    assert "holds other things" in capsys.readouterr().err
+    listing = LAYOUTS["esc50"].read(pristine[0], strictly)
+    prepare.prepare("esc50", listing, pristine[0], mine.parent, workers=1)
+    assert mine.read_text() == "mine"
 
 
 def test_classes_are_printed_as_they_are_written(tmp_path, capsys):

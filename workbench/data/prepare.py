@@ -43,6 +43,7 @@ from workbench.data.prepared import (
     FORMAT,
     REMARKS,
     Header,
+    is_of_a_set,
     is_prepared,
     sha256,
     shard_path,
@@ -82,7 +83,8 @@ def prepare(
         if is_prepared(folder):
             return Header.read(folder)
         for left in folder.glob("*.tmp"):  # of a kill, or a full disk
-            left.unlink()
+            if is_of_a_set(left):
+                left.unlink()
         rows = in_order(listing)
         _require_decoder(rows, copy)
         jobs = _cut(rows, copy, folder)
@@ -93,7 +95,7 @@ def prepare(
             progress(done, len(rows))
         header = _finish(layout, listing, rows, jobs, table_faults, strict, expected)
         shards = set(folder.glob("audio-*")) - {folder / name for name in header.sha256}
-        for left in {*folder.glob("part-*.json"), *shards}:
+        for left in filter(is_of_a_set, {*folder.glob("part-*.json"), *shards}):
             left.unlink()
     return header
 

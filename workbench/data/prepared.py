@@ -18,6 +18,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
+import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -34,6 +35,10 @@ FORMAT = 1
 HEADER, FILES, FAULTS, REMARKS = "set.json", "files.txt", "faults.txt", "remarks.txt"
 CLIP_COLUMNS = ("shard", "start", "length", "split", "recording", "digest")
 COLUMNS = (*CLIP_COLUMNS, "offsets", "classes")
+# Shards, parts, and what of them or of the header is still written aside.
+_IN_THE_MAKING = re.compile(
+    r"audio-\d{6,}\.int16(\.[0-9a-f]+\.tmp)?|part-\d{6,}\.([0-9a-f]{32}\.tmp|json)|set\.json\.tmp"
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -123,9 +128,9 @@ def is_prepared(folder: Path) -> bool:
 
 
 def is_of_a_set(path: Path) -> bool:
-    """Whether it is a file of a prepared set, or of one that is being made."""
-    names = {FILES, FAULTS, REMARKS, LOCK, *(f"{column}.npy" for column in COLUMNS)}
-    return path.name in names or path.suffix in {".int16", ".json", ".tmp"}
+    """Whether it is a file of a prepared set, or of one that is being made, by its name."""
+    names = {HEADER, FILES, FAULTS, REMARKS, LOCK, *(f"{column}.npy" for column in COLUMNS)}
+    return path.name in names or _IN_THE_MAKING.fullmatch(path.name) is not None
 
 
 def open_prepared(folder: Path, shards: Sequence[Samples] | None = None) -> Prepared:
