@@ -326,8 +326,21 @@ def test_a_class_of_two_names_is_refused(esc50):
     root, rows = esc50
     rows[4]["category"] = "cat"
     write_table(root, rows)
-    with pytest.raises(DataError, match="line 6: class 17 is called 'cat', and 'rain' before"):
+    with pytest.raises(DataError, match="line 6: class 17 is called 'cat', and 'rain' in other lines"):
         fingerprint(Esc50Data(root=str(root)))
+
+
+def test_a_slip_in_the_first_line_of_a_class_is_that_lines_alone(esc50):
+    root, rows = esc50
+    rows[0]["category"] = "dgo"
+    write_table(root, rows)
+    faults = []
+    listing = LAYOUTS["esc50"].read(root, lambda *fault: faults.append(fault))
+    assert listing.classes == ("dog", "rain", "helicopter")
+    assert len(listing.rows) == len(rows) - 1
+    ((where, why),) = faults
+    assert where.endswith("line 2")
+    assert why == "class 0 is called 'dgo', and 'dog' in other lines"
 
 
 @pytest.mark.skipif(not ESC10.is_dir(), reason="needs a copy of ESC-10 beside the checkout")

@@ -6,6 +6,7 @@ The published folds keep all takes of one source recording together.
 from __future__ import annotations
 
 import functools
+from collections import Counter
 from pathlib import Path
 
 from workbench.data.clips import DataError
@@ -20,18 +21,28 @@ COLUMNS = ("filename", "fold", "target", "category", "esc10", "src_file")
 def read(root: Path, fault: Fault, *, subset: str) -> Listing:
     """Classes are in the order of their target numbers."""
     table = root / "meta" / "esc50.csv"
-    rows = Rows(fault)
-    name_of: dict[int, str] = {}
+    of_subset = []
+    names: dict[int, Counter[str]] = {}
     for place, row in read_table(table, COLUMNS, fault):
         if subset == "esc10" and row["esc10"].lower() == "false":  # spreadsheets write FALSE
             continue
-        name, target = row["filename"], row["target"]
         if wrong := _wrong_value(row):
             fault(place, wrong)
-        elif name_of.setdefault(int(target), row["category"]) != row["category"]:
-            fault(place, f"class {target} is called {row['category']!r}, and {name_of[int(target)]!r} before")
         else:
-            rows.add(place, Row(f"audio/{name}", row["src_file"], f"fold {row['fold']}", (int(target),)))
+            of_subset.append((place, row))
+            names.setdefault(int(row["target"]), Counter())[row["category"]] += 1
+    # That of most of its lines: a slip in one must not be held against the others.
+    name_of = {target: counts.most_common(1)[0][0] for target, counts in names.items()}
+    rows = Rows(fault)
+    for place, row in of_subset:
+        target = int(row["target"])
+        if row["category"] != name_of[target]:
+            fault(
+                place, f"class {target} is called {row['category']!r}, and {name_of[target]!r} in other lines"
+            )
+        else:
+            file = f"audio/{row['filename']}"
+            rows.add(place, Row(file, row["src_file"], f"fold {row['fold']}", (target,)))
     if not rows:
         raise DataError(f"{table}: has no rows of {subset}")
     targets = sorted(name_of)
