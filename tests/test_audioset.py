@@ -13,6 +13,7 @@ from workbench.data.listing import strictly
 from workbench.data.prepare import prepare
 from workbench.data.prepared import FAULTS, REMARKS, open_prepared
 from workbench.data.recordings import Columns
+from workbench.data.youtube import ClipFiles
 from workbench.data_config import AudioSetData
 
 from .small_audioset import CLASSES, NAMINGS, segments, write_audioset, write_clip, write_tables
@@ -101,6 +102,41 @@ def test_clips_are_found_under_every_usual_name(copy, naming, folder):
         path.parent.mkdir(parents=True, exist_ok=True)
         path.touch()
     assert {row.recording: row.file for row in _read(root).rows} == expected
+
+
+@pytest.mark.parametrize(
+    "name", ["{}-{:.0f}-{:.0f}.wav", "{}_{:.1f}_{:.1f}_cut.wav", "{}.f140.m4a", "Y{}_{:.0f}.f251.webm"]
+)
+def test_other_names_of_a_clip_are_found_behind_the_usual_ones(copy, name):
+    root, rows = copy
+    for path in root.glob("*/*.wav"):
+        path.unlink()
+    for number, (_, video, start, _) in enumerate(rows):
+        (root / name.format(video, start, start + 10)).touch()
+        if number % 2:
+            usual = f"{video}_{start:.0f}.mp4" if "{:" in name else f"{video}.mp4"
+            (root / usual).touch()
+    found = {row.recording: row.file for row in _read(root).rows}
+    assert len(found) == len(rows)
+    assert [found[video].endswith(".mp4") for _, video, _, _ in rows] == [
+        bool(n % 2) for n in range(len(rows))
+    ]
+
+
+@pytest.mark.parametrize("stem", ["{}-1", "{}-x-y", "x{}-30-40", "{}.140", "{}_cut", "{}-30-40-50"])
+def test_what_may_be_another_thing_is_no_name_of_a_clip(tmp_path, stem):
+    (tmp_path / f"{stem.format('a-1-2_3-4-5')}.wav").touch()
+    files = ClipFiles(tmp_path)
+    assert files.find("a-1-2_3-4-5", "30") is None
+
+
+def test_hyphens_of_an_id_are_none_of_its_segment(tmp_path):
+    for name in ("Ya-1-2_3-4-5", "a-1-2_3-4-5-6-7", "Y-1-2_3-4-5-30-40"):
+        (tmp_path / f"{name}.wav").touch()
+    files = ClipFiles(tmp_path)
+    assert files.find("a-1-2_3-4-5", "6.000") == "a-1-2_3-4-5-6-7.wav"
+    assert files.find("a-1-2_3-4-5", "8") == "Ya-1-2_3-4-5.wav"
+    assert files.find("Y-1-2_3-4-5", "30") == "Y-1-2_3-4-5-30-40.wav"
 
 
 def test_a_clip_of_another_second_is_not_the_clip(copy):

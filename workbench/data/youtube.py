@@ -10,6 +10,11 @@ in milliseconds. Folders do not matter:
     --PJHxphWEs_30000_40000.flac     audiosetdl
     --PJHxphWEs_30.0-40.0.ogg        audioset-download
     --PJHxphWEs_000030_000040.mp4    Kinetics
+    --PJHxphWEs-30-40.wav            with hyphens
+    --PJHxphWEs_30.0_40.0_cut.wav    cut afterwards
+    --PJHxphWEs.f140.m4a             youtube-dl and yt-dlp, one format of several
+
+A hyphen and one number more may be a second copy as well as a start, and is no name of a clip.
 """
 
 from __future__ import annotations
@@ -23,7 +28,12 @@ from workbench.data.walk import files_below, is_a_line
 _ID = r"[A-Za-z0-9_-]{11}"
 _NUMBER = r"[0-9]+(?:\.[0-9]+)?"
 _SEGMENT = re.compile(rf"{_ID} {_NUMBER} {_NUMBER}")
-_NAME = re.compile(rf"Y?({_ID})(?:_({_NUMBER})(?:[_-]{_NUMBER})?)?")
+_USUAL = re.compile(rf"Y?({_ID})(?:_({_NUMBER})(?:[_-]{_NUMBER})?)?")
+_FORMAT = r"(?:\.f[0-9]+)?"
+_OTHERS = (  # go behind all usual ones
+    re.compile(rf"Y?({_ID})-({_NUMBER})-{_NUMBER}{_FORMAT}"),
+    re.compile(rf"Y?({_ID})(?:_({_NUMBER})(?:[_-]{_NUMBER}(?:_cut)?)?)?{_FORMAT}"),
+)
 _RANK = {suffix: rank for rank, suffix in enumerate((*FORMATS, *SOUNDTRACKS))}  # sound before video
 
 
@@ -51,7 +61,7 @@ class ClipFiles:
             if not is_a_line(folder + name):  # no list of a prepared set could hold it: not there
                 continue
             stem, dot, suffix = name.rpartition(".")
-            if (parts := _NAME.fullmatch(stem)) and (dot + suffix).lower() in _RANK:
+            if (dot + suffix).lower() in _RANK and (parts := _parts(stem)):
                 video, start = parts.groups()
                 key, path = _key(video, start) if start else video, folder + name
                 known = self._path_of.get(key)
@@ -79,5 +89,11 @@ def _key(video: str, start: str) -> str:
     return f"{video} {whole.lstrip('0')}{'.' if fraction else ''}{fraction}"
 
 
-def _preference(path: str) -> tuple[int, str]:
-    return _RANK[path[path.rindex(".") :].lower()], path
+def _parts(stem: str) -> re.Match[str] | None:
+    """The id, which may have hyphens but is of a known length, and the start where the name has one."""
+    return next(filter(None, (pattern.fullmatch(stem) for pattern in (_USUAL, *_OTHERS))), None)
+
+
+def _preference(path: str) -> tuple[bool, int, str]:
+    stem, _, suffix = path.rpartition("/")[2].rpartition(".")
+    return not _USUAL.fullmatch(stem), _RANK[f".{suffix.lower()}"], path
