@@ -113,20 +113,23 @@ def read_table(
 def read_cells(path: Path, fault: Fault, **style: Any) -> Iterator[tuple[int, list[str]]]:
     """Number and cells of each line that has any; `style` is csv's.
 
-    Each is read by itself: a quote that is not closed would swallow all lines to the next one.
+    Each is read by itself: a quote that is not closed would swallow all lines to the next one. A file whose
+    first line is none is no table.
     """
     with path.open(newline="", encoding="utf-8-sig", errors="surrogateescape") as file:
         for number, line in enumerate(file, start=1):
             try:
                 line.encode()
                 cells = next(csv.reader((line,), strict=True, **style))
-            except UnicodeEncodeError:
-                fault(f"{path}, line {number}", "is no UTF-8 text; save the table in UTF-8")
-            except csv.Error as error:
+            except (UnicodeEncodeError, csv.Error) as error:
+                if number == 1:
+                    fault(str(path), f"is no table of separated UTF-8 text ({error})")
+                    return
                 fault(
                     f"{path}, line {number}",
-                    f"is no line of separated text ({error}); a quoted cell must end on its line, before the "
-                    "separator",
+                    "is no UTF-8 text; save the table in UTF-8"
+                    if isinstance(error, UnicodeEncodeError)
+                    else f"a quoted cell must end on its line, before a separator ({error})",
                 )
             else:
                 if cells:
