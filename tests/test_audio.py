@@ -16,9 +16,32 @@ from scipy import stats
 
 from workbench.audio import decode as decoding
 from workbench.audio.augment import gain_and_shift, jitter, mixup, time_mask
-from workbench.audio.decode import UnreadableAudio, decode, decode_blocks
+from workbench.audio.decode import DECODING_VERSION, UnreadableAudio, decode, decode_blocks
 from workbench.audio.logmel import FLOOR, LogMel
 from workbench.config import SAMPLE_RATE, FrontEndConfig
+
+GOLDEN_EVERY = 247  # samples; the first sixteen such of a decoded clip's 4,000
+# Of the decoding version that they belong to. When files decode to other samples on purpose: raise
+# DECODING_VERSION, then store here what the failing assertions show.
+GOLDEN_VERSION = 3
+GOLDEN_SAMPLES = [
+    3415,
+    -8972,
+    5745,
+    17362,
+    13225,
+    10514,
+    6922,
+    3050,
+    12198,
+    14586,
+    -5508,
+    -15076,
+    -2793,
+    -882,
+    -11037,
+    -14060,
+]
 
 
 def _generator(seed=0):
@@ -258,6 +281,27 @@ def test_a_file_that_is_not_there_is_refused(tmp_path):
     for name in ("absent.wav", "folder.wav"):
         with pytest.raises(UnreadableAudio, match="cannot be decoded"):
             decode(tmp_path / name)
+
+
+def test_golden_samples_are_of_this_version():
+    assert DECODING_VERSION == GOLDEN_VERSION, "store the new version's golden samples in this file"
+
+
+@pytest.mark.parametrize("kind", ["wav", "flac"])
+def test_a_file_decodes_to_the_samples_of_this_version(kind, tmp_path):
+    """Prepared sets go by the version: with other samples it must be another one."""
+    rate, path = 44_100, tmp_path / f"golden.{kind}"
+    left = _sine(rate, 0.25, hertz=440) + _sine(rate, 0.25, hertz=7_300, level=0.3)
+    right = _sine(rate, 0.25, hertz=1_234, level=0.7)
+    soundfile.write(path, np.round(32_767 * np.stack([left, right], axis=1)).astype(np.int16), rate)
+    samples = decode(path)
+    sampled = samples[::GOLDEN_EVERY][:16].astype(int)
+    message = f"decoded samples have changed: raise DECODING_VERSION; sampled {sampled.tolist()}"
+    assert (samples.dtype, samples.shape) == (np.int16, (4_000,)), message
+    difference = np.abs(sampled - GOLDEN_SAMPLES)
+    # Machines round differently, now and then: one that never rounds would differ in half of them.
+    assert difference.max() <= 1, message
+    assert difference.mean() < 0.2, message
 
 
 # --- augmentation ---------------------------------------------------------------------------------
