@@ -99,6 +99,11 @@ def _examine_labels(trials: Trials, part: FewerLabels, table: pd.DataFrame) -> E
     notes = [f"over {curves.over}; not corrected for other tests"]
     if found.reduction is None:
         notes.insert(0, f"{found.reach} within the label counts measured")
+    if found.reference_low < found.scratch_labels:
+        notes.append(
+            f"scratch is not told apart from its score with {found.scratch_labels:,.0f} labels from "
+            f"{found.reference_low:,.0f} on, and the least saving is of these"
+        )
     if curves.left_out:
         notes.append(lacking_words(len(curves.left_out)))
     return Evidence(

@@ -87,12 +87,12 @@ def describe(record: StudyRecord, curves: Curves, levels: pd.DataFrame, found: l
 
 
 def checks(found: LabelReduction) -> str:
-    """Labels by other curves; and those of scratch itself, where these are fewer than its most."""
+    """Labels by other curves; and those of scratch itself, where these are fewer than the reduction is of."""
     words = [
         f"smooth curve {_labels(found.smooth_labels)}",
         f"power law {_labels(found.power_law_labels)}",
     ]
-    if found.own_labels is not None and found.own_labels < 0.995 * found.scratch_labels:
+    if found.own_labels is not None and found.own_labels < 0.995 * found.reference_labels:
         words.append(f"scratch itself {_labels(found.own_labels)}")
     return ", ".join(words)
 
@@ -102,10 +102,12 @@ def reading(found: LabelReduction) -> str:
     if found.reach is Reach.NOT_REACHED:
         text = f"not reached with {found.largest:,.0f}, the most measured"
     elif found.reach is Reach.BELOW_RANGE:
-        least = 1 - found.smallest / found.scratch_labels
+        least = 1 - found.smallest / found.reference_labels
         text = f"fewer than {found.smallest:,.0f}, the fewest measured: more than {least:.0%} fewer"
     else:
         text = f"{_labels(found.labels)}: {_fewer(found.reduction)}"
+    if found.has_levelled_off and found.reach is not Reach.NOT_REACHED:
+        text += f" than the {found.reference_labels:,.0f} at which scratch levels off"
     if math.isnan(found.labels_low):
         return text
     low = f"below {found.smallest:,.0f}" if found.labels_low == 0 else f"{found.labels_low:,.0f}"

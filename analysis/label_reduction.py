@@ -42,17 +42,21 @@ class Reach(StrEnum):
 class LabelReduction:
     """Labels with which the pre-trained arm reaches a score of scratch's; nothing is extrapolated.
 
-    share, score: the score to reach is `share` of scratch's mean at `scratch_labels`.
-    scratch_labels: with which scratch has its whole score, the reference of the reduction.
+    share, score: the score to reach is `share` of what scratch's monotone curve has at `scratch_labels`.
+    scratch_labels: the count of scratch's that is compared with.
+    reference_labels: with which scratch's curve first has its whole score: what the reduction is relative to.
+        `scratch_labels` where the means rise to it; fewer where scratch has levelled off or fallen, for what
+        it learns nothing from saves no one anything.
+    reference_low: the fewest labels measured at which scratch is not told apart from its whole score;
+        `reference_labels` with one replicate.
     reach, labels: on the monotone curve, straight between means over log labels; labels is None unless
         reached.
     labels_low, labels_high: their interval; 0 and infinity where it is open, that is where the range
         measured does not bound it; NaN with one replicate.
     smooth_labels: as labels, on a smooth monotone curve (PCHIP). The interval spans both.
     power_law_labels: as labels, by a power law fitted to each curve; None outside the range or without fit.
-    own_labels: with which scratch's own curve reaches the score; less than `scratch_labels` where the
-        share is below 1 or scratch has levelled off, and then part of the reduction is none of
-        pre-training's. None if below its range.
+    own_labels: with which scratch's own curve reaches the score; less than `reference_labels` where the
+        share is below 1, and then part of the reduction is none of pre-training's. None if below its range.
     smallest, largest: range of the pre-trained arm's labels.
     n: replicates.
     """
@@ -60,6 +64,8 @@ class LabelReduction:
     share: float
     score: float
     scratch_labels: float
+    reference_labels: float
+    reference_low: float
     reach: Reach
     labels: float | None
     labels_low: float
@@ -73,18 +79,23 @@ class LabelReduction:
 
     @property
     def reduction(self) -> float | None:
-        """1 - labels / scratch_labels; negative if pre-training needs more; None unless reached."""
-        return None if self.labels is None else 1 - self.labels / self.scratch_labels
+        """1 - labels / reference_labels; negative if pre-training needs more; None unless reached."""
+        return None if self.labels is None else 1 - self.labels / self.reference_labels
 
     @property
     def reduction_low(self) -> float:
-        """Minus infinity where the interval is open."""
-        return 1 - self.labels_high / self.scratch_labels
+        """By the fewest labels that may be scratch's own; minus infinity where the interval is open."""
+        return 1 - self.labels_high / self.reference_low
 
     @property
     def reduction_high(self) -> float:
-        """1 where the interval is open."""
+        """By the most, for a curve may rise less than can be seen; 1 where the interval is open."""
         return 1 - self.labels_low / self.scratch_labels
+
+    @property
+    def has_levelled_off(self) -> bool:
+        """Whether scratch has its whole score with fewer labels than it is compared at."""
+        return self.reference_labels < self.scratch_labels
 
 
 def label_reduction(
@@ -107,13 +118,17 @@ def label_reduction(
     of test folds, as in `mean_interval`. `ceiling` is the best possible score, for the power law; None for
     scores without one. `draws` are of test clips that all replicates share; None where each has its own.
 
-    The curve is the isotonic regression of the means, straight between them over log labels, as the paper
-    reads its table. The interval holds each label count at which a paired t-test over replicates does not
-    tell the curve from the score (Fieller's method, so that the noise of both arms and their pairing
-    count); with `draws` over test clips as well, both combined as in `crossed_comparison`. The curve may
-    lie anywhere among a straight and two smooth ones: between measured counts its shape is unknown, and with
-    many replicates this is what is left. Noise may differ between levels. A bootstrap over few replicates
-    is much too narrow (`bootstrap_labels`).
+    Both curves are the isotonic regression of the means, straight between them over log labels, as the paper
+    reads its table; the score is scratch's curve's. The interval of the labels holds each count at which a
+    paired t-test over replicates does not tell the pre-trained curve from the score (Fieller's method, so
+    that the noise of both arms and their pairing count); with `draws` over test clips as well, both combined
+    as in `crossed_comparison`. The curve may lie anywhere among a straight and two smooth ones: between
+    measured counts its shape is unknown, and with many replicates this is what is left. Noise may differ
+    between levels. A bootstrap over few replicates is much too narrow (`bootstrap_labels`).
+
+    Where scratch no longer rises, the score takes it fewer labels than it had, and the reduction is relative
+    to these. Whether it does is not certain: the interval of the reduction is relative to the fewest labels
+    that may be scratch's own at its low end, and to `at` at its high one.
 
     Raises:
         ValueError: counts that do not rise or are not positive, arms of unequal replicates, fewer than two
@@ -135,27 +150,33 @@ def label_reduction(
 
     place = np.log2(counts)
     means, pool = monotone(scores)
-    targets = share * own[:, column]
-    target = float(targets.mean())
+    own_means, own_pool = monotone(own)
+    targets = share * (own @ own_pool)[:, column]
+    target = share * float(own_means[column])
     reach, straight = first_reach(place, means, target, smooth=False)
     _, smooth = first_reach(place, means, target, smooth=True)
     low, high = math.nan, math.nan
+    reference = first_level = int(np.argmax(own_means == own_means[column]))
     if len(scores) > 1:
         grid = np.union1d(np.linspace(place[0], place[-1], GRID_POINTS), place)
         lacking = _lacking(place, scores @ pool, targets, grid)
         clip_error = np.zeros(len(grid))
         if draws is not None:
-            redrawn = _lacking(place, draws.pretrained @ pool, share * draws.scratch[..., column], grid)
+            redrawn_targets = share * (draws.scratch @ own_pool)[..., column]
+            redrawn = _lacking(place, draws.pretrained @ pool, redrawn_targets, grid)
             clip_error = _shared_deviation(redrawn)
         within = _not_told_apart(lacking, clip_error, draws.clips if draws else 0, overlap, confidence)
         low, high = _bounds(grid, within, reach, [straight, smooth])
+        first_level = min(reference, _first_level(own, own_pool, column, draws, overlap, confidence))
     own_place = None
     if len(own_counts) > 1:
-        own_place = first_reach(np.log2(own_counts), monotone(own)[0], target, smooth=False)[1]
+        own_place = first_reach(np.log2(own_counts), own_means, target, smooth=False)[1]
     return LabelReduction(
         share=share,
         score=target,
         scratch_labels=float(own_counts[column]),
+        reference_labels=float(own_counts[reference]),
+        reference_low=float(own_counts[first_level]),
         reach=reach,
         labels=_count(straight),
         labels_low=low,
@@ -300,8 +321,27 @@ def _lacking(place: FloatArray, scores: FloatArray, targets: FloatArray, grid: F
     return np.stack([straight, smooth, bent]) - targets[..., None]
 
 
+def _first_level(
+    own: FloatArray,
+    pool: FloatArray,
+    column: int,
+    draws: ClipDraws | None,
+    overlap: float,
+    confidence: float,
+) -> int:
+    """The first count at which scratch (n, S), made monotone, is not told apart from itself in `column`."""
+
+    def still_to_rise(scores: FloatArray) -> FloatArray:
+        fitted = scores @ pool
+        return (fitted[..., [column]] - fitted[..., : column + 1])[None]
+
+    clip_error = _shared_deviation(still_to_rise(draws.scratch)) if draws else np.zeros((1, column + 1))
+    clips = draws.clips if draws else 0
+    return int(np.argmax(_not_told_apart(still_to_rise(own), clip_error, clips, overlap, confidence)))
+
+
 def _shared_deviation(redrawn: FloatArray) -> FloatArray:
-    """What redrawn clips do to all replicates alike (3, G), from (3, R, n, G).
+    """What redrawn clips do to all replicates alike (C, G), from (C, R, n, G), of C curves.
 
     The root of the mean covariance of two replicates.
     """
@@ -313,7 +353,7 @@ def _shared_deviation(redrawn: FloatArray) -> FloatArray:
 def _not_told_apart(
     lacking: FloatArray, clip_error: FloatArray, clips: int, overlap: float, confidence: float
 ) -> NDArray[np.bool_]:
-    """Where on the grid what is lacking (3, n, G) may be nothing.
+    """Where on the grid what is lacking (C, n, G) may be nothing.
 
     Between the curves, and beyond any as far as its own noise may have it.
     """
@@ -373,7 +413,7 @@ def _by_power_law(
     own_law = PowerLaw.fit(own_counts, own.mean(axis=0), ceiling)
     if law is None:
         return None
-    full = own[:, column].mean() if own_law is None else own_law.score(own_counts[column])
+    full = monotone(own)[0][column] if own_law is None else own_law.score(own_counts[column])
     labels = law.labels(share * float(full))
     return labels if labels is not None and counts[0] <= labels <= counts[-1] else None
 

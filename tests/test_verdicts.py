@@ -9,7 +9,7 @@ import pytest
 from scipy import stats
 
 from analysis import bench_claims
-from analysis.bench_claims import Simulation, edges
+from analysis.bench_claims import Simulation, edges, same_arms
 from analysis.claims import describe
 from analysis.contrasts import Trials, compare, level_words
 from analysis.detectable import Detectable, study_detectable
@@ -453,6 +453,15 @@ def test_a_curve_that_levels_off_saves_no_labels():
     )
     verdict = study_verdicts(record, table, NoPredictions())[0]
     assert verdict.ruling is not Ruling.SUPPORTED, describe(verdict)
+
+
+def test_arms_that_are_the_same_save_no_labels_where_their_curve_falls(monkeypatch):
+    """By the score as it is, not made monotone, nearly all of such studies had it supported."""
+    monkeypatch.setattr(bench_claims, "SEED_NOISE", 0.003)
+    monkeypatch.setattr(bench_claims, "TRIAL_NOISE", 0.003)
+    simulation = Simulation.of(load_study(FOLDER / "label_fraction.yaml", preset="quick"))
+    nulls = dict(same_arms(simulation, CLAIMS["two-thirds"]))
+    assert not simulation.supported(nulls["same arms, falling end"], 4, np.random.default_rng(0))
 
 
 def test_a_search_is_no_evidence():
