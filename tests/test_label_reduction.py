@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from analysis.bench_claims import LEVELLING
-from analysis.bench_coverage import SHAPES, label_clip_coverage, label_coverage
+from analysis.bench_coverage import FOLD_SHAPES, SHAPES, label_clip_coverage, label_coverage
 from analysis.label_efficiency import reading
 from analysis.label_reduction import (
     ClipDraws,
@@ -17,6 +17,7 @@ from analysis.label_reduction import (
     first_reach,
     label_reduction,
 )
+from workbench.study.power import FOLD_OVERLAP
 
 LABELS = np.array([120, 240, 480, 960, 1920])
 PLACE = np.log2(LABELS)
@@ -230,6 +231,13 @@ def test_intervals_cover_the_truth(shape: str, replicates: int) -> None:
     assert 0.91 <= covered <= 0.99
     assert bounded > 0.7
     assert error < 0.08
+
+
+def test_intervals_over_test_folds_cover_the_truth() -> None:
+    shape = FOLD_SHAPES["ESC-10, little noise"]
+    covered, bounded, _ = label_coverage(shape, 5, 1.0, 200, np.random.default_rng(0), FOLD_OVERLAP)
+    assert 0.91 <= covered <= 0.99
+    assert bounded > 0.9
 
 
 def _ends(found: LabelReduction) -> tuple[float, float]:
