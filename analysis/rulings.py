@@ -36,8 +36,8 @@ class Ruling(enum.StrEnum):
 class Evidence:
     """What a study's trials say of one part of a claim.
 
-    effect: of a difference, in the metric's unit (of its logarithm on that scale); of the least certain step,
-        of `rising`; a share of the labels, of `fewer_labels`.
+    effect: of a difference, in the metric's unit (of its logarithm on that scale); of the step that rules, of
+        `rising`; a share of the labels, of `fewer_labels`.
     p_support, p_contradict: corrected for all that the study tests; NaN where there is none.
     gap: the distance of the effect from what would settle it, in its unit; NaN where none is known.
     correction: by how much p values are multiplied, for all that is tested beside.
@@ -110,6 +110,7 @@ def judge_equivalent(part: Equivalent, found: Comparison) -> Evidence:
 def judge_rising(part: Rising, steps: Sequence[Comparison]) -> Evidence:
     """By the difference at every step to the next level: the least certain one decides for all.
 
+    What is shown is of the step that falls short for the surest; where none does, of the least certain.
     A test over all levels together, such as Page's, is significant where one step is large, whatever the
     others do.
     """
@@ -117,13 +118,22 @@ def judge_rising(part: Rising, steps: Sequence[Comparison]) -> Evidence:
         judge_greater(Greater(of=(part.regime,), than=(part.regime,), margin=part.margin), step)
         for step in steps
     ]
-    least = max(range(len(steps)), key=lambda i: np.nan_to_num(judged[i].p_support, nan=2.0))
+    failing = [i for i, one in enumerate(judged) if one.p_contradict < 1]  # NaN: not tested
+    if failing:
+        shown = min(failing, key=lambda i: (judged[i].p_contradict, steps[i].mean))
+        why = "the surest to fall short"
+    else:
+        shown = max(
+            range(len(steps)), key=lambda i: (np.nan_to_num(judged[i].p_support, nan=2.0), -steps[i].mean)
+        )
+        why = "the least certain"
     return replace(
-        judged[least],
+        judged[shown],
         part=part,
+        p_support=float(np.max([one.p_support for one in judged])),  # NaN: one was not tested
         p_contradict=_any_of([one.p_contradict for one in judged]),
-        correction=1.0 if steps[least].mean > part.margin else len(steps),
-        note=f"step {least + 1} of {len(steps)}, the least certain",
+        correction=len(steps) if failing else 1.0,
+        note="; ".join(filter(None, (f"step {shown + 1} of {len(steps)}, {why}", judged[shown].note))),
     )
 
 

@@ -165,6 +165,32 @@ def test_a_rising_curve_is_contradicted_by_one_step_whichever_are_untested():
     assert math.isnan(judge_rising(RISING, [alone, alone]).p_contradict)
 
 
+@pytest.mark.parametrize("turned", [False, True])
+def test_the_step_that_is_shown_is_the_one_that_rules(turned):
+    """Of two that fall, the one that does for certain; though one may be lacking, too."""
+    hardly, surely = _compared(-0.001, 0.05), _compared(-0.2, 0.002)
+    alone, up = paired_comparison([0.0], [0.5]), _compared(0.2, 0.002)
+    for steps in ([hardly, surely], [alone, surely], [up, surely]):
+        steps = steps[::-1] if turned else steps
+        (found,) = _ruled(judge_rising(RISING, steps))
+        assert found.ruling is Ruling.CONTRADICTED
+        assert found.effect is surely
+        assert found.gap == pytest.approx(0.2 + RISING.margin)
+        assert found.note == f"step {1 if turned else 2} of 2, the surest to fall short"
+
+
+def test_the_step_that_is_shown_is_else_the_least_certain_with_its_own_note():
+    up, less_sure = _compared(0.2, 0.002), _compared(0.05, 0.03)
+    (found,) = _ruled(judge_rising(RISING, [up, less_sure]))
+    assert found.effect is less_sure
+    assert found.note == "step 2 of 2, the least certain"
+    same = paired_comparison([0.5, 0.6], [0.75, 0.85])
+    found = judge_rising(RISING, [up, same])
+    assert found.effect is same
+    assert math.isnan(found.p_support)
+    assert found.note.startswith("step 2 of 2, the least certain; all replicates have the same difference")
+
+
 def test_one_side_that_was_not_tested_leaves_the_other_to_be_ruled_on():
     down, alone = _compared(-0.05, 0.001), paired_comparison([0.0], [0.5])
     down_for_certain = judge_rising(RISING, [alone, down])
