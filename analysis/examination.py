@@ -41,7 +41,10 @@ def examine(trials: Trials, part: Part, table: pd.DataFrame) -> Evidence:
 
 
 def _examine_greater(trials: Trials, part: Greater) -> Evidence:
-    """Of several levels that `any` may be, the surest, corrected for their number; all must fall short."""
+    """Of several levels that `any` may be, the surest, corrected for their number; all must fall short.
+
+    Where all do, what is shown is of the one that does so least surely.
+    """
     judged = []
     ways = trials.resolve([*part.of, *part.than])
     for way in ways:
@@ -49,13 +52,17 @@ def _examine_greater(trials: Trials, part: Greater) -> Evidence:
         found, note = compare(trials, of, than, part.scale)
         chosen = f"any: {_level_for_any(part, way)}, of {len(ways)}" if len(ways) > 1 else ""
         judged.append(_with_note(judge_greater(part, found), "; ".join(filter(None, (chosen, note)))))
-    surest = min(judged, key=lambda one: np.nan_to_num(one.p_support, nan=2.0))
-    if len(judged) == 1 or math.isnan(surest.p_support):
-        return surest
+    if len(judged) == 1 or all(math.isnan(one.p_support) for one in judged):
+        return judged[0]
+    best = min(one.p_support for one in judged if not math.isnan(one.p_support))
+    if best < 1:
+        shown = next(one for one in judged if one.p_support == best)
+    else:  # all fall short: the one that does so least surely is what contradicting them waits for
+        shown = max(judged, key=lambda one: np.nan_to_num(one.p_contradict, nan=2.0))
     return replace(
-        surest,
-        correction=len(judged),
-        p_support=min(1.0, len(judged) * surest.p_support),
+        shown,
+        correction=len(judged) if best < 1 else 1.0,
+        p_support=min(1.0, len(judged) * best),
         p_contradict=float(np.max([one.p_contradict for one in judged])),  # NaN: one was not tested
     )
 

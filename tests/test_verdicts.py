@@ -118,6 +118,21 @@ def test_any_level_is_corrected_for_their_number():
     assert "of 2" in of_two.note
 
 
+@pytest.mark.parametrize("turned", [False, True])
+def test_any_level_that_is_shown_is_the_one_that_keeps_the_others_from_ruling(turned):
+    """Where all fall short: one may do so for certain, and the claim is open."""
+    hardly, surely = (-0.001, 0.05), (-0.2, 0.002)
+    of_4, of_16 = (surely, hardly) if turned else (hardly, surely)
+    trials = _trials()
+    for level, (mean, deviation) in ((4, of_4), (16, of_16), (1, (0.0, 0.0))):
+        at = trials.done.level == level
+        trials.done.loc[at, "test/mAP"] = 0.5 + mean + deviation * np.array([-1.0, 0.0, 1.0])
+    found = examine(trials, Greater(of=("all/any",), than=("all/first",), margin=0.0), trials.done)
+    assert found.effect.mean == pytest.approx(-0.001)
+    assert found.p_contradict > 0.5
+    assert found.note.startswith(f"any: {16 if turned else 4}, of 2")
+
+
 @pytest.mark.parametrize("untested", [4, 16])
 def test_any_level_is_not_contradicted_while_one_is_untested(untested):
     """Whichever of the levels it is; here all others fall short for certain."""
