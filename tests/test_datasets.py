@@ -3,14 +3,16 @@
 import dataclasses
 import multiprocessing
 import re
+import shutil
 import typing
 
 import numpy as np
 import pytest
 import torch
 
-from workbench.data import DATASETS, corpus, fingerprint, load_splits
+from workbench.data import DATASETS, corpus, fingerprint, load_splits, make_ready
 from workbench.data.clips import DataError
+from workbench.data.prepared import sha256
 from workbench.data_config import (
     AudioSetData,
     CorpusData,
@@ -258,6 +260,86 @@ def test_a_file_of_the_corpus_that_a_copy_left_short_is_named(tmp_path, which, b
     path.unlink()
     (path.parent / which.replace(".labels", "")).unlink(missing_ok=True)
     load_splits(config, tmp_path, 0, quiet)
+
+
+@pytest.fixture(scope="module")
+def made_once(tmp_path_factory):
+    root = tmp_path_factory.mktemp("corpus")
+    load_splits(_small_corpus(root), root, 0, quiet)
+    return root
+
+
+@pytest.fixture
+def made(made_once, tmp_path):
+    """A corpus to spoil: its config, and where it lies."""
+    shutil.copytree(made_once, tmp_path / "made")
+    return _small_corpus(tmp_path), tmp_path / "made"
+
+
+def _make_ready(config, root):
+    """What is told of it."""
+    reports = []
+    make_ready(config, None, root, 0, reports.append, (fingerprint(config), None))
+    return reports
+
+
+def _with_a_flipped_bit(path):
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize("which", ["pool-000000.npy", "labelled-000000.labels.npy"])
+def test_a_file_of_the_corpus_with_a_flipped_bit_is_made_again(made, which):
+    config, root = made
+    (path,) = root.glob(f"corpus-*/{which}")
+    written = path.read_bytes()
+    _with_a_flipped_bit(path)
+    damaged, making = _make_ready(config, root)
+    assert damaged == f"{path}: is not as it was written, and is made again"
+    assert making.startswith("embedded corpus: making 128 clips")
+    assert path.read_bytes() == written
+    assert _make_ready(config, root) == []
+
+
+def test_so_is_one_of_those_that_join_recordings(pristine, tmp_path):
+    config = Esc50Data(root=str(pristine[0]), corpus_clips=10, corpus_clip_seconds=1.0)
+    _make_ready(config, tmp_path)
+    _with_a_flipped_bit(next(tmp_path.glob("corpus-*/pool-000000.npy")))
+    assert len(_make_ready(config, tmp_path)) == 2
+
+
+def test_the_corpus_is_read_once_for_all_trials_of_a_launch(made, monkeypatch):
+    (config, root), read = made, []
+    monkeypatch.setattr(corpus, "sha256", lambda path: read.append(path.name) or sha256(path))
+    for clips in (60, 30):
+        _make_ready(dataclasses.replace(config, pool_clips=clips), root)
+    assert len(read) == len(set(read)) == 8
+
+
+def test_clips_without_checksums_are_made_anew(made):
+    """Those of before there were any may be damaged."""
+    config, root = made
+    (checksums,) = root.glob("corpus-*/test-000000.sha256")
+    expected = checksums.read_text()
+    checksums.unlink()
+    _with_a_flipped_bit(checksums.with_name("test-000000.npy"))
+    assert DATASETS["corpus"].extent(config, root, fingerprint(config)).unprepared_clips == 128
+    load_splits(config, root, 0, quiet)
+    assert checksums.read_text() == expected
+    for line in expected.splitlines():
+        digest, name = line.split()
+        assert sha256(checksums.with_name(name)) == digest
+
+
+def test_what_a_kill_left_half_written_is_removed_when_clips_are_made(made):
+    config, root = made
+    (path,) = root.glob("corpus-*/pool-000000.npy")
+    path.unlink()
+    path.with_name("pool-000000.npy.0123.tmp").write_bytes(b"half")
+    load_splits(config, root, 0, quiet)
+    assert path.exists()
+    assert not list(root.rglob("*.tmp"))
 
 
 def test_the_corpus_leaves_nothing_on_a_full_disk_and_says_which(tmp_path, monkeypatch):

@@ -1,9 +1,10 @@
 """Datasets: from a `DataConfig` to clips with labels, in splits that never overlap.
 
-A dataset has three functions, and is entered in `DATASETS` under its config's `kind`:
+A dataset has four functions, and is entered in `DATASETS` under its config's `kind`:
 
     fingerprint(config) -> str      what the audio and its labels are, wherever they lie
     load(config, root, seed, report, fingerprint) -> Splits
+    check(config, root, report)     removes what was made here and is damaged, so that `load` makes it again
     extent(config, root, fingerprint) -> Extent     how much there is, before anything is prepared
 
 Those of recorded files share them (`recordings`), and say how their tables are read and what is tested on.
@@ -43,6 +44,9 @@ class Dataset(Protocol):
         self, config: Any, root: Path, seed: int, report: Callable[[str], None], fingerprint: str
     ) -> Splits:
         """The clips; prepared below `root` first if they are not there yet, telling `report`."""
+
+    def check(self, config: Any, root: Path, report: Callable[[str], None]) -> None:
+        """Remove what `load` makes again if it is not as it was written, telling `report`."""
 
     def extent(self, config: Any, root: Path, fingerprint: str) -> Extent:
         """How much there is of everything, and how much of it is not yet prepared below `root`."""
@@ -109,8 +113,10 @@ def make_ready(
 ) -> set[str]:
     """Make or decode the audio of a trial, once: who then trains only opens it. The files that are left out.
 
-    `report` is told of recordings in the pool that sound as clips do which training is not to hear.
+    What is there of the embedded corpus is checked first; who trains does not check it again. `report` is
+    told of recordings in the pool that sound as clips do which training is not to hear.
     """
+    DATASETS[data.kind].check(data, root, report)
     splits = load_splits(data, root, seed, report, fingerprints[0])
     if pool is None:
         return set(splits.left_out)

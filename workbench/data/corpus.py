@@ -1,13 +1,16 @@
 """The embedded corpus: `synthesis` says what a clip is, this keeps them on disk.
 
 Clips are kept in files of `CLIPS_PER_FILE`, by recipe and part (pool, labelled, validation, test). A larger
-part only adds files, and a clip never depends on how many there are.
+part only adds files, and a clip never depends on how many there are. Each file, its labels and the checksums
+of both are made together: where one of the three is missing, all are made.
 """
 
 from __future__ import annotations
 
+import contextlib
+import functools
+import hashlib
 import os
-from collections import Counter
 from collections.abc import Callable
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
@@ -19,8 +22,10 @@ from workbench.child_processes import spawned_pool
 from workbench.config import SAMPLE_RATE
 from workbench.data import synthesis
 from workbench.data.clips import ClipSet, DataError, Extent, Splits, labelled_subset
-from workbench.data.disk import publish, writing
+from workbench.data.disk import npy, publish, writing
+from workbench.data.exclusive import exclusive
 from workbench.data.labels import Labels
+from workbench.data.prepared import sha256
 from workbench.data_config import CorpusData
 from workbench.random_streams import numpy_stream
 
@@ -45,6 +50,11 @@ def load(
         single_label=False,
         fingerprint=fingerprint,
     )
+
+
+def check(config: CorpusData, root: Path, report: Callable[[str], None]) -> None:
+    """Remove what is not as it was written: `load` makes it again."""
+    check_parts(_recipe(config), _parts(config), root, report)
 
 
 def extent(config: CorpusData, root: Path, fingerprint: str) -> Extent:
@@ -77,16 +87,39 @@ def _parts(config: CorpusData) -> dict[str, int]:
 
 def num_missing_clips(recipe: synthesis.Recipe, parts: dict[str, int], root: Path) -> int:
     """Clips that `load_parts` would make."""
-    there: Counter[str] = Counter()
-    for path in _folder(recipe, root).glob("*-*.npy"):
-        part, number = path.stem.split("-")
-        if number.isdecimal():  # else its labels
-            there[part] += int(number) < _num_files(parts.get(part, 0))
-    return sum(_num_files(count) - there[part] for part, count in parts.items()) * CLIPS_PER_FILE
+    return len(_missing(recipe, parts, _folder(recipe, root))) * CLIPS_PER_FILE
 
 
 def _num_files(clips: int) -> int:
     return -(-clips // CLIPS_PER_FILE)
+
+
+def check_parts(
+    recipe: synthesis.Recipe, parts: dict[str, int], root: Path, report: Callable[[str], None]
+) -> None:
+    """Remove files of these parts that are not as they were written: `load_parts` makes them again.
+
+    A gigabyte takes two seconds, and is read once in a process.
+    """
+    for _, folder, part, number in _jobs(recipe, parts, _folder(recipe, root)):
+        if not _is_there(folder, part, number):
+            continue
+        with contextlib.suppress(FileNotFoundError):  # another study has removed it meanwhile
+            expected = _checksum_file(folder, part, number).read_text(errors="replace").splitlines()
+            for path in (_waveform_file(folder, part, number), _label_file(folder, part, number)):
+                if _checksum(_sha256_once(path), path) not in expected:
+                    report(f"{path}: is not as it was written, and is made again")
+                    path.unlink()
+
+
+def _sha256_once(path: Path) -> str:
+    """The trials of a study share their files; one that was changed meanwhile is another file."""
+    return _sha256_of(path, path.stat().st_ctime_ns)
+
+
+@functools.cache
+def _sha256_of(path: Path, changed: int) -> str:
+    return sha256(path)
 
 
 def load_parts(
@@ -94,13 +127,20 @@ def load_parts(
 ) -> list[ClipSet]:
     """The first clips of each part, as many as `parts` says, made in parallel where they are missing."""
     folder = _folder(recipe, root)
-    folder.mkdir(parents=True, exist_ok=True)
-    missing = [job for job in _jobs(recipe, parts, folder) if not _waveform_file(*job[1:]).exists()]
-    if missing:
-        report(f"embedded corpus: making {len(missing) * CLIPS_PER_FILE} clips in {folder}, once")
-        with writing(folder):
-            _make_in_parallel(missing, report)
+    if _missing(recipe, parts, folder):
+        with exclusive(folder, wait=True), writing(folder):
+            _make_missing(recipe, parts, folder, report)
     return [_open_part(folder, part, count) for part, count in parts.items()]
+
+
+def _make_missing(
+    recipe: synthesis.Recipe, parts: dict[str, int], folder: Path, report: Callable[[str], None]
+) -> None:
+    for left in folder.glob("*.tmp"):  # of a kill
+        left.unlink(missing_ok=True)
+    if missing := _missing(recipe, parts, folder):  # else whoever was waited for has made them
+        report(f"embedded corpus: making {len(missing) * CLIPS_PER_FILE} clips in {folder}, once")
+        _make_in_parallel(missing, report)
 
 
 def _folder(recipe: synthesis.Recipe, root: Path) -> Path:
@@ -116,6 +156,17 @@ def _jobs(
     ]
 
 
+def _missing(
+    recipe: synthesis.Recipe, parts: dict[str, int], folder: Path
+) -> list[tuple[synthesis.Recipe, Path, str, int]]:
+    return [job for job in _jobs(recipe, parts, folder) if not _is_there(*job[1:])]
+
+
+def _is_there(folder: Path, part: str, number: int) -> bool:
+    files = (_waveform_file, _label_file, _checksum_file)
+    return all(file(folder, part, number).exists() for file in files)
+
+
 def _recipe(config: CorpusData) -> synthesis.Recipe:
     return synthesis.Recipe(
         clip_seconds=config.clip_seconds, max_events=config.max_events, seed=config.recipe_seed
@@ -128,6 +179,15 @@ def _waveform_file(folder: Path, part: str, number: int) -> Path:
 
 def _label_file(folder: Path, part: str, number: int) -> Path:
     return folder / f"{part}-{number:06d}.labels.npy"
+
+
+def _checksum_file(folder: Path, part: str, number: int) -> Path:
+    return folder / f"{part}-{number:06d}.sha256"
+
+
+def _checksum(digest: str, path: Path) -> str:
+    """A line of a checksum file: `sha256sum --check` reads it, too."""
+    return f"{digest}  {path.name}"
 
 
 def _make_in_parallel(
@@ -154,9 +214,14 @@ def _make_file(job: tuple[synthesis.Recipe, Path, str, int]) -> None:
     recipe, folder, part, number = job
     indices = range(number * CLIPS_PER_FILE, (number + 1) * CLIPS_PER_FILE)
     waveforms, labels = zip(*(synthesis.synthesise(recipe, part, i) for i in indices), strict=True)
-    # Labels first: a waveform file that is there has its labels.
-    publish(np.stack(labels), _label_file(folder, part, number))
-    publish(np.stack(waveforms), _waveform_file(folder, part, number))
+    content = {
+        _label_file(folder, part, number): npy(np.stack(labels)),
+        _waveform_file(folder, part, number): npy(np.stack(waveforms)),
+    }
+    checksums = [_checksum(hashlib.sha256(array).hexdigest(), path) for path, array in content.items()]
+    content[_checksum_file(folder, part, number)] = "".join(f"{line}\n" for line in checksums).encode()
+    for path, written in content.items():
+        publish(written, path)
 
 
 def _open_part(folder: Path, part: str, count: int) -> ClipSet:

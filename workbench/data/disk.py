@@ -1,8 +1,9 @@
-"""Writing to disk: arrays that are there whole, and what is said when a disk does not take them."""
+"""Writing to disk: files that are there whole, and what is said when a disk does not take them."""
 
 from __future__ import annotations
 
 import contextlib
+import io
 import os
 import uuid
 from collections.abc import Iterator
@@ -20,12 +21,19 @@ def writing(folder: Path) -> Iterator[None]:
         raise OSError(f"{folder}: {error}; make room there, or mend it: the same command goes on") from error
 
 
-def publish(array: np.ndarray, path: Path) -> None:
-    """As an `.npy` file that is there whole, or not at all."""
+def npy(array: np.ndarray) -> bytes:
+    """What an `.npy` file of it holds."""
+    file = io.BytesIO()
+    np.save(file, array, allow_pickle=False)
+    return file.getvalue()
+
+
+def publish(content: bytes, path: Path) -> None:
+    """A file that is there whole, or not at all."""
     aside = path.with_name(f"{path.name}.{uuid.uuid4().hex}.tmp")
     try:
         with aside.open("wb") as file:
-            np.save(file, array, allow_pickle=False)
+            file.write(content)
             file.flush()
             os.fsync(file.fileno())
         aside.replace(path)

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from workbench.data.disk import publish
+from workbench.data.disk import npy, publish
 from workbench.settings import digest
 
 KEPT_FROM = 100_000  # values: fewer are found in less than a second
@@ -33,7 +33,7 @@ def kept(root: Path, about: Callable[[], Any], count: int, find: Callable[[], np
     values = find()
     with contextlib.suppress(OSError):
         root.mkdir(parents=True, exist_ok=True)
-        publish(values, root / f"{name}-{_checksum(values)}.npy")
+        publish(npy(values), root / f"{name}-{_checksum(values)}.npy")
     return values
 
 

@@ -219,8 +219,8 @@ class Recordings:
         train = prepared.take(sides.train)
         pool = train.unlabelled()
         if config.corpus_clips:
-            parts = {"pool": config.corpus_clips}
-            pool = pool + corpus.load_parts(_recipe(config), parts, root, report)[0].unlabelled()
+            made = corpus.load_parts(_recipe(config), _corpus_parts(config), root, report)[0]
+            pool = pool + made.unlabelled()
         return Splits(
             pool=pool,
             train=labelled_subset(train, config.label_fraction, numpy_stream(seed, "labels"), root),
@@ -232,6 +232,11 @@ class Recordings:
             left_out=prepared.left_out(),
             judged_by=prepared.digest[np.concatenate([sides.validation, sides.test])],
         )
+
+    def check(self, config: RecordedData, root: Path, report: Callable[[str], None]) -> None:
+        """Of the embedded corpus; a prepared set is compared by `python -m workbench.data verify`."""
+        if config.corpus_clips:
+            corpus.check_parts(_recipe(config), _corpus_parts(config), root, report)
 
     def extent(self, config: RecordedData, root: Path, fingerprint: str) -> Extent:
         prepared = self._copies.opened(config, root, _of_files(fingerprint))
@@ -249,8 +254,8 @@ class Recordings:
         unprepared_bytes = round(unprepared * seconds * SAMPLE_RATE * 2)
         lengths = [(min(seconds, config.clip_seconds), float(len(sides.train)))]
         if config.corpus_clips:
-            recipe, parts = _recipe(config), {"pool": config.corpus_clips}
-            missing = corpus.num_missing_clips(recipe, parts, root)
+            recipe = _recipe(config)
+            missing = corpus.num_missing_clips(recipe, _corpus_parts(config), root)
             unprepared += missing
             unprepared_bytes += missing * corpus.clip_bytes(recipe)
             lengths.append((min(config.corpus_clip_seconds, config.clip_seconds), float(config.corpus_clips)))
@@ -323,6 +328,10 @@ def mean_seconds(config: RecordedData | PoolData, listing: Listing) -> float:
         with contextlib.suppress(soundfile.LibsndfileError, TypeError):  # TypeError: a headerless .raw
             seconds.append(soundfile.info(str(Path(config.root) / row.file)).duration)
     return sum(seconds) / len(seconds) if any(seconds) else config.clip_seconds
+
+
+def _corpus_parts(config: RecordedData) -> dict[str, int]:
+    return {"pool": config.corpus_clips}
 
 
 def _recipe(config: RecordedData) -> synthesis.Recipe:
