@@ -11,6 +11,7 @@ import argparse
 import math
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 import pandas as pd
 
@@ -21,9 +22,11 @@ from analysis.findings import Findings
 from analysis.rulings import ERROR_RATE, Evidence
 from analysis.stored import StoredStages
 from analysis.verdicts import Verdict
+from analysis.words import counted
 from workbench.places import Places
 from workbench.study.claims import Equivalent, FewerLabels, Greater, Part, Rising
 from workbench.study.record import StudyRecord
+from workbench.study.results import runs_link
 
 
 def describe_part(part: Part) -> str:
@@ -61,18 +64,29 @@ def describe_effect(evidence: Evidence) -> str:
     return f"{text} ({low} to {high}{judging})"
 
 
+SHOWN_OF_HASH = 12  # characters; the CSV has all
 WHEN = {True: ", before its runs", False: ", after the first of its runs", None: ""}
 
 
 def describe_setting(verdict: Verdict) -> str:
-    """Since when the claim, and its trials, have been as they are; and whether that was before the runs."""
+    """Since when the claim and its trials have been as they are, and whether before the runs; its hash."""
     text = f"set on {verdict.since[:10]}{WHEN[verdict.before_runs]}"
+    text += f"; its hash is {_digest(verdict)[:SHOWN_OF_HASH]}"
     if verdict.changed:
         text += "; changed since it was first set"
     if verdict.trials_changed and verdict.trials_since:
         when = WHEN[verdict.trials_before_runs]
         text += f"; its trials (settings or seeds) were changed on {verdict.trials_since[:10]}{when}"
     return text
+
+
+def _digest(verdict: Verdict) -> str:
+    return str(verdict.record.entered[verdict.claim_id]["digest"])
+
+
+def link_of(verdict: Verdict, root: Path) -> str:
+    """Where MLflow compares the runs that it rests on; empty where there are none."""
+    return runs_link(verdict.record, verdict.runs, root) if verdict.runs else ""
 
 
 def describe_levels(verdict: Verdict) -> str:
@@ -83,7 +97,8 @@ def describe_levels(verdict: Verdict) -> str:
     return f"{verdict.record.axes[0].rsplit('.', 1)[-1]}: {words}" if words else ""
 
 
-def describe(verdict: Verdict) -> str:
+def describe(verdict: Verdict, link: str = "") -> str:
+    """`link` is to its runs."""
     levels = describe_levels(verdict)
     lines = [
         f"{verdict.claim_id} ({verdict.claim.where}): {verdict.ruling.upper()}",
@@ -98,13 +113,16 @@ def describe(verdict: Verdict) -> str:
         line += f", n = {evidence.effect.n}" if evidence.effect else ""
         beside = [evidence.note, f"to decide: {evidence.need}" if evidence.need else ""]
         lines.append(line + "".join(f" [{text}]" for text in beside if text))
-    return "\n".join([*lines, f"  {verdict.need}"] if verdict.need else lines)
+    lines += [f"  {verdict.need}"] if verdict.need else []
+    lines += [f"  {counted(len(verdict.runs), 'run')}: {link}"] if link else []
+    return "\n".join(lines)
 
 
-def verdict_table(verdicts: Sequence[Verdict]) -> pd.DataFrame:
-    """A row a part."""
+def verdict_table(verdicts: Sequence[Verdict], root: Path) -> pd.DataFrame:
+    """A row a part; `root` is where the studies' results are."""
     rows = []
     for verdict in verdicts:
+        link = link_of(verdict, root)
         for evidence in verdict.evidence:
             effect = evidence.effect
             rows.append(
@@ -130,8 +148,9 @@ def verdict_table(verdicts: Sequence[Verdict]) -> pd.DataFrame:
                     "trials_set_on": verdict.trials_since,
                     "trials_changed": verdict.trials_changed,
                     "trials_set_before_runs": verdict.trials_before_runs,
-                    "digest": verdict.record.entered[verdict.claim_id]["digest"],
+                    "digest": _digest(verdict),
                     "runs": " ".join(verdict.runs),
+                    "link": link,
                 }
             )
     return pd.DataFrame(rows)
@@ -162,10 +181,10 @@ def _judge(options: argparse.Namespace, records: list[StudyRecord]) -> int:
         if verdict.record.id != study:
             study = verdict.record.id
             print(f"{study}: {verdict.record.question}\n")
-        print(describe(verdict), end="\n\n")
+        print(describe(verdict, link_of(verdict, options.root)), end="\n\n")
     options.output.mkdir(parents=True, exist_ok=True)
     path = options.output / "claims.csv"
-    verdict_table(verdicts).to_csv(path, index=False)
+    verdict_table(verdicts, options.root).to_csv(path, index=False)
     print(path)
     return 0
 

@@ -23,7 +23,7 @@ import jinja2
 import pandas as pd
 from markupsafe import Markup
 
-from analysis.claims import describe_effect, describe_levels, describe_part, describe_setting
+from analysis.claims import describe_effect, describe_levels, describe_part, describe_setting, link_of
 from analysis.command import run
 from analysis.completeness import Completeness
 from analysis.findings import Findings
@@ -57,7 +57,7 @@ from analysis.words import counted, p_words
 from workbench.places import Places
 from workbench.study.cost import duration
 from workbench.study.record import StudyRecord
-from workbench.study.results import arms, best_tuned, runs_link
+from workbench.study.results import arms, best_tuned
 from workbench.study.tracking import attach
 from workbench.study.trial_storage import importances
 
@@ -148,7 +148,7 @@ def _verdict_row(verdict: Verdict, root: Path) -> dict[str, Any]:
         "levels": describe_levels(verdict),
         "scale": verdict.scale,
         "runs": counted(len(verdict.runs), "run") if verdict.runs else "",
-        "link": runs_link(verdict.record, verdict.runs, root),
+        "link": link_of(verdict, root),
         "parts": [_part_row(evidence) for evidence in verdict.evidence],
     }
 
@@ -338,7 +338,7 @@ def _write(options: argparse.Namespace, records: list[StudyRecord]) -> int:
     options.output.mkdir(parents=True, exist_ok=True)
     page = options.output / PAGE
     page.write_text(render(found, options.root, stages, " ".join(words)), encoding="utf-8")
-    for path in (page, *write_tables(found, options.output)):
+    for path in (page, *write_tables(found, options.output, options.root)):
         print(path)
     for study in found:
         try:

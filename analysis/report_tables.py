@@ -28,11 +28,11 @@ TABLE_1: dict[str, list[Any]] = {
 UNKNOWN = ("low", "high", "n", "trials")  # of the paper's
 
 
-def write_tables(found: Sequence[Findings], output: Path) -> list[Path]:
-    """`report-verdicts`, `report-levels`, `report-table1`, each as CSV and LaTeX."""
+def write_tables(found: Sequence[Findings], output: Path, root: Path) -> list[Path]:
+    """`report-verdicts`, `report-levels`, `report-table1`, each as CSV and LaTeX, of results below `root`."""
     verdicts = [verdict for study in found for verdict in study.verdicts]
     tables = {
-        "verdicts": verdict_table(verdicts).drop(columns=["runs", "digest"], errors="ignore"),
+        "verdicts": verdict_table(verdicts, root),
         "levels": _all_levels(found),
         "table1": _side_by_side(found),
     }

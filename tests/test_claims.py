@@ -2,6 +2,8 @@
 
 import dataclasses
 import datetime
+import json
+from urllib.parse import parse_qs
 
 import numpy as np
 import pandas as pd
@@ -216,7 +218,12 @@ def test_the_command_prints_verdicts_and_writes_them(tmp_path, monkeypatch, caps
     assert "preset quick" in printed
     written = pd.read_csv(tmp_path / "claims.csv")
     assert written["verdict"].tolist() == ["supported"] * 2
-    assert written["digest"].unique().tolist() == [record.entered["update-all"]["digest"]]
+    digest = record.entered["update-all"]["digest"]
+    assert written["digest"].unique().tolist() == [digest]
+    assert f"its hash is {digest[:12]}" in printed
+    (link,) = written["link"].unique()
+    assert json.loads(parse_qs(link.partition("?")[2])["runs"][0]) == written["runs"][0].split()
+    assert f" runs: {link}\n" in printed
 
 
 def test_nothing_to_judge_is_said(tmp_path, capsys):
@@ -239,9 +246,9 @@ def test_a_claim_that_another_version_kept_is_left_out_with_a_line(tmp_path, mon
     assert set(pd.read_csv(tmp_path / "claims.csv")["claim"]) == {"hours-balanced", "low-labels"}
 
 
-def test_a_table_of_verdicts_has_a_row_a_part():
+def test_a_table_of_verdicts_has_a_row_a_part(tmp_path):
     record, table = simulated(FOLDER / "depth.yaml", "quick", lambda trial: 0.5 + 0.01 * trial.seed)
-    found = verdict_table(study_verdicts(record, table, NoPredictions()))
+    found = verdict_table(study_verdicts(record, table, NoPredictions()), tmp_path)
     assert found.groupby("claim").size().to_dict() == {
         name: len(CLAIMS[name].parts) for name in ("depth-gain", "depth-tail", "low-labels")
     }

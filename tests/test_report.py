@@ -3,6 +3,7 @@
 import dataclasses
 import re
 from html.parser import HTMLParser
+from urllib.parse import unquote
 
 import numpy as np
 import optuna
@@ -104,6 +105,7 @@ def test_a_page_says_what_was_found_at_which_scale_and_how_to_run_it_again(page_
     text, study = page_of("label_fraction", _better_with_labels(np.random.default_rng(0)))
     verdict = study.verdicts[0]
     assert f"✓ {verdict.ruling}" in text
+    assert f"its hash is {study.record.entered[verdict.claim_id]['digest'][:12]}" in text
     assert "preset quick, data corpus, 0.40 M parameters, 30 to 480 labelled clips" in text
     assert "do\nnot stand for them" in text
     # The paper's numbers, marked as such.
@@ -173,11 +175,16 @@ def test_text_from_files_is_escaped(page_of, tmp_path):
 
 def test_tables_are_written_for_paper_and_spreadsheet(page_of, tmp_path):
     _, study = page_of("label_fraction", _better_with_labels(np.random.default_rng(0)))
-    paths = {path.name: path.read_text() for path in write_tables([study], tmp_path)}
+    paths = {path.name: path.read_text() for path in write_tables([study], tmp_path, tmp_path)}
     assert set(paths) == {
         f"report-{name}.{ending}" for name in ("verdicts", "levels", "table1") for ending in ("csv", "tex")
     }
     assert "paper,scratch,20k,0.138" in paths["report-table1.csv"]
+    verdict = study.verdicts[0]
+    of_verdicts = pd.read_csv(tmp_path / "report-verdicts.csv").set_index("claim").loc[[verdict.claim_id]]
+    assert set(of_verdicts["runs"]) == {" ".join(verdict.runs)}
+    assert set(of_verdicts["digest"]) == {study.record.entered[verdict.claim_id]["digest"]}
+    assert all(run in unquote(link) for run in verdict.runs for link in of_verdicts["link"])
     for name, text in paths.items():
         if name.endswith(".tex"):
             assert len(re.findall(r"\\begin\{", text)) == len(re.findall(r"\\end\{", text))
