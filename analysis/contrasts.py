@@ -108,7 +108,7 @@ class Trials:
         if word == "base":
             if not self.record.axes:
                 raise NotTested("the study varies no setting")
-            value = shown(_setting(self.record.base, self.record.axes[0]))
+            value = shown(setting_at(self.record.base, self.record.axes[0]))
             if value not in levels:
                 raise NotTested(f"the preset's own {self.record.axes[0]}, {value}, is not among the levels")
             return value
@@ -133,11 +133,11 @@ def level_words(record: StudyRecord) -> str:
     words = dict(zip(map(repr, levels), ([word] for word in ORDINALS), strict=False))
     words.setdefault(repr(levels[-1]), []).append("last")
     with contextlib.suppress(NotTested):
-        words.setdefault(repr(shown(_setting(record.base, record.axes[0]))), []).append("base")
+        words.setdefault(repr(shown(setting_at(record.base, record.axes[0]))), []).append("base")
     return ", ".join(f"{level} ({', '.join(words.get(repr(level), ['-']))})" for level in levels)
 
 
-def _setting(base: dict[str, Any], path: str) -> Any:
+def setting_at(base: dict[str, Any], path: str) -> Any:
     value: Any = base
     for name in path.split("."):
         if not isinstance(value, dict) or name not in value:

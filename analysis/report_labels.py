@@ -9,6 +9,7 @@ from typing import Any
 import pandas as pd
 
 from analysis.completeness import Completeness
+from analysis.contrasts import setting_at
 from analysis.findings import Findings
 from analysis.label_curves import (
     PRETRAINED,
@@ -34,28 +35,36 @@ Cell = tuple[str, str]  # a value, and its interval or nothing
 def label_parts(found: Sequence[Findings]) -> list[dict[str, Any]]:
     """For the page, of each study that compares scratch with pre-trained over label counts."""
     return [
-        _label_part(study) | {"longer": _longer(study.record, found)}
-        for study in found
-        if is_suitable(study.record)
+        _label_part(study) | {"longer": _longer(study, found)} for study in found if is_suitable(study.record)
     ]
 
 
-def _longer(record: StudyRecord, found: Sequence[Findings]) -> list[str]:
+COMPARED = ("finetuning.pooling", "finetuning.batch_size", "finetuning.optimiser.peak_lr")
+
+
+def _longer(of_labels: Findings, found: Sequence[Findings]) -> list[str]:
     """What more updates give training from scratch, by studies of the same task that vary nothing else."""
     return [
         f"{pair.of:,} updates in place of {pair.than:,} for training from scratch "
         f"({study.done['labelled_clips'].max():,.0f} labels, {study.record.id}): {pair.difference}"
         for study in found
-        if study.record.axes == ["finetuning.steps"] and _is_scratch_of_the_task(study.record, record)
+        if study.record.axes == ["finetuning.steps"] and _is_scratch_of_the_task(study, of_labels)
         for pair in pairs_of(study)
     ]
 
 
-def _is_scratch_of_the_task(record: StudyRecord, other: StudyRecord) -> bool:
-    same = (record.preset, record.metric) == (other.preset, other.metric) and all(
-        record.base.get(part) == other.base.get(part) for part in ("data", "model")
+def _is_scratch_of_the_task(study: Findings, other: Findings) -> bool:
+    """And trained as there: where the other tries several rates, at one of these."""
+    record, of_other = study.record, other.record
+    same = (record.preset, record.metric) == (of_other.preset, of_other.metric) and all(
+        record.base.get(part) == of_other.base.get(part) for part in ("data", "model")
     )
-    return same and record.base.get("pretraining") is None
+    trained_alike = all(_tried(study, path) <= _tried(other, path) for path in COMPARED)
+    return same and trained_alike and record.base.get("pretraining") is None
+
+
+def _tried(study: Findings, path: str) -> set[Any]:
+    return set(study.done[path]) if path in study.done else {setting_at(study.record.base, path)}
 
 
 def paper_table() -> dict[str, list[str]]:

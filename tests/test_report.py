@@ -16,6 +16,7 @@ from analysis import report
 from analysis.findings import Findings
 from analysis.report import render
 from analysis.report_figures import budget_table, late_gain
+from analysis.report_labels import label_parts
 from analysis.report_tables import TABLE_1, write_tables
 from analysis.stored import StoredStages
 from analysis.verdicts import study_verdicts
@@ -286,6 +287,19 @@ def test_twice_the_updates_stand_beside_the_label_reduction(tmp_path):
     assert f"{line}: +0.021 (95 % interval {0.021 - half:+.3f} to {0.021 + half:+.3f}, n = 3" in text
     assert "was not measured here" not in text
     assert "was not measured here" in render([labels], tmp_path, stages, "")
+
+
+@pytest.mark.parametrize(
+    "other",
+    [{"pooling": "mean"}, {"batch_size": 8}, {"optimiser": {"peak_lr": 1e-3}}],  # that rate is not tried
+)
+def test_updates_of_a_baseline_that_is_trained_otherwise_do_not_stand_beside(other):
+    labels = _findings("label_fraction", "quick", _better_with_labels(np.random.default_rng(0)))
+    longer = _findings("convergence", "quick", lambda t: 0.5 + 0.01 * t.seed)
+    assert label_parts([labels, longer])[0]["longer"]
+    base = longer.record.base | {"finetuning": longer.record.base["finetuning"] | other}
+    changed = dataclasses.replace(longer, record=dataclasses.replace(longer.record, base=base))
+    assert not label_parts([labels, changed])[0]["longer"]
 
 
 # A search
