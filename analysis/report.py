@@ -48,7 +48,13 @@ from analysis.report_figures import (
 )
 from analysis.report_labels import label_parts, paper_table
 from analysis.report_pairs import pairs_of
-from analysis.report_search import describe_best, describe_winner, importance_caption, staleness
+from analysis.report_search import (
+    describe_best,
+    describe_winner,
+    importance_caption,
+    staleness,
+    too_few_for_importance,
+)
 from analysis.report_tables import write_tables
 from analysis.rulings import Evidence, Ruling
 from analysis.stored import StoredStages
@@ -235,6 +241,7 @@ def _study_part(
         "best": None,
         "importance": "",
         "importance_caption": importance_caption(completeness),
+        "too_few": "",
         "curves": "",
     }
     if not len(done):
@@ -244,9 +251,13 @@ def _study_part(
     figure.legend(loc="outside lower center", ncols=3, fontsize="small", frameon=False)
     part |= {"svg": svg_of(figure), "caption": legend_title(record, summary).replace("\n", "; ")}
     if record.search:
-        shares = importances(record.id, places.optuna_url)
-        importance = svg_of(draw_importance(shares)) if shares else ""
-        return part | {"importance": importance, "best": describe_best(record, done)}
+        too_few = too_few_for_importance(record, completeness)
+        shares = {} if too_few else importances(record.id, places.optuna_url)
+        return part | {
+            "importance": svg_of(draw_importance(shares)) if shares else "",
+            "too_few": too_few,
+            "best": describe_best(record, done),
+        }
     curves = training_curves(record, done, stages)
     late = {row["arm"]: row for row in late_gain(curves).to_dict("records")} if len(curves) else {}
     part |= {

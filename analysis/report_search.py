@@ -11,8 +11,10 @@ import pandas as pd
 from analysis.completeness import Completeness
 from analysis.findings import Findings
 from analysis.plot_ablation import AXIS_NAMES, METRIC_NAMES, short
+from analysis.words import counted
 from workbench.study.record import StudyRecord, studies
 from workbench.study.results import trial_table
+from workbench.study.trial_storage import TRIALS_A_SETTING
 
 
 def best_trial(record: StudyRecord, done: pd.DataFrame) -> pd.Series | None:
@@ -78,6 +80,16 @@ def staleness(record: StudyRecord, found: Sequence[Findings], root: Path) -> str
                 f"does not confirm. The command of {search.id} runs that one again"
             )
     return ""
+
+
+def too_few_for_importance(record: StudyRecord, completeness: Completeness) -> str:
+    """Why no importance is shown of a search that has hardly more trials than settings; else empty."""
+    if completeness.finished >= TRIALS_A_SETTING * len(record.axes):
+        return ""
+    return (
+        f"Which of its {counted(len(record.axes), 'setting')} mattered is not told by "
+        f"{counted(completeness.finished, 'finished trial')}: {TRIALS_A_SETTING} for each are the least"
+    )
 
 
 def importance_caption(completeness: Completeness) -> str:

@@ -307,12 +307,12 @@ def test_updates_of_a_baseline_that_is_trained_otherwise_do_not_stand_beside(oth
 
 @pytest.fixture
 def searched(tmp_path):
-    """A search, in Optuna's storage too, of eight trials, of which two were given up; and their points."""
+    """A search, in Optuna's storage too, of twelve trials, of which two were given up; and their points."""
     study = load_study(FOLDER / "search.yaml", preset="quick")
     rows, points, storage = [], [], open_storage(Places.read(tmp_path).optuna_url)
     known = optuna.create_study(storage=storage, study_name=study.id, direction="maximize")
     generator = np.random.default_rng(0)
-    for number in range(8):
+    for number in range(12):
         point = {path: space.draw(generator) for path, space in study.search.space.items()}
         points.append(point)
         rate, state = point["finetuning.optimiser.peak_lr"], "pruned" if number < 2 else "complete"
@@ -387,7 +387,7 @@ def test_what_a_search_found_is_shown_and_compared_on_fresh_seeds(searched, tmp_
     text = render([search, *confirmations], tmp_path, StoredStages(Store(tmp_path / "store")), "")
     _Page(text)
     assert (
-        f"Trial {best['number']}, of 6 that finished, with validation mAP {best['validation/mAP']:.3f}"
+        f"Trial {best['number']}, of 10 that finished, with validation mAP {best['validation/mAP']:.3f}"
         in text
     )
     rate = f"{best['finetuning.optimiser.peak_lr']:.3g}"
@@ -404,8 +404,24 @@ def test_what_a_search_found_is_shown_and_compared_on_fresh_seeds(searched, tmp_
     assert "The search has gone on since" not in of_best
     assert f"its best is now trial {best['number']}, which this study does not confirm" in of_worst
     # What its importance is of.
-    assert "n = 6 finished trials (2 given up early left no score)" in text
+    assert "n = 10 finished trials (2 given up early left no score)" in text
     assert importances(study.id, f"sqlite:///{tmp_path / 'copied.db'}") == {}
     assert not (tmp_path / "copied.db").exists(), "nothing is created to find out"
     shares = importances(study.id, Places.read(tmp_path).optuna_url)
     assert max(shares, key=shares.get) == "finetuning.optimiser.peak_lr"
+
+
+def test_few_trials_of_a_search_show_no_importance(searched, tmp_path):
+    study, search, points = searched
+    few = study.id + "-few"
+    storage = open_storage(Places.read(tmp_path).optuna_url)
+    known = optuna.create_study(storage=storage, study_name=few, direction="maximize")
+    for number, point in enumerate(points[:9]):
+        known.add_trial(_optuna_trial(point, "complete", value=number))
+    assert importances(few, Places.read(tmp_path).optuna_url) == {}
+    known.add_trial(_optuna_trial(points[9], "complete", value=9.0))
+    assert importances(few, Places.read(tmp_path).optuna_url)
+    short = dataclasses.replace(search, table=search.table.iloc[:11])
+    text = render([short], tmp_path, StoredStages(Store(tmp_path / "store")), "")
+    assert "Which of its 5 settings mattered is not told by 9 finished trials" in text
+    assert "by the validation scores of its" not in text

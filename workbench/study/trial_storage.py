@@ -29,6 +29,7 @@ DUPLICATE = "duplicate_of"  # of a search's trial that repeats another: that one
 REFUSED = "refused"  # of a search's trial whose settings cannot stand together: why
 FAILED_STAGE = "failed_stage"  # the key of the stage that a failed trial was at
 HANDED_OUT = "handed_out"  # when a worker was last given the trial; it may have waited, or been stopped
+TRIALS_A_SETTING = 2  # complete ones that a search has at least for each, where its importance is told
 ENDED = (TrialState.COMPLETE, TrialState.FAIL, TrialState.PRUNED)
 
 
@@ -79,14 +80,15 @@ def _known(study_id: str, url: str) -> optuna.Study | None:
 def importances(study_id: str, url: str) -> dict[str, float]:
     """Share of the validation score's variance that each setting of a search explains, by fANOVA.
 
-    Of its complete trials; empty for fewer than four, where all scores are the same, or where the storage
-    does not have the search (results that were copied without it).
+    Of its complete trials; empty for fewer than `TRIALS_A_SETTING` for each setting, where all scores are the
+    same, or where the storage does not have the search (results that were copied without it).
     """
     known = _known(study_id, url)
     if known is None:
         return {}
     complete = [t for t in known.get_trials(deepcopy=False, states=(TrialState.COMPLETE,)) if counts(t)]
-    if len(complete) < 4 or len({trial.value for trial in complete}) == 1:
+    settings = {name for trial in complete for name in trial.params}
+    if len(complete) < TRIALS_A_SETTING * len(settings) or len({trial.value for trial in complete}) < 2:
         return {}
     evaluator = optuna.importance.FanovaImportanceEvaluator(seed=0)
     return {name: float(share) for name, share in evaluator.evaluate(known).items()}
