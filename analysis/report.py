@@ -63,7 +63,7 @@ from analysis.words import counted, p_words
 from workbench.places import Places
 from workbench.study.cost import duration
 from workbench.study.record import StudyRecord
-from workbench.study.results import arms, best_tuned
+from workbench.study.results import arms, best_tuned, fingerprints
 from workbench.study.tracking import attach
 from workbench.study.trial_storage import importances
 
@@ -229,7 +229,7 @@ def _study_part(
         "tuned": bool(record.tuned),
         "command": record.command,
         "commit": ", ".join(study.commits) or "-",
-        "data": ", ".join(sorted({data[:12] for data in done["data"]})) if len(done) else "-",
+        **(fingerprints(done) if len(done) else dict.fromkeys(("data", "pool"), "-")),
         "svg": "",
         "caption": "No trial has finished.",
         "arms": [],

@@ -15,7 +15,7 @@ from analysis.label_curves import PRETRAINED, SCRATCH, level_table
 from analysis.plot_ablation import arm_name, level_summary
 from analysis.verdicts import Verdict
 from analysis.words import p_words
-from workbench.study.results import arms, best_tuned
+from workbench.study.results import arms, best_tuned, fingerprints
 
 # Test mAP of cf_L on AudioSet; None where the paper has no number.
 TABLE_1: dict[str, list[Any]] = {
@@ -25,6 +25,7 @@ TABLE_1: dict[str, list[Any]] = {
 }
 
 
+HEARD = ["data", "pool"]  # fingerprints, for which a printed page has no room
 UNKNOWN = ("low", "high", "n", "trials")  # of the paper's
 
 
@@ -42,7 +43,8 @@ def write_tables(found: Sequence[Findings], output: Path, root: Path) -> list[Pa
             continue
         paths += [output / f"report-{name}.csv", output / f"report-{name}.tex"]
         table.to_csv(paths[-2], index=False)
-        paths[-1].write_text(_latex(_narrow(verdicts) if name == "verdicts" else table))
+        narrow = _narrow(verdicts) if name == "verdicts" else table.drop(columns=HEARD, errors="ignore")
+        paths[-1].write_text(_latex(narrow))
     return paths
 
 
@@ -114,11 +116,12 @@ def _all_levels(found: Sequence[Findings]) -> pd.DataFrame:
         if study.record.search or not len(study.done):
             continue
         summary = level_summary(study.record, best_tuned(study.record, study.done))
+        heard = fingerprints(study.done)
         for _, row in summary.iterrows():
             name = arm_name(study.record, [row[column] for column in arms(study.record)])
             scores = {column: row[column] for column in ("mean", "low", "high", "n")}
             study_of = {"study": study.record.id, "trials": study.completeness.share}
-            rows.append(study_of | {"arm": name, "metric": study.record.metric} | scores)
+            rows.append(study_of | {"arm": name, "metric": study.record.metric} | scores | heard)
     return pd.DataFrame(rows)
 
 

@@ -62,9 +62,13 @@ class _Page(HTMLParser):
         assert self.open.pop() == tag
 
 
+POOL = "fedcba9876543210"
+
+
 def _findings(name, preset, score, change=lambda table: table):
     record, table = simulated(FOLDER / f"{name}.yaml", preset, score)
     table = change(table)
+    table["pool"] = POOL
     table["data"], table["parameters"], table["seconds"] = "0123456789abcdef", 4e5, 60.0
     return Findings(record, table, study_verdicts(record, table, NoPredictions()), NoPredictions())
 
@@ -172,6 +176,15 @@ def test_text_from_files_is_escaped(page_of, tmp_path):
     object.__setattr__(study.record, "question", "<script>alert(1)</script>")
     stages = StoredStages(Store(tmp_path / "store"))
     assert "<script" not in render([study], tmp_path, stages, "&")
+
+
+def test_the_fingerprints_of_data_and_pool_are_shown(page_of, tmp_path):
+    text, study = page_of("label_fraction", _better_with_labels(np.random.default_rng(0)))
+    assert "<td><code>0123456789ab</code></td><td><code>fedcba987654</code></td>" in text
+    write_tables([study], tmp_path)
+    levels = pd.read_csv(tmp_path / "report-levels.csv", dtype=str)
+    assert set(levels["data"]) == {"0123456789ab"}
+    assert set(levels["pool"]) == {"fedcba987654"}
 
 
 def test_tables_are_written_for_paper_and_spreadsheet(page_of, tmp_path):
@@ -324,6 +337,7 @@ def searched(tmp_path):
                 "key": str(number),
                 "run_id": str(number),
                 "data": "0" * 16,
+                "pool": "",
                 "seconds": 60.0,
             }
             | {"regime": "balanced", "seed": 0, "fold": None, "validation/mAP": 20 * rate, "test/mAP": rate}
@@ -356,7 +370,7 @@ def _optuna_trial(point, state, value):
 def _confirmed(study, point, number):
     confirmation = study.confirmation(point, number)
     rows = [
-        {"number": i, "state": "complete", "key": str(i), "run_id": str(i), "data": "0" * 16}
+        {"number": i, "state": "complete", "key": str(i), "run_id": str(i), "data": "0" * 16, "pool": ""}
         | trial.level
         | {"regime": trial.regime, "seed": trial.seed, "fold": None, "labelled_clips": 60.0}
         | {

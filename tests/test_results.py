@@ -1,5 +1,6 @@
 """What is read out of a study's table."""
 
+import types
 from pathlib import Path
 
 import pandas as pd
@@ -7,7 +8,7 @@ import pytest
 
 from analysis.plot_ablation import level_summary
 from workbench.study.record import StudyRecord
-from workbench.study.results import _without_scores, best_tuned
+from workbench.study.results import _row, _without_scores, best_tuned
 
 RATE = "finetuning.optimiser.peak_lr"
 
@@ -97,3 +98,18 @@ def test_a_trial_without_a_score_has_failed(record):
     assert set(told["reason"].drop([0, 5])) == {""}
     without = table.drop(columns=["test/mAP"])
     assert set(_without_scores(record, without)["state"]) == {"failed"}
+
+
+def _run(**tags):
+    shared = {"number": "3", "state": "complete", "key": "k", "data": "0123", "level": '{"schedule": "step"}'}
+    shared |= {"regime": '"all"', "seed": "0", "fold": "null"}
+    tags = {f"workbench.{name}": value for name, value in (shared | tags).items()}
+    data = types.SimpleNamespace(tags=tags, metrics={"test/mAP": 0.5})
+    info = types.SimpleNamespace(start_time=0, end_time=1000, run_id="r")
+    return types.SimpleNamespace(data=data, info=info)
+
+
+def test_a_row_has_the_fingerprints_of_its_data_and_of_its_pool(record):
+    row = _row(_run(pool="4567"), record, None)
+    assert (row["data"], row["pool"]) == ("0123", "4567")
+    assert _row(_run(), record, None)["pool"] == ""

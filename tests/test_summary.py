@@ -20,7 +20,7 @@ def _printed(table, root, **changes):
 def _row(**changes):
     row = {
         "number": 0, "state": "complete", "reason": "", "level": 1, "regime": "full", "seed": 0, "fold": None,
-        "validation/mAP": 0.5, "test/mAP": 0.5,
+        "validation/mAP": 0.5, "test/mAP": 0.5, "data": "0123456789abcdef", "pool": "",
     }  # fmt: skip
     return row | changes
 
@@ -41,6 +41,13 @@ def test_seeds_of_a_fold_are_averaged_for_folds_are_the_replicates(tmp_path):
         for fold in range(2)
     ]
     assert "0.500 ± 0.141 (2)" in _printed(pd.DataFrame(rows), tmp_path)
+
+
+def test_a_study_says_which_data_and_pool_it_heard(tmp_path):
+    assert "fingerprints: data 0123456789ab\n" in _printed(pd.DataFrame([_row()]), tmp_path)
+    rows = [_row(pool="fedcba9876543210"), _row(seed=1, data="1" * 64, pool="fedcba9876543210")]
+    printed = _printed(pd.DataFrame(rows), tmp_path)
+    assert "fingerprints: data 0123456789ab, 111111111111, pool fedcba987654\n" in printed
 
 
 def test_a_study_says_how_to_go_on_from_here(tmp_path):

@@ -24,9 +24,9 @@ def trial_table(record: StudyRecord, root: Path) -> pd.DataFrame:
     """One row a trial of the study as last defined, from MLflow.
 
     Columns: number, state, key, began (when it was last given to a worker, in ms since 1970), seconds (from
-    then on), reason, one for each axis and tuned setting (its dotted path), regime, seed, fold, `parameters`,
-    `labelled_clips`, and every final metric (`validation/mAP`, `test/mAP`, ...). A trial whose score is not a
-    number has failed.
+    then on), reason, one for each axis and tuned setting (its dotted path), regime, seed, fold, data and pool
+    (fingerprints; without a pool of its own, empty), `parameters`, `labelled_clips`, and every final metric
+    (`validation/mAP`, `test/mAP`, ...). A trial whose score is not a number has failed.
     """
     client = MlflowClient(Places.read(root).mlflow_uri)
     experiment = client.get_experiment_by_name(record.name)
@@ -62,6 +62,14 @@ def _without_scores(record: StudyRecord, table: pd.DataFrame) -> pd.DataFrame:
     table.loc[lacking, "state"] = "failed"
     table.loc[lacking, "reason"] = f"its {record.metric} is not defined on so few clips"
     return table
+
+
+def fingerprints(done: pd.DataFrame) -> dict[str, str]:
+    """Of what these trials heard, twelve digits each: of the `data`, and of the `pool`; none is a dash."""
+    return {
+        name: ", ".join(sorted({fingerprint[:12] for fingerprint in done[name] if fingerprint})) or "-"
+        for name in ("data", "pool")
+    }
 
 
 def runs_link(record: StudyRecord, runs: Sequence[str], root: Path) -> str:
@@ -121,5 +129,6 @@ def _row(run: Any, record: StudyRecord, place: dict[str, Any] | None) -> dict[st
         "fold": place["fold"],
         "run_id": run.info.run_id,
         "data": tags["workbench.data"],
+        "pool": tags.get("workbench.pool", ""),
         **metrics,
     }

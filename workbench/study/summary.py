@@ -13,7 +13,7 @@ from workbench.commands import analysis_command, ui_command
 from workbench.places import Places
 from workbench.study.definition import DEFAULT, FOUND
 from workbench.study.record import StudyRecord
-from workbench.study.results import best_tuned
+from workbench.study.results import best_tuned, fingerprints
 
 
 def print_summary(record: StudyRecord, table: pd.DataFrame, root: Path, console: Console) -> None:
@@ -24,6 +24,8 @@ def print_summary(record: StudyRecord, table: pd.DataFrame, root: Path, console:
             _print_search(record, done, console)
         else:
             _print_grid(record, done, console)
+        heard = ", ".join(f"{name} {found}" for name, found in fingerprints(done).items() if found != "-")
+        console.print(f"fingerprints: {heard}", markup=False)
     if len(table):
         failed = table[table.state == "failed"]
         console.print(f"{len(failed)} of {len(table)} trials failed", markup=False)
