@@ -25,6 +25,7 @@ from scipy import optimize
 
 from analysis.bench_coverage import most_wrong
 from analysis.contrasts import Trials, contrasts
+from analysis.label_curves import AXIS, PRETRAINED
 from analysis.predictions import Predictions
 from analysis.rulings import Ruling
 from analysis.verdicts import study_verdicts
@@ -35,6 +36,7 @@ from workbench.study.study_file import load_study
 
 STUDIES = Path(__file__).parent.parent / "studies"
 SEED_NOISE = TRIAL_NOISE = 0.01  # what a seed does to all trials alike; and each trial's own, of either score
+FOR_LABELS = 0.2  # of that noise in studies of label counts, where 3 % of a score must be seen
 CLEARLY = 0.06  # beyond a margin
 
 Arm = tuple[str, Any]  # regime, level
@@ -91,10 +93,11 @@ class Simulation:
 
     def draw(self, means: Means, generator: np.random.Generator) -> pd.DataFrame:
         """The study's table, with noise about each arm's true mean."""
+        much = FOR_LABELS if AXIS in self.record.axes else 1.0
         seeds = self.places["seed"].to_numpy()
-        shared = dict(zip(np.unique(seeds), generator.normal(0, SEED_NOISE, len(seeds)), strict=False))
+        shared = dict(zip(np.unique(seeds), generator.normal(0, much * SEED_NOISE, len(seeds)), strict=False))
         true = np.array([means[arm] for arm in self.arms]) + np.array([shared[seed] for seed in seeds])
-        scores = true + generator.normal(0, TRIAL_NOISE, (2, len(true)))
+        scores = true + generator.normal(0, much * TRIAL_NOISE, (2, len(true)))
         metric = self.record.metric
         return self.places.assign(**{f"validation/{metric}": scores[0], f"test/{metric}": scores[1]})
 
@@ -180,15 +183,23 @@ def _equal_ratios(part: Greater) -> Means:
 
 
 def _label_curves(simulation: Simulation, part: FewerLabels) -> Means:
-    """Straight lines over log labels, apart by just the labels that are to be saved.
+    """Curves that are straight between octaves of labels, apart by just the labels that are to be saved.
 
-    Rising slowly where the whole score is asked for, so that more is saved at a share of it, and fast else.
+    In the octave where it reaches the score, the pre-trained one hardly rises if the whole score is asked
+    for, so that far more is saved at a share of it; else it rises fast, and saves as much at the whole score.
     """
-    top, slope = 0.7, 0.05 if part.share == 1 else 0.15
-    octaves = (1 - part.share) * top / slope  # by which scratch itself reaches its share earlier
-    shift = -np.log2(1 - part.at_least) - octaves
+    top, rate = 0.7, 0.15  # scratch's last score, and what it gains from twice the labels
+    slope = 0.02 if part.share == 1 else 0.4
+    asked = np.log2(1 - part.at_least)
+
+    def pretrained(octave: float) -> float:
+        within = np.clip(octave, np.floor(asked), np.floor(asked) + 1)
+        return float(part.share * top + slope * (within - asked) + rate * (octave - within))
+
     return {
-        (regime, level): top + slope * (np.log2(level) + (shift if regime == "pretrained" else 0.0))
+        (regime, level): pretrained(np.log2(level))
+        if regime == PRETRAINED
+        else top + rate * float(np.log2(level))
         for regime, level in set(simulation.arms)
     }
 
