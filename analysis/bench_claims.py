@@ -25,7 +25,7 @@ from scipy import optimize
 
 from analysis.bench_coverage import most_wrong
 from analysis.contrasts import Trials, contrasts
-from analysis.label_curves import AXIS, PRETRAINED
+from analysis.label_curves import AXIS, PRETRAINED, SCRATCH
 from analysis.predictions import Predictions
 from analysis.rulings import Ruling
 from analysis.verdicts import study_verdicts
@@ -183,25 +183,22 @@ def _equal_ratios(part: Greater) -> Means:
 
 
 def _label_curves(simulation: Simulation, part: FewerLabels) -> Means:
-    """Curves that are straight between octaves of labels, apart by just the labels that are to be saved.
+    """Straight lines over log labels, apart by just the labels that are to be saved.
 
-    In the octave where it reaches the score, the pre-trained one hardly rises if the whole score is asked
-    for, so that far more is saved at a share of it; else it rises fast, and saves as much at the whole score.
+    The pre-trained one hardly rises where the whole score is asked for, so that far more is saved at a share
+    of it; else it rises fast, and saves nearly as much at the whole score. Straight, for every curve through
+    their points is then the same, and the interval no wider than its noise.
     """
     top, rate = 0.7, 0.15  # scratch's last score, and what it gains from twice the labels
-    slope = 0.02 if part.share == 1 else 0.4
+    slope = 0.02 if part.share == 1 else 0.2
     asked = np.log2(1 - part.at_least)
+    lines = {SCRATCH: (top, rate, 0.0), PRETRAINED: (part.share * top, slope, asked)}
 
-    def pretrained(octave: float) -> float:
-        within = np.clip(octave, np.floor(asked), np.floor(asked) + 1)
-        return float(part.share * top + slope * (within - asked) + rate * (octave - within))
+    def score(regime: str, level: float) -> float:
+        at, gain, octave = lines[regime]
+        return float(at + gain * (np.log2(level) - octave))
 
-    return {
-        (regime, level): pretrained(np.log2(level))
-        if regime == PRETRAINED
-        else top + rate * float(np.log2(level))
-        for regime, level in set(simulation.arms)
-    }
+    return {(regime, level): score(regime, level) for regime, level in set(simulation.arms)}
 
 
 # True scores of both arms, from the fewest labels to the most.
