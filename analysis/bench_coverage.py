@@ -1,6 +1,6 @@
 """Do intervals cover and tests err as often as they say? `python -m analysis.bench_coverage`.
 
-1,000 simulated studies for each row, five minutes. Intervals must cover the truth in 93 to 97 % of them,
+1,000 simulated studies for each row, ten minutes. Intervals must cover the truth in 93 to 97 % of them,
 tests be wrong in at most 5 %, that is in no more than a true 5 % exceeds once in a hundred runs (6.6 % of
 1,000); exit 1 else. `analysis.bench_claims` does the same for whole claims. Percentile
 bootstraps stand beside, unchecked, to show why they are not used.
@@ -132,7 +132,7 @@ SHAPES = {
 # As ESC-10 has it over its five test folds: truly 25 % fewer. And the same with a quarter of the noise.
 FOLD_SHAPES = {
     name: Shape((30, 60, 120, 240), line(0.60, 0.062), line(0.565, 0.085), seed_noise, (noise, noise))
-    for name, seed_noise, noise in (("ESC-10", 0.04, 0.03), ("ESC-10, little noise", 0.01, 0.0075))
+    for name, seed_noise, noise in (("ESC-10", 0.04, 0.03), ("ESC-10, quiet", 0.01, 0.0075))
 }
 
 

@@ -234,7 +234,7 @@ def test_intervals_cover_the_truth(shape: str, replicates: int) -> None:
 
 
 def test_intervals_over_test_folds_cover_the_truth() -> None:
-    shape = FOLD_SHAPES["ESC-10, little noise"]
+    shape = FOLD_SHAPES["ESC-10, quiet"]
     covered, bounded, _ = label_coverage(shape, 5, 1.0, 200, np.random.default_rng(0), FOLD_OVERLAP)
     assert 0.91 <= covered <= 0.99
     assert bounded > 0.9
