@@ -66,7 +66,7 @@ def _pretrain(trial, splits, run=None):
 
 
 def _num_shapes(padded):
-    """A micro-batch may happen to be without a shorter clip."""
+    """A batch may happen to be without a shorter clip."""
     return 2 if padded else 1
 
 
@@ -91,7 +91,7 @@ def test_compiled_pre_training_is_the_plain_one(
     "changes",
     [
         {},
-        {"finetuning.consistency_weight": 2.0, "finetuning.accumulation": 2},
+        {"finetuning.consistency_weight": 1.0, "finetuning.accumulation": 2},
         {"finetuning.freeze_encoder": True, "finetuning.pooling": "mean"},
     ],
     ids=["multi-label", "consistency", "frozen"],

@@ -128,7 +128,7 @@ def test_what_diverges_between_log_points_replaces_no_checkpoint(tiny_trial, tin
     course = Course(task, dataclasses.replace(task.settings, steps=1000), seed=0, run=run)
 
     def updated(loss):
-        course.updated([{"loss": torch.tensor(loss)}], torch.ones(()), dict)
+        course.updated({"loss": torch.tensor(loss)}, torch.ones(()), dict)
 
     for loss in (0.5, 0.25):
         updated(loss)

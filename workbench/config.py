@@ -216,7 +216,7 @@ class PretrainingConfig:
 
     steps: int = 300_000
     batch_size: int = 64  # clips
-    accumulation: int = 1  # micro-batches a step
+    accumulation: int = 1  # parts of a batch that are computed one after the other
     objective: ObjectiveConfig = ContrastiveConfig()
     optimiser: OptimiserConfig = OptimiserConfig()
     schedule: ScheduleConfig = WarmupLinear()
@@ -260,7 +260,7 @@ class FinetuningConfig:
 
     steps: int = 20_000
     batch_size: int = 64  # clips
-    accumulation: int = 1  # micro-batches a step
+    accumulation: int = 1  # parts of a batch that are computed one after the other
     pooling: Literal["linear_softmax", "mean"] = "mean"
     freeze_encoder: bool = False
     output_dropout: float = 0.0  # on the encoder's output, before the classifier

@@ -15,7 +15,7 @@ from typing import Any, Literal
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch.utils._pytree import tree_map
+from torch.utils._pytree import tree_leaves, tree_map
 
 from workbench.settings import ConfigError
 
@@ -76,17 +76,20 @@ def rank() -> int:
 
 def own_part(heard: Any) -> Any:
     """Of a micro-batch, whose tensors begin with the clips: every `count()`th clip. Raises ValueError."""
-    if count() == 1:
-        return heard
-
-    def part(value: Any) -> Any:
-        if not isinstance(value, Tensor):
-            return value
-        if len(value) % count():
+    for value in tree_leaves(heard):
+        if isinstance(value, Tensor) and len(value) % count():
             raise ValueError(f"a micro-batch of {len(value)} clips cannot be shared by {count()} processes")
-        return value[rank() :: count()]
+    return every_nth(heard, rank(), count())
 
-    return tree_map(part, heard)
+
+def every_nth(heard: Any, first: int, step: int) -> Any:
+    """Of a batch, whose tensors begin with the clips: each `step`th from `first` on.
+
+    Two versions of each clip, which follow one another, keep their order.
+    """
+    if step == 1:
+        return heard
+    return tree_map(lambda value: value[first::step] if isinstance(value, Tensor) else value, heard)
 
 
 def total(values: Tensor) -> Tensor:

@@ -24,7 +24,7 @@ from workbench.training.rendezvous import Rendezvous
 from workbench.training.tracker import Tracker
 
 # Raised when the same settings come to give another result; a test compares with golden results.
-VERSIONS: dict[StageKind, int] = {"pretrain": 3, "finetune": 4, "evaluate": 2}
+VERSIONS: dict[StageKind, int] = {"pretrain": 4, "finetune": 5, "evaluate": 2}
 
 WEIGHTS = "weights.safetensors"
 PREDICTIONS = "predictions.safetensors"  # test scores and targets, (N, C) each

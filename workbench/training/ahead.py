@@ -1,7 +1,7 @@
 """What the next updates hear, prepared while a GPU computes the last one.
 
-A thread reads, draws and augments one micro-batch ahead, on a stream of its own from pinned memory: copies
-and the front end run beside the update, and the device does not wait for the processor.
+A thread reads, draws and augments one batch ahead, on a stream of its own from pinned memory: copies and the
+front end run beside the update, and the device does not wait for the processor.
 """
 
 from __future__ import annotations
@@ -9,24 +9,23 @@ from __future__ import annotations
 import contextlib
 import queue
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from types import TracebackType
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, TypeVar, cast
 
 import torch
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
 HeardT = TypeVar("HeardT")
-_END = object()  # of an update's micro-batches
 
 
 class Ahead(Generic[HeardT]):
-    """The micro-batches of updates from `first` on, in their order; a context, which ends the thread."""
+    """The batches of `updates`, in their order; a context, which ends the thread."""
 
     def __init__(
         self,
-        hear: Callable[[int], Iterator[HeardT]],
+        hear: Callable[[int], HeardT],
         updates: range,
         device: torch.device,
         *,
@@ -56,24 +55,20 @@ class Ahead(Generic[HeardT]):
             with contextlib.suppress(queue.Empty):  # the thread may wait for a place
                 self._ready.get(timeout=0.01)
 
-    def of(self, step: int) -> Iterator[HeardT]:
+    def of(self, step: int) -> HeardT:
         """Of one update; updates must be asked for in their order."""
         if self._thread is None:
-            yield from self._hear(step)
-            return
-        while True:
-            item, event = self._ready.get()
-            if isinstance(item, BaseException):
-                raise item
-            if item is _END:
-                return
-            if event is not None:
-                current = torch.cuda.current_stream()
-                current.wait_event(event)
-                for leaf in tree_leaves(item):
-                    if isinstance(leaf, Tensor):
-                        leaf.record_stream(current)  # else its memory would be given away too early
-            yield item
+            return self._hear(step)
+        heard, event = self._ready.get()
+        if isinstance(heard, BaseException):
+            raise heard
+        if event is not None:
+            current = torch.cuda.current_stream()
+            current.wait_event(event)
+            for leaf in tree_leaves(heard):
+                if isinstance(leaf, Tensor):
+                    leaf.record_stream(current)  # else its memory would be given away too early
+        return cast(HeardT, heard)
 
     def _prepare(self) -> None:
         on_gpu = self._device.type == "cuda"
@@ -83,10 +78,8 @@ class Ahead(Generic[HeardT]):
         try:
             with torch.cuda.stream(stream) if stream is not None else contextlib.nullcontext():
                 for step in self._updates:
-                    for heard in self._hear(step):
-                        if not self._put(heard, stream.record_event() if stream is not None else None):
-                            return
-                    if not self._put(_END, None):
+                    heard = self._hear(step)
+                    if not self._put(heard, stream.record_event() if stream is not None else None):
                         return
         except BaseException as error:  # is raised where the batch is asked for
             self._put(error, None)

@@ -5,7 +5,7 @@ B clips, S samples, F frames, M mel bands, T latents, D width, C classes.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
@@ -67,7 +67,7 @@ class Finetuned:
 
 
 class Heard(NamedTuple):
-    """Of a micro-batch, on the device; two versions of each clip where consistency is asked for."""
+    """Of a batch, on the device; two versions of each clip where consistency is asked for."""
 
     log_mel: Tensor  # (B or 2 B, F, M)
     padding: Tensor | None  # (B or 2 B, T)
@@ -88,34 +88,35 @@ class Finetuning:
         self.compile = config.compile
         self.pack_key = pack_key(config, STAGE)
 
-    def hear(self, step: int) -> Iterator[Heard]:
+    def hear(self, step: int) -> Heard:
         augmentation = self.settings.augmentation
         versions = self.settings.versions
         front_end = self.model.encoder.front_end
         crop = numpy_stream(self.config.seed, STAGE, "crop", step)
         generator = torch_stream(self.config.seed, STAGE, "augment", step)
         shortest, longest = latent_samples(self.config), crop_samples(self.config, STAGE)
-        for part in np.array_split(self._order.batch(step), self.settings.accumulation):
-            waveform, samples = self.clips.read(
-                part, min_samples=shortest, max_samples=longest, generator=crop
-            )
-            waveform = onto(self.device, waveform).repeat(versions, 1)  # every version augmented anew
-            frames = (samples // self.config.front_end.hop_samples).repeat(versions)
-            lengths = num_latents(self.config, samples).repeat(versions)
-            targets = onto(self.device, torch.from_numpy(self.clips.labels.matrix(part)).float())
-            waveform = jitter(waveform, augmentation.jitter_samples, generator)
-            log_mel = front_end(waveform)  # (B, F, M)
-            log_mel = time_mask(log_mel, frames, augmentation.time_mask, generator)
-            log_mel = torch.cat(
-                [mixup(version, augmentation.mixup, generator) for version in log_mel.chunk(versions)]
-            )
-            padding = padding_mask(lengths, self.model.encoder.num_latents(log_mel), self.device)
-            yield Heard(log_mel, padding, targets)
+        chosen = self._order.batch(step)
+        waveform, samples = self.clips.read(chosen, min_samples=shortest, max_samples=longest, generator=crop)
+        waveform = onto(self.device, waveform).repeat(versions, 1)  # every version augmented anew
+        frames = (samples // self.config.front_end.hop_samples).repeat(versions)
+        lengths = num_latents(self.config, samples).repeat(versions)
+        targets = onto(self.device, torch.from_numpy(self.clips.labels.matrix(chosen)).float())
+        waveform = jitter(waveform, augmentation.jitter_samples, generator)
+        log_mel = front_end(waveform)  # (B, F, M)
+        log_mel = time_mask(log_mel, frames, augmentation.time_mask, generator)
+        log_mel = torch.cat(
+            [mixup(version, augmentation.mixup, generator) for version in log_mel.chunk(versions)]
+        )
+        padding = padding_mask(lengths, self.model.encoder.num_latents(log_mel), self.device)
+        return Heard(log_mel, padding, targets)
 
     def loss(self, heard: Heard) -> tuple[Tensor, Metrics]:
         with self._autocast():
             logits = self.model(heard.log_mel, heard.padding)  # (B, C)
         return _loss(logits, heard.targets, self.single_label, self.settings.consistency_weight)
+
+    def share(self, part: Heard, whole: Heard) -> Tensor:
+        return part.targets.new_full((), len(part.targets) / len(whole.targets))
 
     def watch(self, heard: Heard) -> Metrics:
         return {}

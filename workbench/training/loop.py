@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -33,8 +33,9 @@ HeardT = TypeVar("HeardT")
 class Task(Protocol[HeardT]):
     """What a stage trains, and by which loss.
 
-    An update's random choices are all made in `hear`, but for dropout; `loss` is a function of the model's
-    tensors and of what was heard.
+    An update's random choices are all made in `hear`, for the whole batch, but for dropout; `loss` is a
+    function of the model's tensors and of what was heard. The tensors of what is heard begin with the clips,
+    so that parts of it can be taken.
     """
 
     @property
@@ -53,11 +54,14 @@ class Task(Protocol[HeardT]):
     def pack_key(self) -> str | None:
         """The same for tasks that can train together; None for one that can with none."""
 
-    def hear(self, step: int) -> Iterator[HeardT]:
-        """The micro-batches of an update, on the device."""
+    def hear(self, step: int) -> HeardT:
+        """The batch of an update, on the device."""
 
     def loss(self, heard: HeardT) -> tuple[Tensor, Metrics]:
-        """Scalar loss of a micro-batch, and metrics."""
+        """Scalar loss of a batch, or of a part of one, and metrics: means."""
+
+    def share(self, part: HeardT, whole: HeardT) -> Tensor:
+        """Of all that the loss of the whole is a mean over, what lies in a part: a scalar."""
 
     def watch(self, heard: HeardT) -> Metrics:
         """What is worth knowing at a log point beside the loss's metrics."""
@@ -176,15 +180,15 @@ class Course(Generic[TaskT]):
 
     def updated(
         self,
-        metrics: list[Metrics],
+        metrics: Metrics,
         grad_norm: Tensor,
         optimiser_state: Callable[[], dict[str, dict[str, Tensor]]],
     ) -> None:
-        """After an update with these metrics of its micro-batches. Raises Diverged, Stopped."""
+        """After an update with these metrics. Raises Diverged, Stopped."""
         task, run, state, stage = self.task, self.run, self._state, self.task.stage
         logging, lr = self.logging, self.lr
         state.step += 1
-        self._window += metrics
+        self._window.append(metrics)
         run.tracker.progress(stage, state.step, self.config.steps)
         if logging:
             row = _mean_of(self._window) | {"lr": lr, "grad_norm": float(grad_norm)}
@@ -272,18 +276,36 @@ def _train(course: Course[Any]) -> list[dict[str, float]]:
             for group in optimiser.param_groups:
                 group["lr"] = course.lr
             torch.manual_seed(course.dropout_seed + processes.rank())  # masks are each process's own
-            metrics = []
-            for part, every in enumerate(ahead.of(course.step), start=1):
-                heard = processes.own_part(every)
-                with _gradients_kept(loss_of) if part < config.accumulation else nullcontext():
-                    loss, found = loss_of(heard)
-                    (loss / config.accumulation).backward()
-                metrics.append(found | task.watch(heard) if course.logging else found)
+            heard = ahead.of(course.step)
+            found: list[tuple[Metrics, Tensor]] = []
+            for number, (part, share) in enumerate(micro_batches(course, heard), start=1):
+                with _gradients_kept(loss_of) if number < config.accumulation else nullcontext():
+                    loss, metrics = loss_of(processes.own_part(part))
+                    (loss * share).backward()
+                found.append((metrics, share))
+            metrics = sum_of_parts(found)
+            if course.logging:
+                metrics |= task.watch(processes.own_part(heard))
             norm = nn.utils.clip_grad_norm_(named.values(), max_norm)
             optimiser.step()
             optimiser.zero_grad(set_to_none=True)
             course.updated(metrics, norm, lambda: optimiser_state(optimiser, named))
     return course.history
+
+
+def micro_batches(course: Course[Any], heard: HeardT) -> Iterator[tuple[HeardT, Tensor]]:
+    """The parts of a batch, each with its share: weighted by it, their losses add up to the whole's."""
+    count = course.config.accumulation
+    for number in range(count):
+        part = processes.every_nth(heard, number, count)
+        yield part, course.task.share(part, heard) if count > 1 else torch.ones((), device=course.run.device)
+
+
+def sum_of_parts(found: Sequence[tuple[Metrics, Tensor]]) -> Metrics:
+    """Metrics of a batch, from those of its parts and their shares."""
+    if len(found) == 1:
+        return found[0][0]
+    return {name: torch.stack([part[name] * share for part, share in found]).sum() for name in found[0][0]}
 
 
 class LossOf(nn.Module):
@@ -321,7 +343,7 @@ def build_optimiser(parameters: list[nn.Parameter], config: OptimiserConfig) -> 
 
 
 def _mean_of(window: list[Metrics]) -> dict[str, float]:
-    """Mean of each metric over the micro-batches that report it, and over all processes."""
+    """Mean of each metric over the updates that report it, and over all processes."""
     names = sorted({name for metrics in window for name in metrics})
     means = [torch.stack([m[name].float() for m in window if name in m]).mean() for name in names]
     return dict(zip(names, processes.mean(torch.stack(means)).tolist(), strict=True))

@@ -30,7 +30,7 @@ class Hidden(NamedTuple):
 
 
 class Objective(Protocol):
-    """`hide`, then the encoder's context, then `loss`."""
+    """`hide` of a batch, then of it or its parts the encoder's context and `loss`."""
 
     def hide(self, lengths: Tensor, total: int, generator: torch.Generator) -> Hidden:
         """Of B clips of `total` latents, of which `lengths` (B,) are valid; every draw is made here."""
@@ -42,6 +42,9 @@ class Objective(Protocol):
 
         `into_latents` takes D to L, so that it need only run where the objective looks.
         """
+
+    def share(self, part: Hidden, whole: Hidden) -> Tensor:
+        """Of all that the loss of the whole is a mean over, what lies in some of its clips: a scalar."""
 
 
 class Contrastive:
@@ -81,6 +84,9 @@ class Contrastive:
             )  # (B, M, M); the diagonal is the positive's
             return _candidate_loss(similarity, hidden.draws, hidden.valid)
 
+    def share(self, part: Hidden, whole: Hidden) -> Tensor:
+        return _asked(part.draws, part.valid).sum() / _asked(whole.draws, whole.valid).sum().clamp_min(1)
+
     def _draws(self, valid: Tensor, generator: torch.Generator) -> Tensor:
         """How often latent j is a distractor of latent i: valid (B, M) -> (B, M, M) float, CPU."""
         batch, most = valid.shape
@@ -100,7 +106,7 @@ class Contrastive:
 
 def _candidate_loss(similarity: Tensor, draws: Tensor, valid: Tensor) -> tuple[Tensor, Metrics]:
     """Mean over masked latents that have a distractor: -log of the positive's share of the candidates."""
-    asked = valid & (draws.sum(2) > 0)  # (B, M)
+    asked = _asked(draws, valid)
     positive = similarity.diagonal(dim1=1, dim2=2)
     distractors = similarity + torch.log(draws)  # log 0 = -inf: not a candidate
     scores = torch.cat([positive[..., None], distractors], dim=2).masked_fill(~asked[..., None], 0.0)
@@ -112,6 +118,11 @@ def _candidate_loss(similarity: Tensor, draws: Tensor, valid: Tensor) -> tuple[T
         is_best = ((positive[..., None] > similarity) | (draws == 0)).all(2)
         accuracy = (is_best & asked).sum() / count
     return loss, {"loss": loss.detach(), "contrastive_accuracy": accuracy}
+
+
+def _asked(draws: Tensor, valid: Tensor) -> Tensor:
+    """(B, M) True for a masked latent that has a distractor."""
+    return valid & (draws.sum(2) > 0)
 
 
 def _at(x: Tensor, index: Tensor) -> Tensor:

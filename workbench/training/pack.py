@@ -12,7 +12,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -26,7 +26,7 @@ from workbench.model.dropout import drawn_by
 from workbench.settings import StageKind, digest, identity
 from workbench.training.ahead import Ahead
 from workbench.training.compiled import compiled, compiler_errors
-from workbench.training.loop import Course, Diverged, LossOf, Stopped, trainable
+from workbench.training.loop import Course, Diverged, LossOf, Stopped, micro_batches, sum_of_parts, trainable
 from workbench.training.objectives import Metrics
 
 EPSILON = 1e-8  # AdamW's, as torch has it
@@ -145,20 +145,25 @@ class Pack:
         self._others = _stack_others(models)
         self._generators = [torch.Generator(self._device) for _ in courses]
 
-    def update(self, heard_by_each: Sequence[Iterator[Any]]) -> tuple[list[list[Metrics]], Tensor]:
-        """One update of each, from its micro-batches: their metrics, and the norms (P,) of the gradients."""
+    def update(self, heard: Sequence[Any]) -> tuple[list[Metrics], Tensor]:
+        """One update of each, from its batch: its metrics, and the norms (P,) of the gradients."""
         courses = self._courses
         for generator, course in zip(self._generators, courses, strict=True):
             generator.manual_seed(course.dropout_seed)
         self._gradients.zero_()
-        every: list[list[Metrics]] = [[] for _ in courses]
-        for heard in zip(*heard_by_each, strict=True):
+        found: list[list[tuple[Metrics, Tensor]]] = [[] for _ in courses]
+        for parts in zip(*map(micro_batches, courses, heard), strict=True):
             with drawn_by(self._generators):
-                losses, metrics = self._losses(self._parameters, self._others, _stacked(heard))
-            self._backward((losses / courses[0].config.accumulation).sum())
-            for row, course in enumerate(courses):
-                own = {name: values[row] for name, values in metrics.items()}
-                every[row].append(own | course.task.watch(heard[row]) if course.logging else own)
+                losses, metrics = self._losses(
+                    self._parameters, self._others, _stacked([part for part, _ in parts])
+                )
+            self._backward((losses * torch.stack([share for _, share in parts])).sum())
+            for row, (_, share) in enumerate(parts):
+                found[row].append(({name: values[row] for name, values in metrics.items()}, share))
+        every = [
+            sum_of_parts(own) | (course.task.watch(batch) if course.logging else {})
+            for own, course, batch in zip(found, courses, heard, strict=True)
+        ]
         norms = self._clip()
         self._adamw()
         return every, norms
@@ -264,7 +269,7 @@ def _stack_others(models: Sequence[nn.Module]) -> dict[str, Tensor]:
 
 
 def _stacked(heard: Sequence[Any]) -> Any:
-    """The micro-batches of all, as one of (P, ...) tensors."""
+    """What each hears, as one of (P, ...) tensors."""
 
     def stack(*values: Any) -> Any:
         if all(value is None for value in values):

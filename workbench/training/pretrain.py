@@ -6,7 +6,7 @@ B clips, S samples, F frames, M mel bands, T latents, D width.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
@@ -43,7 +43,7 @@ class Pretrained:
 
 
 class Heard(NamedTuple):
-    """Of a micro-batch, on the device."""
+    """Of a batch, on the device."""
 
     log_mel: Tensor  # (B, F, M)
     padding: Tensor | None  # (B, T)
@@ -66,27 +66,26 @@ class Pretraining:
         self.compile = config.compile
         self.pack_key = pack_key(config, STAGE)
 
-    def hear(self, step: int) -> Iterator[Heard]:
+    def hear(self, step: int) -> Heard:
         crop = numpy_stream(self.config.seed, STAGE, "crop", step)
         generator = torch_stream(self.config.seed, STAGE, "augment", step)
         shortest, longest = latent_samples(self.config), crop_samples(self.config, STAGE)
-        for part in np.array_split(self._order.batch(step), self.settings.accumulation):
-            waveform, samples = self.pool.read(
-                part, min_samples=shortest, max_samples=longest, generator=crop
-            )
-            lengths = num_latents(self.config, samples)
-            log_mel = self.model.front_end(onto(self.device, waveform))  # (B, F, M)
-            log_mel = gain_and_shift(
-                log_mel,
-                self.model.front_end.std,
-                self.settings.gain_db,
-                self.settings.mel_shift,
-                generator,
-            )
-            total = self.model.num_latents(log_mel)
-            hidden = self._objective.hide(lengths, total, generator)
-            hidden = Hidden(*(onto(self.device, tensor) for tensor in hidden))
-            yield Heard(log_mel, padding_mask(lengths, total, self.device), hidden)
+        waveform, samples = self.pool.read(
+            self._order.batch(step), min_samples=shortest, max_samples=longest, generator=crop
+        )
+        lengths = num_latents(self.config, samples)
+        log_mel = self.model.front_end(onto(self.device, waveform))  # (B, F, M)
+        log_mel = gain_and_shift(
+            log_mel,
+            self.model.front_end.std,
+            self.settings.gain_db,
+            self.settings.mel_shift,
+            generator,
+        )
+        total = self.model.num_latents(log_mel)
+        hidden = self._objective.hide(lengths, total, generator)
+        hidden = Hidden(*(onto(self.device, tensor) for tensor in hidden))
+        return Heard(log_mel, padding_mask(lengths, total, self.device), hidden)
 
     def loss(self, heard: Heard) -> tuple[Tensor, Metrics]:
         encoder = self.model
@@ -94,6 +93,9 @@ class Pretraining:
             latents = encoder.latents(heard.log_mel)  # (B, T, 256)
             context = encoder.context(latents, heard.padding, heard.hidden.masked)  # (B, T, D)
             return self._objective.loss(latents, context, encoder.out_of_context, heard.hidden)
+
+    def share(self, part: Heard, whole: Heard) -> Tensor:
+        return self._objective.share(part.hidden, whole.hidden)
 
     @torch.no_grad()
     def watch(self, heard: Heard) -> Metrics:
