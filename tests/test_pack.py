@@ -5,6 +5,9 @@ import torch
 
 from workbench.config import Constant
 from workbench.model import conformer, dropout
+from workbench.model.depthwise import DepthwiseConv
+from workbench.training import finetune as finetune_module
+from workbench.training import pretrain as pretrain_module
 from workbench.training.checkpoint import TrainingState
 from workbench.training.finetune import finetune, finetune_together
 from workbench.training.loop import Course, Diverged, Run, Stopped, build_optimiser, trainable
@@ -86,6 +89,51 @@ def test_a_small_trial_draws_alike_alone_and_in_a_pack_on_a_gpu(
     trials = [with_changes(trial, changes) for changes in VARIANTS]
     _pretrained_as_alone(trials, tiny_splits.pool)
     assert not drawn_by_torch
+
+
+@pytest.mark.usefixtures("as_on_a_gpu")
+def test_a_pack_in_bf16_learns_as_its_trials_alone(trial, tiny_splits, with_changes, monkeypatch):
+    """By autocast on a CPU; losses are compared, for the weights differ by what bf16 rounds."""
+    for module in (pretrain_module, finetune_module):
+        monkeypatch.setattr(module, "autocast_for", lambda *_: lambda: torch.autocast("cpu", torch.bfloat16))
+    short = {"pretraining.steps": 4, "finetuning.steps": 4, "finetuning.num_evaluations": 1}
+    trials = [with_changes(trial, short | {"seed": seed}) for seed in (0, 1)]
+
+    def encoder(one):
+        return new_encoder(one, tiny_splits.pool, CPU)
+
+    together = pretrain_together([(one, tiny_splits.pool, Run()) for one in trials])
+    together += finetune_together([(one, tiny_splits, encoder(one), Run()) for one in trials])
+    alone = [pretrain(one, tiny_splits.pool, Run()) for one in trials]
+    alone += [finetune(one, tiny_splits, encoder(one), Run()) for one in trials]
+    for ours, theirs in zip(together, alone, strict=True):
+        losses = [[row["loss"] for row in each.history if "loss" in row] for each in (ours, theirs)]
+        assert len(losses[0]) == 4
+        assert losses[0] == pytest.approx(losses[1], rel=2e-3)
+
+
+def test_depthwise_convolution_of_a_pack_on_a_gpu_is_each_trials_own(monkeypatch):
+    """There it is torch's, with as many groups as channels, stacked by `vmap`: values and gradients."""
+    monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)  # what takes that way on a CPU
+    generator = torch.Generator().manual_seed(0)
+    layer = DepthwiseConv(6, 5)
+    assert "TapByTap" not in layer(torch.zeros(1, 3, 6)).grad_fn.name()
+    shapes = {"x": (3, 2, 9, 6), "weight": (3, 6, 1, 5), "bias": (3, 6), "to": (3, 2, 9, 6)}
+    drawn = {name: torch.randn(shape, generator=generator) for name, shape in shapes.items()}
+
+    def value_and_gradients(x, weight, bias, to):
+        def moved(*arguments):
+            x, *parameters = arguments
+            named = dict(zip(("weight", "bias"), parameters, strict=True))
+            return torch.func.functional_call(layer, named, (x,))
+
+        values, pull = torch.func.vjp(moved, x, weight, bias)
+        return values, *pull(to)
+
+    together = torch.vmap(value_and_gradients)(*drawn.values())
+    for row, each in enumerate(zip(*drawn.values(), strict=True)):
+        for ours, alone in zip(together, value_and_gradients(*each), strict=True):
+            torch.testing.assert_close(ours[row], alone)
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
