@@ -7,7 +7,7 @@ import torch
 from torchaudio.models import Conformer as ReferenceConformer
 
 from workbench.config import FrontEndConfig, ModelConfig
-from workbench.model.conformer import Conformer, MaskedBatchNorm
+from workbench.model.conformer import Conformer, MaskedBatchNorm, SelfAttention
 from workbench.model.depthwise import DepthwiseConv
 from workbench.model.dropout import Dropout
 from workbench.model.encoder import Encoder, num_parameters, padding_mask
@@ -171,6 +171,20 @@ def test_dropout_scales_gradients_as_it_scales_values():
     out = Dropout(0.5)(x)
     out.sum().backward()
     torch.testing.assert_close(x.grad, out.detach())
+
+
+@pytest.mark.parametrize(("dropout", "expected"), [(0.0, 1), (0.1, 0)])
+def test_attention_that_drops_nothing_is_torchs_in_training_too(monkeypatch, dropout, expected):
+    """Which keeps no weights (B, H, T, T); those that are dropped on a CPU are drawn here."""
+    kernel, calls = torch.nn.functional.scaled_dot_product_attention, []
+
+    def counted(*arguments, **settings):
+        calls.append(settings)
+        return kernel(*arguments, **settings)
+
+    monkeypatch.setattr(torch.nn.functional, "scaled_dot_product_attention", counted)
+    SelfAttention(ModelConfig(width=8, num_heads=2, dropout=dropout)).train()(torch.randn(2, 5, 8))
+    assert len(calls) == expected
 
 
 def test_attention_with_dropout_has_the_expectation_of_attention_without():

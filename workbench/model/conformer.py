@@ -180,8 +180,8 @@ class SelfAttention(nn.Module):
 
     def _attend(self, query: Tensor, key: Tensor, value: Tensor, seen: Tensor | None) -> Tensor:
         num_weights = query.numel() // query.shape[-1] * key.shape[-2]
-        if not (is_packed() or (self.training and masks_by_words(query.device, num_weights))):
-            p = self.weight_dropout.p if self.training else 0.0
+        p = self.weight_dropout.p if self.training else 0.0
+        if not (is_packed() or (p > 0 and masks_by_words(query.device, num_weights))):
             return nn.functional.scaled_dot_product_attention(query, key, value, attn_mask=seen, dropout_p=p)
         # torch's own draws dropout slowly on a CPU, and cannot draw it for the trials of a pack.
         weights = query * query.shape[-1] ** -0.5 @ key.transpose(-1, -2)  # (B, H, T, T)
