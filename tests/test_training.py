@@ -230,8 +230,8 @@ def _assert_same_trainings(one, other, first, second):
     """Histories, then models."""
     assert all("grad_norm" in row for row in one if "loss" in row)  # Adam hides a constant factor
     for row, its in zip(one, other, strict=True):
-        assert row == pytest.approx(its, rel=1e-3, abs=1e-4)
-    assert_same_weights(first.state_dict(), second.state_dict(), tolerance=1e-4)
+        assert row == pytest.approx(its, rel=1e-4, abs=1e-5)
+    assert_same_weights(first.state_dict(), second.state_dict(), tolerance=1e-5)
 
 
 def test_fine_tuning_by_parts_is_that_of_the_whole_batch(tiny_trial, tiny_splits, with_changes):
