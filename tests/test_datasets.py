@@ -4,6 +4,8 @@ import dataclasses
 import multiprocessing
 import re
 import shutil
+import subprocess
+import sys
 import typing
 
 import numpy as np
@@ -340,6 +342,21 @@ def test_what_a_kill_left_half_written_is_removed_when_clips_are_made(made):
     load_splits(config, root, 0, quiet)
     assert path.exists()
     assert not list(root.rglob("*.tmp"))
+
+
+def test_a_script_that_is_not_guarded_does_not_wait_for_itself(tmp_path):
+    """The processes that make the corpus import it, and would make the corpus, too."""
+    script = tmp_path / "mine.py"
+    script.write_text(
+        "import sys; from pathlib import Path; from workbench import data\n"
+        "from workbench.data_config import CorpusData\n"
+        "data.load_splits(CorpusData(clip_seconds=1.0, pool_clips=500), Path(sys.argv[1]), 0)\n"
+    )
+    ended = subprocess.run(
+        [sys.executable, str(script), str(tmp_path)], capture_output=True, text=True, check=False, timeout=100
+    )
+    assert ended.returncode == 1
+    assert "__main__" in ended.stderr
 
 
 def test_the_corpus_leaves_nothing_on_a_full_disk_and_says_which(tmp_path, monkeypatch):

@@ -11,7 +11,7 @@ import contextlib
 import functools
 import hashlib
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from typing import Literal
@@ -30,6 +30,10 @@ from workbench.data_config import CorpusData
 from workbench.random_streams import numpy_stream
 
 CLIPS_PER_FILE = 128
+FEW_FILES = 4  # fewer are made in this process: another one costs more
+
+Job = tuple[synthesis.Recipe, Path, str, int]  # a file: folder, part, number
+Run = Callable[[Callable[[Job], None], list[Job]], Iterable[None]]  # `map`, in whatever processes
 
 
 def fingerprint(config: CorpusData) -> str:
@@ -127,38 +131,56 @@ def load_parts(
 ) -> list[ClipSet]:
     """The first clips of each part, as many as `parts` says, made in parallel where they are missing."""
     folder = _folder(recipe, root)
-    if _missing(recipe, parts, folder):
-        with exclusive(folder, wait=True), writing(folder):
-            _make_missing(recipe, parts, folder, report)
+    if missing := _missing(recipe, parts, folder):
+        # Processes first: those of a script that is not guarded run it again, and would wait for the lock.
+        with _makers(len(missing)) as run, exclusive(folder, wait=True), writing(folder):
+            _make_missing(recipe, parts, folder, run, report)
     return [_open_part(folder, part, count) for part, count in parts.items()]
 
 
+@contextlib.contextmanager
+def _makers(num_files: int) -> Iterator[Run]:
+    """What makes so many files."""
+    workers = min(len(os.sched_getaffinity(0)), num_files)
+    if workers == 1 or num_files < FEW_FILES:
+        yield map
+        return
+    with spawned_pool(workers, threads=1) as pool:
+        yield pool.map
+
+
 def _make_missing(
-    recipe: synthesis.Recipe, parts: dict[str, int], folder: Path, report: Callable[[str], None]
+    recipe: synthesis.Recipe, parts: dict[str, int], folder: Path, run: Run, report: Callable[[str], None]
 ) -> None:
     for left in folder.glob("*.tmp"):  # of a kill
         left.unlink(missing_ok=True)
-    if missing := _missing(recipe, parts, folder):  # else whoever was waited for has made them
-        report(f"embedded corpus: making {len(missing) * CLIPS_PER_FILE} clips in {folder}, once")
-        _make_in_parallel(missing, report)
+    jobs = _missing(recipe, parts, folder)
+    if not jobs:  # whoever was waited for has made them
+        return
+    report(f"embedded corpus: making {len(jobs) * CLIPS_PER_FILE} clips in {folder}, once")
+    try:
+        for done, _ in enumerate(run(_make_file, jobs), start=1):
+            if len(jobs) >= FEW_FILES and done % max(1, len(jobs) // 5) == 0:
+                report(f"embedded corpus: {done} of {len(jobs)} files")
+    except BrokenProcessPool:
+        raise DataError(
+            f"embedded corpus: a process that makes it in {folder} died; memory may be short. "
+            "The same command goes on"
+        ) from None
 
 
 def _folder(recipe: synthesis.Recipe, root: Path) -> Path:
     return root / f"corpus-{synthesis.fingerprint(recipe)[:16]}"
 
 
-def _jobs(
-    recipe: synthesis.Recipe, parts: dict[str, int], folder: Path
-) -> list[tuple[synthesis.Recipe, Path, str, int]]:
+def _jobs(recipe: synthesis.Recipe, parts: dict[str, int], folder: Path) -> list[Job]:
     """A file each."""
     return [
         (recipe, folder, part, number) for part, count in parts.items() for number in range(_num_files(count))
     ]
 
 
-def _missing(
-    recipe: synthesis.Recipe, parts: dict[str, int], folder: Path
-) -> list[tuple[synthesis.Recipe, Path, str, int]]:
+def _missing(recipe: synthesis.Recipe, parts: dict[str, int], folder: Path) -> list[Job]:
     return [job for job in _jobs(recipe, parts, folder) if not _is_there(*job[1:])]
 
 
@@ -190,27 +212,7 @@ def _checksum(digest: str, path: Path) -> str:
     return f"{digest}  {path.name}"
 
 
-def _make_in_parallel(
-    jobs: list[tuple[synthesis.Recipe, Path, str, int]], report: Callable[[str], None]
-) -> None:
-    workers = min(len(os.sched_getaffinity(0)), len(jobs))
-    if workers == 1 or len(jobs) < 4:  # a process costs more than a file or two
-        for job in jobs:
-            _make_file(job)
-        return
-    with spawned_pool(workers, threads=1) as pool:
-        try:
-            for done, _ in enumerate(pool.map(_make_file, jobs), start=1):
-                if done % max(1, len(jobs) // 5) == 0:
-                    report(f"embedded corpus: {done} of {len(jobs)} files")
-        except BrokenProcessPool:
-            raise DataError(
-                f"embedded corpus: a process that makes it in {jobs[0][1]} died; memory may be short. "
-                "The same command goes on"
-            ) from None
-
-
-def _make_file(job: tuple[synthesis.Recipe, Path, str, int]) -> None:
+def _make_file(job: Job) -> None:
     recipe, folder, part, number = job
     indices = range(number * CLIPS_PER_FILE, (number + 1) * CLIPS_PER_FILE)
     waveforms, labels = zip(*(synthesis.synthesise(recipe, part, i) for i in indices), strict=True)
