@@ -117,11 +117,9 @@ def mlflow_runs(root):
 
 
 def half_written(root):
-    """What only an interrupted write leaves."""
+    """What only an interrupted write leaves, where nothing writes any more; links are not followed."""
     found = [*(root / "store").glob("*/*.work"), *(root / "store").glob("*/*.damaged-*")]
-    for folder in (root / "store", root / "studies"):
-        found += folder.rglob("*.tmp")
-    return found
+    return found + list(root.rglob("*.tmp"))
 
 
 def last_written(root):
