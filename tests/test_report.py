@@ -181,7 +181,7 @@ def test_text_from_files_is_escaped(page_of, tmp_path):
 def test_the_fingerprints_of_data_and_pool_are_shown(page_of, tmp_path):
     text, study = page_of("label_fraction", _better_with_labels(np.random.default_rng(0)))
     assert "<td><code>0123456789ab</code></td><td><code>fedcba987654</code></td>" in text
-    write_tables([study], tmp_path)
+    write_tables([study], tmp_path, tmp_path)
     levels = pd.read_csv(tmp_path / "report-levels.csv", dtype=str)
     assert set(levels["data"]) == {"0123456789ab"}
     assert set(levels["pool"]) == {"fedcba987654"}
