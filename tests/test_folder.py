@@ -103,7 +103,7 @@ def test_classes_txt_has_the_classes_and_their_order(pristine, tmp_path):
         ({"file": "../outside.wav"}, "below"),
         ({"file": "/etc/x.wav"}, "below"),
         ({"file": ""}, "below"),
-        ({"file": "a\nb.wav"}, "must end on its line"),
+        ({"file": "a\nb.wav"}, "below"),
         ({"split": "training set"}, "'training set'"),
         ({"split": ""}, "for all rows or for none"),
         ({"file": "audio/000.wav"}, "audio/000.wav is in line"),

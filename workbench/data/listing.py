@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -113,11 +114,13 @@ def read_table(
 def read_cells(path: Path, fault: Fault, **style: Any) -> Iterator[tuple[int, list[str]]]:
     """Number and cells of each line that has any; `style` is csv's.
 
-    Each is read by itself: a quote that is not closed would swallow all lines to the next one. A file whose
-    first line is none is no table.
+    A quote that is not closed costs its own line, and not all to the next quote. A file whose first line
+    cannot be read is no table.
     """
     with path.open(newline="", encoding="utf-8-sig", errors="surrogateescape") as file:
-        for number, line in enumerate(file, start=1):
+        numbered, again = enumerate(file, start=1), deque[tuple[int, str]]()
+        lines = iter(lambda: again.popleft() if again else next(numbered, None), None)
+        for number, line in lines:
             try:
                 line.encode()
                 cells = next(csv.reader((line,), strict=True, **style))
@@ -125,15 +128,38 @@ def read_cells(path: Path, fault: Fault, **style: Any) -> Iterator[tuple[int, li
                 if number == 1:
                     fault(str(path), f"is no table of separated UTF-8 text ({error})")
                     return
-                fault(
-                    f"{path}, line {number}",
-                    "is no UTF-8 text; save the table in UTF-8"
-                    if isinstance(error, UnicodeEncodeError)
-                    else f"a quoted cell must end on its line, before a separator ({error})",
-                )
+                place = f"{path}, line {number}"
+                if isinstance(error, UnicodeEncodeError):
+                    fault(place, "is no UTF-8 text; save the table in UTF-8")
+                    continue
+                closed, taken = _to_the_quote(line, lines, style)
+                if closed:
+                    fault(place, "has a cell that goes on in the line below; take out the line break")
+                else:
+                    again.extendleft(reversed(taken))
+                    fault(place, f"has a quote that is not closed before a separator ({error})")
             else:
                 if cells:
                     yield number, cells
+
+
+def _to_the_quote(
+    line: str, lines: Iterator[tuple[int, str]], style: dict[str, Any]
+) -> tuple[bool, list[tuple[int, str]]]:
+    """Whether a line's open quote is closed in lines behind it, and those that were taken for that."""
+    taken: list[tuple[int, str]] = []
+
+    def text() -> Iterator[str]:
+        yield line
+        for entry in lines:
+            taken.append(entry)
+            yield entry[1]
+
+    try:
+        next(csv.reader(text(), strict=True, **style))
+    except csv.Error:  # also for a cell that grows too long
+        return False, taken
+    return True, taken
 
 
 def is_name(name: str) -> bool:
