@@ -41,7 +41,7 @@ evidence: install
 		[ $$status -gt 2 ] || $(BIN)/python analysis/report.py --root "$(MLRUNS)" || exit; exit $$status
 
 test: install
-	@$(BIN)/python -m pytest -n 2
+	@$(BIN)/python -m pytest -n 2 --dist loadgroup
 
 test-slow: install
 	@$(BIN)/python -m pytest -m slow

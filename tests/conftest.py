@@ -23,6 +23,14 @@ from .small_plan import STUDY
 SMOKE = "studies/smoke.yaml"
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items):
+    """Tests of the finished study share one of pytest's workers: it is run once."""
+    for item in items:
+        if "finished" in item.fixturenames:
+            item.add_marker(pytest.mark.xdist_group("finished"))
+
+
 @pytest.fixture(autouse=True)
 def _one_thread():
     """As a worker has it: results then do not depend on the machine's cores."""

@@ -99,6 +99,7 @@ def test_an_unknown_study_is_named(finished, tmp_path, capsys):
     assert "smoke-smoke" in capsys.readouterr().err
 
 
+@pytest.mark.slow  # .ci/run runs it
 def test_a_study_listens_to_loopback_alone_and_runs_in_one_process_only(root, command, run, project):
     with subprocess.Popen(command(root), cwd=project, stdout=subprocess.PIPE, text=True) as driver:
         for line in driver.stdout:
