@@ -5,12 +5,12 @@ import types
 import pytest
 from mlflow.exceptions import MlflowException
 
-from workbench.study.ledger import GridLedger
+from workbench.study.grid_ledger import GridLedger
 from workbench.study.plan import Planner
 from workbench.study.study_file import load_study
 from workbench.study.tune import WORKER_DEATHS, Watcher, _Handout, _Scheduler
 
-from .test_ledger import STUDY, FakeStore
+from .ledgers import STUDY, FakeStore, optuna_url
 
 
 class Watching(Watcher):
@@ -31,7 +31,7 @@ class Watching(Watcher):
 def handout(tmp_path):
     path = tmp_path / "order.yaml"
     path.write_text(STUDY)
-    ledger = GridLedger(load_study(path), Planner(), f"sqlite:///{tmp_path / 'optuna.db'}", store=FakeStore())
+    ledger = GridLedger(load_study(path), Planner(), optuna_url(tmp_path), store=FakeStore())
     calm = types.SimpleNamespace(requested=False)
     return _Handout(ledger, Watching(), calm, lambda planned: 1, num_workers=2)
 
@@ -83,8 +83,9 @@ def test_a_pretraining_that_has_failed_is_not_tried_again_for_every_trial_that_s
     assert handout._watcher.ended_numbers == [failed, sharing]
 
     def again(**options):
-        url = f"sqlite:///{tmp_path / 'optuna.db'}"
-        return GridLedger(handout._ledger.study, Planner(), url, store=FakeStore(), **options)
+        return GridLedger(
+            handout._ledger.study, Planner(), optuna_url(tmp_path), store=FakeStore(), **options
+        )
 
     doomed = [p for p in again().planned if p.stages.pretrain.key == stage]
     assert len(doomed) == 2

@@ -14,7 +14,7 @@ import torch
 
 from workbench.places import Places
 from workbench.study.device import Device
-from workbench.study.ledger import GridLedger
+from workbench.study.grid_ledger import GridLedger
 from workbench.study.plan import Planner
 from workbench.study.record import studies
 from workbench.study.results import trial_table

@@ -195,7 +195,10 @@ def test_a_search_goes_on_and_its_winner_is_run_again_on_fresh_seeds(root, run, 
     assert done.returncode == 0, done.stdout + done.stderr
     trials = optuna_trials(root)
     assert len(trials) == 5
-    assert {t.state.name for t in trials} <= {"COMPLETE", "PRUNED"}  # the pruner itself: test_ledger.py
+    assert {t.state.name for t in trials} <= {
+        "COMPLETE",
+        "PRUNED",
+    }  # the pruner itself: test_search_ledger.py
     assert all(set(t.params) == {"finetuning.optimiser.peak_lr", "finetuning.batch_size"} for t in trials)
 
     assert "the winner is run again on seeds 1, 2" in done.stdout

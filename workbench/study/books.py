@@ -10,9 +10,11 @@ from pathlib import Path
 from workbench.places import Places
 from workbench.stages import read_result
 from workbench.store import DamagedFacts, Stage, Store
-from workbench.study.definition import Study
-from workbench.study.ledger import Assignment, Work, open_ledger
+from workbench.study.definition import SearchStudy, Study
+from workbench.study.grid_ledger import GridLedger
+from workbench.study.ledger import Assignment, Ledger, Work
 from workbench.study.plan import PlannedTrial, Planner, work_of
+from workbench.study.search_ledger import SearchLedger
 from workbench.study.tracking import TRACKING_ERRORS, Tracking
 from workbench.study.trial_storage import LEDGER_ERRORS, Ended
 
@@ -32,17 +34,16 @@ class Books:
         workers: int = 2,
         retry_failed: bool = False,
     ) -> None:
-        planner = Planner()
         with _locked(places.root / "databases.lock"):  # processes that create a database together fail
-            self.ledger = open_ledger(
-                study,
-                planner,
-                places.optuna_url,
-                store=store,
-                work=work,
-                workers=workers,
-                retry_failed=retry_failed,
-            )
+            self.ledger: Ledger
+            if isinstance(study, SearchStudy):  # a point that failed is not tried again
+                self.ledger = SearchLedger(
+                    study, Planner(), places.optuna_url, store=store, work=work, workers=workers
+                )
+            else:
+                self.ledger = GridLedger(
+                    study, Planner(), places.optuna_url, store=store, work=work, retry_failed=retry_failed
+                )
             self.tracking = Tracking(study, places)
         self._places = places
         self.store = store

@@ -22,8 +22,8 @@ from workbench.store import Store
 from workbench.study.books import BOOKS_ERRORS, Books
 from workbench.study.cost import Cost, CostModel, Plan, duration
 from workbench.study.definition import GridStudy, SearchStudy, Study
+from workbench.study.grid_ledger import GridLedger
 from workbench.study.interruption import Interruption, StudyBusy, StudyInterrupted, StudyStopped
-from workbench.study.ledger import GridLedger
 from workbench.study.plan import PlannedTrial, Planner
 from workbench.study.progress import Progress
 from workbench.study.record import DEFINITION, StudyRecord, write_definition
