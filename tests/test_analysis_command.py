@@ -47,7 +47,7 @@ def test_an_output_that_is_a_file_is_refused(recorded, tmp_path, capsys):
     assert "--output must be a folder" in capsys.readouterr().err
 
 
-def test_predictions_that_are_gone_are_named(finished, tmp_path, capsys):
+def test_predictions_that_are_gone_are_named(finished, tmp_path):
     root = tmp_path / "mlruns"
     shutil.copytree(finished[0], root, symlinks=True)
     stages = StoredStages(Places.read(root).store())

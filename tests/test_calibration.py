@@ -21,7 +21,7 @@ from .small_plan import FakeModel
 from .variants import variants
 
 
-def test_rates_are_kept_and_found_again(tmp_path, study, monkeypatch):
+def test_rates_are_kept_and_found_again(tmp_path, study):
     config = study.trials()[0].config
     extent = FakeModel().extent(config.data)
     jobs = [Job("pretrain", config, extent), Job("finetune", config, extent)]

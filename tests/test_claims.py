@@ -51,7 +51,7 @@ def test_another_wording_changes_no_digest():
     assert again["hours-full"]["digest"] == first["hours-full"]["digest"]
 
 
-def test_a_claim_set_after_its_runs_is_told(tmp_path):
+def test_a_claim_set_after_its_runs_is_told():
     record, table = simulated(
         FOLDER / "update_all.yaml", "quick", score_with(True, 1e-3, np.random.default_rng(1))
     )

@@ -177,7 +177,7 @@ def joining(cluster, monkeypatch):
 
 
 @pytest.fixture
-def root(root, tmp_path, postgres, mlflow_server):
+def root(root, postgres, mlflow_server):
     """A results folder whose places are the servers, on the session's corpora and step times."""
     (root / "places.yaml").write_text(f"optuna: {postgres}/optuna\nmlflow: {mlflow_server}\n")
     return root

@@ -25,8 +25,8 @@ from workbench.training.checkpoint import load_tensors, save_tensors
 from workbench.training.finetune import new_clip_model
 from workbench.training.tracker import SilentTracker
 
+from .run_alone import run_alone
 from .stores import change_facts
-from .test_core_alone import run_alone
 
 TRIAL = TrialConfig(
     data=CorpusData(clip_seconds=1.6, pool_clips=16, labelled_clips=16, validation_clips=16, test_clips=16),

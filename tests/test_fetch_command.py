@@ -20,8 +20,8 @@ from workbench.data.sources import SOURCES, Source
 from workbench.data.unpack import Unpacker
 from workbench.data_config import Esc50Data
 
+from .archives import content_of, split_zip
 from .small_datasets import quiet
-from .test_unpack import content_of, split_zip
 from .unsound_server import unsound_server
 
 AUDIO = {f"set/audio/{i}.wav": random.Random(i).randbytes(2000) for i in range(5)}

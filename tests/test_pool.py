@@ -35,7 +35,7 @@ from workbench.training.tracker import SilentTracker
 
 from .small_datasets import no_report, quiet
 from .small_folder import write_folder, write_sound
-from .test_cost import FakeModel
+from .small_plan import FakeModel
 
 SECONDS = {  # of the files of a small pool: 18 s
     "short.wav": 0.3,

@@ -179,7 +179,7 @@ def test_a_pool_may_be_at_a_url(prepared, in_memory, tmp_path):
 # --- what can be wrong --------------------------------------------------------------------------------------
 
 
-def test_a_copy_of_recordings_at_a_url_is_refused(pristine, tmp_path):
+def test_a_copy_of_recordings_at_a_url_is_refused(pristine):
     url = pristine[0].as_uri()
     with pytest.raises(DataError, match="must be a prepared set") as error:
         data.fingerprint(Esc50Data(root=url))

@@ -205,7 +205,7 @@ def test_tables_are_written_for_paper_and_spreadsheet(page_of, tmp_path):
             assert not re.search(r"(?<!\\)[_%#]", text), name
 
 
-def test_the_page_of_a_real_study_is_kept_with_it(finished, tmp_path, capsys):
+def test_the_page_of_a_real_study_is_kept_with_it(finished, tmp_path):
     root, _ = finished
     assert report.main(["--root", str(root), "--output", str(tmp_path)]) == 0
     text = (tmp_path / "report.html").read_text()

@@ -201,7 +201,7 @@ def test_gc_says_why_more_is_kept_than_there_is_room_for(kept, tmp_path, capsys,
     assert {reason for reason in (NEEDED, YOUNG, BUSY) if reason in last} == reasons
 
 
-def test_gc_makes_room_with_another_stage_where_a_process_is_at_the_first(tmp_path, capsys):
+def test_gc_makes_room_with_another_stage_where_a_process_is_at_the_first(tmp_path):
     store = Store(tmp_path / "store")
     other = Stage("pretrain", 1, _settings(0))
     store.obtain(other, write("x" * 1000))

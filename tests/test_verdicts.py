@@ -281,7 +281,7 @@ def test_a_claim_is_decided_by_its_easiest_failure_or_its_hardest_part():
         assert ("would be contradicted" in verdict.need) == bool(failing)
 
 
-def test_a_part_that_no_seeds_decide_leaves_the_claim_open(monkeypatch):
+def test_a_part_that_no_seeds_decide_leaves_the_claim_open():
     """Though the others would be with a few more."""
     trials = _noisy_trials()
 
