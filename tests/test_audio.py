@@ -15,10 +15,22 @@ import torchaudio
 from scipy import stats
 
 from workbench.audio import decode as decoding
-from workbench.audio.augment import gain_and_shift, jitter, mixup, time_mask
+from workbench.audio.augment import (
+    draw_gain,
+    draw_jitter,
+    draw_mel_shift,
+    draw_mixup,
+    draw_time_mask,
+    draw_versions,
+    gain,
+    jitter,
+    mel_shift,
+    mixup,
+    time_mask,
+)
 from workbench.audio.decode import DECODING_VERSION, UnreadableAudio, decode, decode_blocks
 from workbench.audio.logmel import FLOOR, LogMel
-from workbench.config import SAMPLE_RATE, FrontEndConfig
+from workbench.config import SAMPLE_RATE, AugmentationConfig, FrontEndConfig
 
 GOLDEN_EVERY = 247  # samples; the first sixteen such of a decoded clip's 4,000
 # Of the decoding version that they belong to. When files decode to other samples on purpose: raise
@@ -306,43 +318,48 @@ def test_a_file_decodes_to_the_samples_of_this_version(kind, tmp_path):
 
 # --- augmentation ---------------------------------------------------------------------------------
 
-AUGMENTATIONS = {
-    "jitter": lambda g: jitter(_noise(8, 2_000), 100, g),
-    "time_mask": lambda g: time_mask(_noise(8, 100, 4), torch.full((8,), 100), 0.5, g),
-    "mixup": lambda g: mixup(_noise(8, 10, 4), 0.5, g),
-    "gain": lambda g: gain_and_shift(_noise(8, 10, 16), torch.ones(16), 6.0, 0, g),
-    "shift": lambda g: gain_and_shift(_noise(8, 10, 16), torch.ones(16), 0.0, 5, g),
+DRAWS = {
+    "jitter": lambda g: draw_jitter(8, 100, g),
+    "time_mask": lambda g: draw_time_mask(torch.full((8,), 100), 0.5, g),
+    "mixup": lambda g: torch.stack(draw_mixup(8, 0.5, g)),
+    "gain": lambda g: draw_gain(8, 6.0, g),
+    "mel_shift": lambda g: draw_mel_shift(8, 5, g),
 }
 
 
-@pytest.mark.parametrize("name", AUGMENTATIONS)
+@pytest.mark.parametrize("name", DRAWS)
 def test_the_generator_decides_an_augmentation(name):
-    augment = AUGMENTATIONS[name]
-    first = augment(_generator(1))
-    torch.testing.assert_close(augment(_generator(1)), first, atol=0, rtol=0)
-    assert not torch.equal(augment(_generator(2)), first)
+    draw = DRAWS[name]
+    first = draw(_generator(1))
+    assert torch.equal(draw(_generator(1)), first)
+    assert not torch.equal(draw(_generator(2)), first)
 
 
-@pytest.mark.parametrize(
-    "augment",
-    [
-        lambda x: jitter(x[..., 0], 0, _generator()),
-        lambda x: time_mask(x, torch.full((8,), 10), 0.0, _generator()),
-        lambda x: mixup(x, None, _generator()),
-        lambda x: gain_and_shift(x, torch.ones(16), 0.0, 0, _generator()),
-    ],
-    ids=["jitter", "time_mask", "mixup", "gain_and_shift"],
-)
-def test_an_augmentation_that_is_off_changes_nothing(augment):
-    x = _noise(8, 10, 16)
-    out = augment(x)
-    assert torch.equal(out, x if out.ndim == 3 else x[..., 0])
+def test_what_is_off_draws_nothing_and_does_nothing():
+    generator, x = _generator(), _noise(8, 10, 16)
+    off = AugmentationConfig(jitter_samples=0, time_mask=0.0, mixup=None)
+    draws = draw_versions(off, torch.full((8,), 10), 2, generator)
+    assert draws == (None, None, None, None)
+    decibels, bands = draw_gain(8, 0.0, generator), draw_mel_shift(8, 0, generator)
+    assert torch.equal(generator.get_state(), _generator().get_state())
+    assert jitter(x[..., 0], draws.shift).equal(x[..., 0])
+    assert mel_shift(gain(time_mask(x, draws.masked), torch.ones(16), decibels), bands).equal(x)
+
+
+def test_versions_of_a_clip_are_drawn_apart_and_mixed_with_their_own():
+    frames = torch.tensor([100, 50, 20, 80])
+    draws = draw_versions(AugmentationConfig(), frames, 2, _generator())
+    assert [len(draw) for draw in draws] == [8] * 4
+    assert not any(torch.equal(*draw.chunk(2)) for draw in draws)
+    assert (draws.masked <= frames.repeat(2)[:, None]).all()
+    first, second = draws.partner.chunk(2)
+    assert (first.sort().values.tolist(), second.sort().values.tolist()) == ([0, 1, 2, 3], [4, 5, 6, 7])
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.int16])
 def test_jitter_moves_each_clip_by_whole_samples_and_zeros_in(dtype):
     waveform = torch.arange(1, 101).to(dtype).expand(400, 100)
-    out = jitter(waveform, 10, _generator())
+    out = jitter(waveform, draw_jitter(400, 10, _generator()))
     assert out.dtype == dtype
     moved = []
     for row in out:
@@ -357,7 +374,7 @@ def test_jitter_moves_each_clip_by_whole_samples_and_zeros_in(dtype):
 
 def test_time_mask_zeros_one_interval_of_the_valid_frames_in_all_bands():
     frames = torch.tensor([100, 60, 20, 4, 1]).repeat(400)
-    masked = time_mask(torch.ones(len(frames), 100, 3), frames, 0.3, _generator()) == 0
+    masked = time_mask(torch.ones(len(frames), 100, 3), draw_time_mask(frames, 0.3, _generator())) == 0
     assert (masked.all(2) == masked.any(2)).all()
     masked = masked[..., 0]
     length = masked.sum(1)
@@ -373,15 +390,20 @@ def test_time_mask_zeros_one_interval_of_the_valid_frames_in_all_bands():
 
 def test_time_mask_leaves_the_rest_as_it_was():
     log_mel = _noise(8, 50, 4)
-    out = time_mask(log_mel, torch.full((8,), 50), 0.5, _generator())
+    out = time_mask(log_mel, draw_time_mask(torch.full((8,), 50), 0.5, _generator()))
     assert torch.equal(out[out != 0], log_mel[out != 0])
     assert (out == 0).any()
+
+
+def _mixed(log_mel, concentration):
+    partner, weight = draw_mixup(len(log_mel), concentration, _generator())
+    return mixup(log_mel, log_mel[partner], weight)
 
 
 def test_mixup_adds_one_clip_of_the_batch_and_stays_dominant():
     batch = 50
     own = torch.eye(batch)[:, None, :]  # band m belongs to clip m, so the result shows the weights
-    weights = mixup(own, 0.5, _generator())[:, 0]
+    weights = _mixed(own, 0.5)[:, 0]
     torch.testing.assert_close(weights.sum(1), torch.ones(batch))
     assert (weights >= 0).all()
     assert ((weights > 0).sum(1) <= 2).all()
@@ -394,7 +416,7 @@ def test_mixup_adds_one_clip_of_the_batch_and_stays_dominant():
 def test_mixups_weight_is_a_folded_beta(concentration):
     batch = 2_000  # a clip that meets itself has weight 1, once in so many
     own = torch.eye(batch, dtype=torch.float64)[:, None, :]
-    alpha = mixup(own, concentration, _generator())[:, 0].diagonal()
+    alpha = _mixed(own, concentration)[:, 0].diagonal()
     beta = stats.beta(concentration, concentration)
     # max(alpha, 1 - alpha) of a symmetric alpha: P(. <= a) = F(a) - F(1 - a) = 2 F(a) - 1
     assert stats.kstest(alpha.numpy(), lambda a: 2 * beta.cdf(a) - 1).pvalue > 0.01
@@ -406,7 +428,7 @@ def test_a_gain_is_that_of_the_waveform():
     front_end = LogMel(FrontEndConfig())
     front_end.standardise_by(torch.linspace(-3, 3, 64), torch.linspace(0.5, 2, 64))
     quiet = front_end(waveform)
-    loud = gain_and_shift(quiet, front_end.std, 6.0, 0, _generator())
+    loud = gain(quiet, front_end.std, draw_gain(6, 6.0, _generator()))
     nats = ((loud - quiet) * front_end.std).mean((1, 2))
     decibels = 10 * nats / math.log(10)
     assert (decibels.abs() <= 6.0).all()
@@ -417,7 +439,7 @@ def test_a_gain_is_that_of_the_waveform():
 
 def test_gains_are_uniform_in_decibels():
     silence = torch.zeros(2_000, 1, 1)
-    out = gain_and_shift(silence, torch.ones(1), 6.0, 0, _generator()).flatten()
+    out = gain(silence, torch.ones(1), draw_gain(2_000, 6.0, _generator())).flatten()
     decibels = 10 * out.numpy() / math.log(10)
     assert stats.kstest(decibels, stats.uniform(-6, 12).cdf).pvalue > 0.01
 
@@ -425,7 +447,7 @@ def test_gains_are_uniform_in_decibels():
 def test_a_shift_moves_bands_and_repeats_the_edge():
     bands = torch.arange(16.0)
     log_mel = bands + 100 * torch.arange(5.0)[:, None]  # frame and band can be read from the value
-    out = gain_and_shift(log_mel.expand(300, 5, 16), torch.ones(16), 0.0, 3, _generator())
+    out = mel_shift(log_mel.expand(300, 5, 16), draw_mel_shift(300, 3, _generator()))
     shifts = 8 - out[:, 0, 8]
     assert set(shifts.tolist()) == set(range(-3, 4))
     expected = (bands - shifts[:, None]).clamp(0, 15)[:, None] + log_mel[:, :1]

@@ -203,6 +203,20 @@ def test_what_fails_is_told_of_and_the_rest_is_kept(monkeypatch, capsys, tmp_pat
     assert bench.main(["feed", "--shape", "quick"]) == 0
 
 
+def test_the_front_end_is_measured_by_itself(capsys, tmp_path):
+    path = tmp_path / "figures.json"
+    arguments = ["front_end", "--shape", "quick", "--batch", "2", "--rounds", "1", "--json", str(path)]
+    assert bench.main(arguments) == 0
+    rows = json.loads(path.read_text())["front_end"]
+    assert [row["stage"] for row in rows] == ["pretrain", "finetune"]
+    for row in rows:
+        assert row["clips_per_second"] == pytest.approx(2 / row["ours"][0])
+        assert row["plain_clips_per_second"] == pytest.approx(2 / row["plain"][0])
+        assert row["ratio"] == pytest.approx(row["plain"][0] / row["ours"][0])
+    lines = capsys.readouterr().out.splitlines()
+    assert sum(" quick " in line and f"{rows[0]['ratio']:.2f}" in line for line in lines) >= 1
+
+
 def test_a_reference_that_fails_leaves_the_cores_figures(monkeypatch, capsys, tmp_path):
     """At cf_L the core's update may fit a GPU that the reference's does not."""
 
@@ -210,7 +224,7 @@ def test_a_reference_that_fails_leaves_the_cores_figures(monkeypatch, capsys, tm
         raise torch.OutOfMemoryError("tried to allocate 160 GiB")
 
     monkeypatch.setattr(bench, "matrix_flops", lambda device, kind: 1e9)
-    monkeypatch.setattr(step, "_front_end_seconds", lambda *arguments: 0.5)
+    monkeypatch.setattr(step, "front_end_seconds", lambda *arguments: 0.5)
     monkeypatch.setattr(step, "core_seconds", lambda *arguments: 2.0)
     monkeypatch.setattr(step, "plain_seconds", runs_out)
     monkeypatch.setattr(step, "peak_bytes", lambda device, work, *arguments: work(*arguments) and 7)

@@ -8,10 +8,12 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing
+from torch.utils._pytree import tree_leaves
 
 from workbench import processes
 from workbench import trial as trial_command
@@ -20,13 +22,14 @@ from workbench.settings import ConfigError
 from workbench.study import worker
 from workbench.training import compiled, loop
 from workbench.training.checkpoint import load_tensors, save_tensors
-from workbench.training.finetune import finetune
+from workbench.training.finetune import Finetuning, finetune
 from workbench.training.loop import Run, Stopped
-from workbench.training.pretrain import pretrain
+from workbench.training.pretrain import Pretraining, new_encoder, pretrain
 
 from .trained_alike import assert_same_history, assert_same_weights
 
 PROCESSES = 2
+CPU = torch.device("cpu")
 
 
 def _train(trial, data_root, run=None):
@@ -100,6 +103,42 @@ def test_two_processes_train_as_one_with_the_joint_batch(trial, data_root, alone
     _distributed(trial, data_root, tmp_path)
     for rank in range(PROCESSES):
         _assert_same(load_tensors(tmp_path / f"{rank}.safetensors"), alone)
+
+
+@pytest.mark.parametrize("stage", ["pretrain", "finetune"])
+def test_processes_hear_their_own_clips_alone_and_all_of_them_together(
+    trial, tiny_splits, stage, monkeypatch
+):
+    """As one process hears them; of the others' only what is mixed into their own."""
+    splits = dataclasses.replace(tiny_splits, pool=_of_two_lengths(tiny_splits.pool))
+    if stage == "pretrain":
+        task, settings = Pretraining(trial, splits.pool, CPU), trial.pretraining
+    else:
+        encoder = new_encoder(trial, splits.pool, CPU)
+        splits = dataclasses.replace(splits, train=_of_two_lengths(splits.train))
+        task, settings = Finetuning(trial, splits, encoder, CPU), trial.finetuning
+    front_end, asked = task.model.front_end if stage == "pretrain" else task.model.encoder.front_end, []
+    front_end.register_forward_pre_hook(lambda module, inputs: asked.append(len(inputs[0])))
+    joint = tree_leaves(task.hear(3))
+    monkeypatch.setattr(processes, "count", lambda: PROCESSES)
+    for rank in range(PROCESSES):
+        monkeypatch.setattr(processes, "rank", lambda rank=rank: rank)
+        for own, every in zip(tree_leaves(task.hear(3)), joint, strict=True):
+            rows = [i for i in range(len(every)) if i // settings.accumulation % PROCESSES == rank]
+            torch.testing.assert_close(own, every[rows])
+    whole, *parts = asked
+    assert all(part == whole // PROCESSES if stage == "pretrain" else part < whole for part in parts)
+
+
+def _of_two_lengths(clips):
+    """Every other clip is shorter: a part of a batch may be without the longest."""
+    return dataclasses.replace(clips, length=clips.length - 4_000 * (np.arange(len(clips)) % 2))
+
+
+def test_a_part_is_even_in_every_micro_batch(monkeypatch):
+    monkeypatch.setattr(processes, "count", lambda: PROCESSES)
+    monkeypatch.setattr(processes, "rank", lambda: 1)
+    assert processes.own_rows(12, 3).tolist() == [3, 4, 5, 9, 10, 11]
 
 
 def test_two_processes_train_a_compiled_update_as_one_plain(trial, data_root, alone, tmp_path):

@@ -1,8 +1,8 @@
 """Several processes that train one model, each on its part of every batch; alone, all of this does nothing.
 
 Started by torchrun, or whatever else has called `torch.distributed.init_process_group`. An update is that of
-one process with the joint batch: batch norm, losses, metrics and validation are over all, and every process
-draws what concerns the whole batch. Dropout masks are each process's own.
+one process with the joint batch: batch norm, losses, metrics and validation are over all. Every process draws
+what concerns the whole batch, and hears its own clips of it. Dropout masks are each process's own.
 """
 
 from __future__ import annotations
@@ -10,12 +10,11 @@ from __future__ import annotations
 import datetime
 import os
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch.utils._pytree import tree_leaves, tree_map
 
 from workbench.settings import ConfigError
 
@@ -74,22 +73,16 @@ def rank() -> int:
     return dist.get_rank() if count() > 1 else 0
 
 
-def own_part(heard: Any) -> Any:
-    """Of a micro-batch, whose tensors begin with the clips: every `count()`th clip. Raises ValueError."""
-    for value in tree_leaves(heard):
-        if isinstance(value, Tensor) and len(value) % count():
-            raise ValueError(f"a micro-batch of {len(value)} clips cannot be shared by {count()} processes")
-    return every_nth(heard, rank(), count())
+def own_rows(batch: int, micro_batches: int) -> Tensor:
+    """Which clips of a batch are this process's, in their order: an even part of each micro-batch.
 
-
-def every_nth(heard: Any, first: int, step: int) -> Any:
-    """Of a batch, whose tensors begin with the clips: each `step`th from `first` on.
-
-    Two versions of each clip, which follow one another, keep their order.
+    A micro-batch is each `micro_batches`th clip, of the batch as of a process's part. Raises ValueError.
     """
-    if step == 1:
-        return heard
-    return tree_map(lambda value: value[first::step] if isinstance(value, Tensor) else value, heard)
+    if batch % (micro_batches * count()):
+        clips = batch // micro_batches
+        raise ValueError(f"a micro-batch of {clips} clips cannot be shared by {count()} processes")
+    place = torch.arange(batch)
+    return place[place // micro_batches % count() == rank()]
 
 
 def total(values: Tensor) -> Tensor:

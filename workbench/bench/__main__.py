@@ -1,10 +1,11 @@
 """How fast the core is on this device: `python -m workbench.bench [PART ...] [--shape SHAPE ...]`.
 
-Parts: `step` (updates of both stages, the front end's share, memory), `packed` (trials trained together,
-beside one at a time; at quick's shape), `feed` (clips from disk) and `machinery` (what a study adds to a
-trial; needs ray, optuna and mlflow, the others torch alone). Each figure stands beside a plain reference
-from the same run, in turn with it; ratios are medians of the rounds. What fails, as for want of memory, is
-told of, and the rest is measured: also a core whose reference does not fit.
+Parts: `front_end` (log-mels and augmentation), `step` (updates of both stages, the front end's share,
+memory), `packed` (trials trained together, beside one at a time; at quick's shape), `feed` (clips from disk)
+and `machinery` (what a study adds to a trial; needs ray, optuna and mlflow, the others torch alone). Each
+figure stands beside a plain reference from the same run, in turn with it; ratios are medians of the rounds.
+What fails, as for want of memory, is told of, and the rest is measured: also a core whose reference does not
+fit.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ import torch
 
 from workbench.bench.ceiling import matrix_flops
 from workbench.bench.feed import measure_feed
+from workbench.bench.front_end import measure_front_end
 from workbench.bench.packed import measure_packed
 from workbench.bench.shapes import CPU_BATCH, SHAPES, sized
 from workbench.bench.step import measure_step
@@ -34,7 +36,7 @@ from workbench.hardware import device_name
 from workbench.settings import TrainingKind
 from workbench.training.pretrain import computed_in
 
-PARTS = ("step", "packed", "feed", "machinery")
+PARTS = ("front_end", "step", "packed", "feed", "machinery")
 PACKS = {"cpu": (2, 4), "cuda": (2, 4, 8, 16)}  # trials
 KINDS: tuple[TrainingKind, ...] = ("pretrain", "finetune")
 # Updates a round: what takes a second or two.
@@ -76,6 +78,7 @@ def main(arguments: list[str] | None = None) -> int:
     ways = (False, True) if options.compile else (False,)
     steps: list[Row] = []
     rows_of = {
+        "front_end": _front_ends(shapes, device, options.batch, options.rounds),
         "step": _steps(shapes, device, options.batch, options.rounds, figures["device"], ways),
         "packed": _packed(device, options.batch, options.rounds),
         "feed": _feeds(shapes, options.rounds, steps),
@@ -117,6 +120,32 @@ def _describe(device: dict[str, Any]) -> str:
         f"{flops / 1e9:,.0f} GFLOP/s in {name}" for name, flops in device["matrix_flops"].items()
     )
     return f"{device['name']}{threads}, torch {device['torch']}; matrix products: {ceilings}"
+
+
+def _front_ends(shapes: list[str], device: torch.device, batch: int | None, rounds: int) -> Iterator[Row]:
+    print(f"\n{'front end':27s} {'clips':>5s} {'clips/s':>8s} {'plain':>8s} {'ratio':>6s} {'of rounds':>13s}")
+    for shape, kind in itertools.product(shapes, KINDS):
+        clips = batch or _default_batch(SHAPES[shape], kind, device)
+        config, updates = sized(SHAPES[shape], clips), UPDATES[device.type]["quick"]
+        measure = functools.partial(_front_end, config, kind, device, updates, rounds)
+        name = f"{kind} {shape}"
+        row = _measured(name, {"shape": shape, "stage": kind, "clips": clips}, measure)
+        if "error" not in row:
+            beside = _beside(row, row["plain_clips_per_second"], "8.1f")
+            print(f"{name:27s} {clips:5d} {row['clips_per_second']:8.1f} {beside}", flush=True)
+        yield row
+
+
+def _front_end(
+    config: TrialConfig, kind: TrainingKind, device: torch.device, updates: int, rounds: int
+) -> Row:
+    found = measure_front_end(config, kind, device, updates=updates, rounds=rounds)
+    batch = config.training(kind).batch_size
+    return {
+        "clips_per_second": batch / found.seconds,
+        "plain_clips_per_second": _rate(batch, found.plain_seconds),
+        **_ratio(found),
+    }
 
 
 def _steps(

@@ -14,7 +14,16 @@ import torch
 import torchaudio
 from torch import Tensor, nn
 
-from workbench.audio.augment import gain_and_shift, jitter, mixup, time_mask
+from workbench.audio.augment import (
+    draw_gain,
+    draw_mel_shift,
+    draw_versions,
+    gain,
+    jitter,
+    mel_shift,
+    mixup,
+    time_mask,
+)
 from workbench.audio.logmel import FLOOR
 from workbench.config import SAMPLE_RATE, ContrastiveConfig, FrontEndConfig, ModelConfig, TrialConfig
 from workbench.data.clips import ClipSet
@@ -164,9 +173,11 @@ class PlainTraining:
         objective = settings.objective
         assert isinstance(objective, ContrastiveConfig)
         log_mel = self.encoder.log_mel(waveform)
-        log_mel = gain_and_shift(log_mel, self.encoder.std, settings.gain_db, settings.mel_shift, generator)
+        batch = len(waveform)
+        log_mel = gain(log_mel, self.encoder.std, draw_gain(batch, settings.gain_db, generator))
+        log_mel = mel_shift(log_mel, draw_mel_shift(batch, settings.mel_shift, generator))
         latents = self.encoder.latents(log_mel)
-        batch, length, latent_dim = latents.shape
+        length, latent_dim = latents.shape[1:]
         hidden = span_mask(
             torch.full((batch,), length),
             length,
@@ -187,10 +198,11 @@ class PlainTraining:
         frames = samples // self.config.front_end.hop_samples
         logits = []
         for _ in range(settings.versions):
-            heard = jitter(waveform, augmentation.jitter_samples, generator)
-            log_mel = self.encoder.log_mel(heard)
-            log_mel = time_mask(log_mel, frames, augmentation.time_mask, generator)
-            log_mel = mixup(log_mel, augmentation.mixup, generator)
+            draws = draw_versions(augmentation, frames, 1, generator)
+            log_mel = self.encoder.log_mel(jitter(waveform, draws.shift))
+            log_mel = time_mask(log_mel, draws.masked)
+            if draws.partner is not None and draws.weight is not None:
+                log_mel = mixup(log_mel, log_mel[draws.partner], draws.weight)
             logits.append(self.classifier(self.encoder.context(self.encoder.latents(log_mel))))
         losses = [nn.functional.binary_cross_entropy_with_logits(each, targets) for each in logits]
         loss = torch.stack(losses).mean()

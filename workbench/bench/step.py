@@ -4,20 +4,17 @@ from __future__ import annotations
 
 import dataclasses
 import gc
-import statistics
-import time
 from dataclasses import dataclass
 
 import torch
 
-from workbench.audio.augment import gain_and_shift, jitter, mixup, time_mask
 from workbench.bench.flops import update_flops
+from workbench.bench.front_end import front_end_seconds
 from workbench.bench.plain import PlainTraining
 from workbench.bench.timing import Compared, failure, in_turn, peak_bytes
 from workbench.config import TrialConfig
 from workbench.data.noise import noise_clips, noise_splits
 from workbench.settings import TrainingKind
-from workbench.training.pretrain import new_encoder
 from workbench.training.timing import UpdateClock, time_updates
 
 NUM_CLASSES = 12  # the embedded corpus's
@@ -66,7 +63,7 @@ def measure_step(
     return StepFigures(
         batch_size=batch,
         seconds=seconds,
-        front_end_seconds=_front_end_seconds(config, kind, device, max(3, updates)),
+        front_end_seconds=front_end_seconds(config, kind, device, max(3, updates)),
         flops=update_flops(config, kind, NUM_CLASSES),
         bytes=peak_bytes(device, core_seconds, config, kind, device, 1),
         plain_bytes=next(iter(plain_bytes), None),
@@ -96,39 +93,3 @@ def plain_seconds(config: TrialConfig, kind: TrainingKind, device: torch.device,
     del training
     gc.collect()
     return clock.update_seconds()
-
-
-@torch.no_grad()
-def _front_end_seconds(config: TrialConfig, kind: TrainingKind, device: torch.device, repeats: int) -> float:
-    """Waveform to augmented log-mel, of one batch: the median."""
-    batch = config.training(kind).batch_size
-    clips = noise_clips(batch, config.data.clip_seconds, NUM_CLASSES)
-    encoder = new_encoder(config, clips.unlabelled(), device)
-    waveform, samples = clips.read(torch.arange(batch).numpy())
-    waveform = waveform.to(device)
-    generator = torch.Generator().manual_seed(0)
-    assert config.pretraining is not None
-    augmentation = config.finetuning.augmentation
-    frames = samples // config.front_end.hop_samples
-    seconds = []
-    for _ in range(repeats + 1):
-        if device.type == "cuda":
-            torch.cuda.synchronize()
-        began = time.perf_counter()
-        if kind == "pretrain":
-            gain_and_shift(
-                encoder.front_end(waveform),
-                encoder.front_end.std,
-                config.pretraining.gain_db,
-                config.pretraining.mel_shift,
-                generator,
-            )
-        else:
-            for _ in range(config.finetuning.versions):
-                heard = jitter(waveform, augmentation.jitter_samples, generator)
-                log_mel = time_mask(encoder.front_end(heard), frames, augmentation.time_mask, generator)
-                mixup(log_mel, augmentation.mixup, generator)
-        if device.type == "cuda":
-            torch.cuda.synchronize()
-        seconds.append(time.perf_counter() - began)
-    return statistics.median(seconds[1:])  # the first is slower

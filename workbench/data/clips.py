@@ -123,28 +123,32 @@ class ClipSet:
         min_samples: int = 0,
         max_samples: int | None = None,
         generator: np.random.Generator | None = None,
+        rows: np.ndarray | None = None,
     ) -> tuple[Tensor, Tensor]:
         """Waveforms (B, S) int16, zero-padded to the longest, and to `min_samples`; their lengths (B,) int64.
 
         A clip longer than `max_samples` is cropped, at a place drawn from `generator` or, without one, at
-        its start.
+        its start. `rows` (R,) are those of a batch to read: the waveforms are (R, S), as in the whole batch,
+        and the lengths still all clips'.
         """
-        lengths = self.length[indices]
+        lengths = self.cropped(indices, max_samples)
         offsets = np.zeros_like(lengths)
-        if max_samples is not None:
-            surplus = np.maximum(lengths - max_samples, 0)
-            if generator is not None:
-                offsets = generator.integers(0, surplus + 1)
-            lengths = lengths - surplus
-        waveform = np.zeros((len(indices), max(min_samples, int(lengths.max()))), np.int16)
+        if generator is not None and max_samples is not None:
+            offsets = generator.integers(0, self.length[indices] - lengths + 1)
         begins = self.start[indices] + offsets
         parts = [
-            (self.sources[source], slice(begin, begin + length))
-            for source, begin, length in zip(self.source[indices], begins, lengths, strict=True)
+            (self.sources[self.source[indices[row]]], slice(begins[row], begins[row] + lengths[row]))
+            for row in (range(len(indices)) if rows is None else rows)
         ]
+        waveform = np.zeros((len(parts), max(min_samples, int(lengths.max()))), np.int16)
         for row, samples in enumerate(_read(parts)):
             waveform[row, : len(samples)] = samples
         return torch.from_numpy(waveform), torch.from_numpy(lengths.astype(np.int64))
+
+    def cropped(self, indices: np.ndarray, max_samples: int | None) -> np.ndarray:
+        """(B,) samples of clips, none longer than that."""
+        lengths = self.length[indices]
+        return lengths if max_samples is None else np.minimum(lengths, max_samples)
 
 
 def _taken(names: np.ndarray | Names, indices: np.ndarray | slice) -> np.ndarray | Names:

@@ -14,10 +14,10 @@ import torch
 from torch import Tensor, nn
 
 from workbench import processes
-from workbench.audio.augment import jitter, mixup, time_mask
+from workbench.audio.augment import Draws, draw_versions, jitter, mixup, time_mask
 from workbench.config import TrialConfig
 from workbench.data.clips import ClipSet, Splits
-from workbench.devices import onto
+from workbench.devices import onto, rows_of
 from workbench.model.encoder import Encoder, padding_mask
 from workbench.model.heads import Classifier
 from workbench.random_streams import derive, numpy_stream, torch_stream
@@ -67,7 +67,10 @@ class Finetuned:
 
 
 class Heard(NamedTuple):
-    """Of a batch, on the device; two versions of each clip where consistency is asked for."""
+    """Of a batch, on the device; of several processes' only this one's clips.
+
+    Two versions of each clip where consistency is asked for.
+    """
 
     log_mel: Tensor  # (B or 2 B, F, M)
     padding: Tensor | None  # (B or 2 B, T)
@@ -84,31 +87,44 @@ class Finetuning:
         self.clips, self.single_label, self.device = splits.train, splits.single_label, device
         self.model = new_clip_model(config, encoder, len(splits.classes)).to(device).train()
         self._order = batch_order(config, splits.train)
+        self._longest = crop_samples(config, STAGE)
         self._autocast = autocast_for(config, device)
         self.compile = config.compile
         self.pack_key = pack_key(config, STAGE)
 
     def hear(self, step: int) -> Heard:
-        augmentation = self.settings.augmentation
-        versions = self.settings.versions
-        front_end = self.model.encoder.front_end
-        crop = numpy_stream(self.config.seed, STAGE, "crop", step)
         generator = torch_stream(self.config.seed, STAGE, "augment", step)
-        shortest, longest = latent_samples(self.config), crop_samples(self.config, STAGE)
+        versions = self.settings.versions
         chosen = self._order.batch(step)
-        waveform, samples = self.clips.read(chosen, min_samples=shortest, max_samples=longest, generator=crop)
-        waveform = onto(self.device, waveform).repeat(versions, 1)  # every version augmented anew
-        frames = (samples // self.config.front_end.hop_samples).repeat(versions)
+        batch = len(chosen)
+        samples = torch.from_numpy(self.clips.cropped(chosen, self._longest).astype(np.int64))  # (B,)
+        frames = samples // self.config.front_end.hop_samples
+        draws = draw_versions(self.settings.augmentation, frames, versions, generator)
+        own = processes.own_rows(batch, self.settings.accumulation)
+        rows = torch.cat([own + batch * version for version in range(versions)])
+        log_mel = self._augmented(step, chosen, draws, rows)
         lengths = num_latents(self.config, samples).repeat(versions)
-        targets = onto(self.device, torch.from_numpy(self.clips.labels.matrix(chosen)).float())
-        waveform = jitter(waveform, augmentation.jitter_samples, generator)
-        log_mel = front_end(waveform)  # (B, F, M)
-        log_mel = time_mask(log_mel, frames, augmentation.time_mask, generator)
-        log_mel = torch.cat(
-            [mixup(version, augmentation.mixup, generator) for version in log_mel.chunk(versions)]
-        )
         padding = padding_mask(lengths, self.model.encoder.num_latents(log_mel), self.device)
-        return Heard(log_mel, padding, targets)
+        targets = onto(self.device, torch.from_numpy(self.clips.labels.matrix(chosen[own])).float())
+        return Heard(log_mel, rows_of(padding, rows), targets)
+
+    def _augmented(self, step: int, chosen: np.ndarray, draws: Draws, rows: Tensor) -> Tensor:
+        """Log-mels (R, F, M) of these rows of the draws; those that are mixed into them are heard, too."""
+        heard = rows if draws.partner is None else torch.cat([rows, draws.partner[rows]]).unique()
+        clip, place = (heard % len(chosen)).unique(return_inverse=True)
+        waveform, _ = self.clips.read(
+            chosen,
+            min_samples=latent_samples(self.config),
+            max_samples=self._longest,
+            generator=numpy_stream(self.config.seed, STAGE, "crop", step),
+            rows=clip.numpy(),
+        )
+        waveform = jitter(rows_of(onto(self.device, waveform), place), rows_of(draws.shift, heard))
+        log_mel = time_mask(self.model.encoder.front_end(waveform), rows_of(draws.masked, heard))
+        if draws.partner is None or draws.weight is None:
+            return log_mel
+        own, partner = (torch.searchsorted(heard, each) for each in (rows, draws.partner[rows]))
+        return mixup(rows_of(log_mel, own), rows_of(log_mel, partner), draws.weight[rows])
 
     def loss(self, heard: Heard) -> tuple[Tensor, Metrics]:
         with self._autocast():

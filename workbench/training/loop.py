@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -12,6 +13,7 @@ from typing import Any, Generic, Protocol, TypeVar
 import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
+from torch.utils._pytree import tree_map
 
 from workbench import processes
 from workbench.config import FinetuningConfig, OptimiserConfig, PretrainingConfig
@@ -35,7 +37,7 @@ class Task(Protocol[HeardT]):
 
     An update's random choices are all made in `hear`, for the whole batch, but for dropout; `loss` is a
     function of the model's tensors and of what was heard. The tensors of what is heard begin with the clips,
-    so that parts of it can be taken.
+    so that parts of it can be taken; of several processes each hears its own (`processes.own_rows`).
     """
 
     @property
@@ -55,13 +57,13 @@ class Task(Protocol[HeardT]):
         """The same for tasks that can train together; None for one that can with none."""
 
     def hear(self, step: int) -> HeardT:
-        """The batch of an update, on the device."""
+        """The batch of an update, or of several processes this one's part of it; on the device."""
 
     def loss(self, heard: HeardT) -> tuple[Tensor, Metrics]:
         """Scalar loss of a batch, or of a part of one, and metrics: means."""
 
     def share(self, part: HeardT, whole: HeardT) -> Tensor:
-        """Of all that the loss of the whole is a mean over, what lies in a part: a scalar."""
+        """What part of the whole, over all processes, a part's loss is the mean of: a scalar."""
 
     def watch(self, heard: HeardT) -> Metrics:
         """What is worth knowing at a log point beside the loss's metrics."""
@@ -280,12 +282,12 @@ def _train(course: Course[Any]) -> list[dict[str, float]]:
             found: list[tuple[Metrics, Tensor]] = []
             for number, (part, share) in enumerate(micro_batches(course, heard), start=1):
                 with _gradients_kept(loss_of) if number < config.accumulation else nullcontext():
-                    loss, metrics = loss_of(processes.own_part(part))
+                    loss, metrics = loss_of(part)
                     (loss * share).backward()
                 found.append((metrics, share))
             metrics = sum_of_parts(found)
             if course.logging:
-                metrics |= task.watch(processes.own_part(heard))
+                metrics |= task.watch(heard)
             norm = nn.utils.clip_grad_norm_(named.values(), max_norm)
             optimiser.step()
             optimiser.zero_grad(set_to_none=True)
@@ -296,9 +298,17 @@ def _train(course: Course[Any]) -> list[dict[str, float]]:
 def micro_batches(course: Course[Any], heard: HeardT) -> Iterator[tuple[HeardT, Tensor]]:
     """The parts of a batch, each with its share: weighted by it, their losses add up to the whole's."""
     count = course.config.accumulation
+    if count == 1:
+        yield heard, torch.ones((), device=course.run.device)
+        return
     for number in range(count):
-        part = processes.every_nth(heard, number, count)
-        yield part, course.task.share(part, heard) if count > 1 else torch.ones((), device=course.run.device)
+        part = tree_map(functools.partial(_every_nth, number, count), heard)
+        yield part, course.task.share(part, heard)
+
+
+def _every_nth(first: int, step: int, value: Any) -> Any:
+    """Of a tensor's clips; two versions of each, one after the other, keep their order."""
+    return value[first::step] if isinstance(value, Tensor) else value
 
 
 def sum_of_parts(found: Sequence[tuple[Metrics, Tensor]]) -> Metrics:

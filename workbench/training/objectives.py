@@ -44,7 +44,7 @@ class Objective(Protocol):
         """
 
     def share(self, part: Hidden, whole: Hidden) -> Tensor:
-        """Of all that the loss of the whole is a mean over, what lies in some of its clips: a scalar."""
+        """What part of the whole, over all processes, a part's loss is the mean of: a scalar."""
 
 
 class Contrastive:
@@ -85,7 +85,8 @@ class Contrastive:
             return _candidate_loss(similarity, hidden.draws, hidden.valid)
 
     def share(self, part: Hidden, whole: Hidden) -> Tensor:
-        return _asked(part.draws, part.valid).sum() / _asked(whole.draws, whole.valid).sum().clamp_min(1)
+        of_part, of_whole = (processes.total(_asked(x.draws, x.valid).sum()) for x in (part, whole))
+        return of_part / of_whole.clamp_min(1)
 
     def _draws(self, valid: Tensor, generator: torch.Generator) -> Tensor:
         """How often latent j is a distractor of latent i: valid (B, M) -> (B, M, M) float, CPU."""

@@ -15,11 +15,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from workbench.audio.augment import gain_and_shift
+from workbench import processes
+from workbench.audio.augment import draw_gain, draw_mel_shift, gain, mel_shift
 from workbench.audio.logmel import LogMel
 from workbench.config import SAMPLE_RATE, TrialConfig
 from workbench.data.clips import ClipSet
-from workbench.devices import onto
+from workbench.devices import onto, rows_of
 from workbench.model.encoder import Encoder, padding_mask
 from workbench.random_streams import derive, numpy_stream, torch_stream
 from workbench.settings import StageKind
@@ -43,7 +44,7 @@ class Pretrained:
 
 
 class Heard(NamedTuple):
-    """Of a batch, on the device."""
+    """Of a batch, on the device; of several processes' only this one's clips."""
 
     log_mel: Tensor  # (B, F, M)
     padding: Tensor | None  # (B, T)
@@ -70,22 +71,27 @@ class Pretraining:
         crop = numpy_stream(self.config.seed, STAGE, "crop", step)
         generator = torch_stream(self.config.seed, STAGE, "augment", step)
         shortest, longest = latent_samples(self.config), crop_samples(self.config, STAGE)
+        batch = self.settings.batch_size
+        own = processes.own_rows(batch, self.settings.accumulation)
         waveform, samples = self.pool.read(
-            self._order.batch(step), min_samples=shortest, max_samples=longest, generator=crop
+            self._order.batch(step),
+            min_samples=shortest,
+            max_samples=longest,
+            generator=crop,
+            rows=own.numpy(),
         )
         lengths = num_latents(self.config, samples)
-        log_mel = self.model.front_end(onto(self.device, waveform))  # (B, F, M)
-        log_mel = gain_and_shift(
-            log_mel,
-            self.model.front_end.std,
-            self.settings.gain_db,
-            self.settings.mel_shift,
-            generator,
-        )
+        front_end = self.model.front_end
+        log_mel = front_end(onto(self.device, waveform))  # (B, F, M)
+        decibels = draw_gain(batch, self.settings.gain_db, generator)
+        bands = draw_mel_shift(batch, self.settings.mel_shift, generator)
+        log_mel = gain(log_mel, front_end.std, rows_of(decibels, own))
+        log_mel = mel_shift(log_mel, rows_of(bands, own))
         total = self.model.num_latents(log_mel)
         hidden = self._objective.hide(lengths, total, generator)
-        hidden = Hidden(*(onto(self.device, tensor) for tensor in hidden))
-        return Heard(log_mel, padding_mask(lengths, total, self.device), hidden)
+        hidden = Hidden(*(onto(self.device, rows_of(tensor, own)) for tensor in hidden))
+        padding = padding_mask(lengths, total, self.device)  # of all: if any is padded, all say so
+        return Heard(log_mel, rows_of(padding, own), hidden)
 
     def loss(self, heard: Heard) -> tuple[Tensor, Metrics]:
         encoder = self.model
