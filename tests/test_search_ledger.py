@@ -173,6 +173,44 @@ def test_a_search_goes_on_after_its_first_trial_has_failed(open_search, sampler)
     assert len(points) == 2
 
 
+def test_failed_points_are_tried_again_if_asked_for(open_search):
+    ledger = open_search()
+    failed = ledger.next()
+    ledger.fail(failed.number, "out of memory")
+    for score in (0.2, 0.3):
+        ledger.complete(ledger.next().number, score)
+    assert open_search().num_left == 0
+    retried = open_search(retry_failed=True)
+    assert (retried.num_left, retried.num_trials) == (1, 3)
+    again = open_search().next()  # a kill came in between
+    assert (again.number, again.planned.key) == (3, failed.planned.key)
+    ledger = open_search()
+    assert ledger.next() == again
+    ledger.complete(again.number, 0.4)
+    assert [ended.value for ended in ledger.ended()] == [0.2, 0.3, 0.4]
+    assert best_of(ledger.ended()).number == again.number
+    assert open_search(retry_failed=True).num_left == 0
+
+
+def test_a_kill_before_a_failure_is_forgotten_leaves_one_trial_of_it(open_search, monkeypatch):
+    def killed(self, number):
+        raise KeyboardInterrupt
+
+    text = SEARCH.replace("num_trials: 3", "num_trials: 1")
+    ledger = open_search(text)
+    ledger.fail(ledger.next().number, "out of memory")
+    with monkeypatch.context() as context:
+        context.setattr(SearchLedger, "forget", killed)
+        with pytest.raises(KeyboardInterrupt):
+            open_search(text, retry_failed=True)
+    plain = open_search(text)
+    assert plain.next() is None
+    assert [(ended.number, ended.state) for ended in plain.ended()] == [(0, "failed")]
+    retried = open_search(text, retry_failed=True)
+    retried.complete(retried.next().number, 0.5)
+    assert [ended.value for ended in retried.ended()] == [0.5]
+
+
 def test_successive_halving_gives_up_what_is_behind(open_search):
     ledger = open_search(SEARCH.replace("pruner: median", "pruner: successive_halving").replace(": 3", ": 9"))
     for score in (0.9, 0.8, 0.7, 0.6):

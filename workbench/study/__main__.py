@@ -47,9 +47,6 @@ def main(arguments: list[str] | None = None) -> int:
             load_study(path, preset=options.preset, assignments=tuple(options.assignments))
             for path in options.studies
         ]
-        searches = [study.search for study in studies if isinstance(study, SearchStudy)]
-        if options.retry_failed and not all(search.confirm_seeds for search in searches):
-            raise ConfigError("--retry-failed", "a search does not retry; raise search.num_trials instead")
         places = Places.read(options.root)
         if (address := cluster.cluster_address()) is not None:
             cluster.look(address)  # before anything takes time
@@ -134,7 +131,7 @@ def _dry_run(studies: list[Study], places: Places, console: Console, *, retry_fa
         _print_question(study, console)
         try:
             every = planner.plan_study(study)
-            planned = _left(study, every, places, retry_failed=retry_failed)
+            planned = _left(study, every, planner, places, retry_failed=retry_failed)
         except DataError as error:
             refused.append(f"{study.id}: {error}")
             console.print("cannot be planned: its data are not here", markup=False)
@@ -229,7 +226,8 @@ def _run(study: Study, path: Path, places: Places, options: argparse.Namespace, 
 
     def run(study: Study) -> bool:
         _print_question(study, console)
-        left = _left(study, planner.plan_study(study), places, retry_failed=options.retry_failed)
+        every = planner.plan_study(study)
+        left = _left(study, every, planner, places, retry_failed=options.retry_failed)
         later = planner.plan_confirmation(study) if left else []  # else its own plan follows at once
         plan = _make_plan(study, left, places, planner, console, resources=study.resources, later=later)
         refuse_what_cannot_fit(plan.in_all, plan.model, places)
@@ -258,14 +256,16 @@ def _run(study: Study, path: Path, places: Places, options: argparse.Namespace, 
 
 
 def _left(
-    study: Study, planned: list[PlannedTrial], places: Places, *, retry_failed: bool
+    study: Study, planned: list[PlannedTrial], planner: Planner, places: Places, *, retry_failed: bool
 ) -> list[PlannedTrial]:
     """Without the trials that have failed and are not tried again; of a search, as many as are left."""
     ended = _ended(study, places)
-    if isinstance(study, SearchStudy):
-        return [] if _is_exhausted(study, places) else planned[len(ended) :]
-    failed = {trial.key for trial in ended if trial.state == "failed" and not retry_failed}
-    return [item for item in planned if item.key not in failed]
+    failed = [trial for trial in ended if trial.state == "failed"]
+    if isinstance(study, GridStudy):
+        left_out = set() if retry_failed else {trial.key for trial in failed}
+        return [item for item in planned if item.key not in left_out]
+    again = [planner.plan(study.trial_at(trial.point)) for trial in failed if retry_failed and trial.point]
+    return again + ([] if _is_exhausted(study, places) else planned[len(ended) :])
 
 
 def _ended(study: Study, places: Places) -> list[Ended]:

@@ -35,15 +35,14 @@ class Books:
         retry_failed: bool = False,
     ) -> None:
         with _locked(places.root / "databases.lock"):  # processes that create a database together fail
-            self.ledger: Ledger
-            if isinstance(study, SearchStudy):  # a point that failed is not tried again
-                self.ledger = SearchLedger(
-                    study, Planner(), places.optuna_url, store=store, work=work, workers=workers
+            url, retry = places.optuna_url, retry_failed
+            self.ledger: Ledger = (
+                SearchLedger(
+                    study, Planner(), url, store=store, work=work, workers=workers, retry_failed=retry
                 )
-            else:
-                self.ledger = GridLedger(
-                    study, Planner(), places.optuna_url, store=store, work=work, retry_failed=retry_failed
-                )
+                if isinstance(study, SearchStudy)
+                else GridLedger(study, Planner(), url, store=store, work=work, retry_failed=retry)
+            )
             self.tracking = Tracking(study, places)
         self._places = places
         self.store = store

@@ -53,12 +53,9 @@ class GridLedger(Ledger):
         return self._enter(chosen)
 
     def _enter(self, planned: PlannedTrial) -> Assignment:
-        """A new running trial, entered whole: a kill leaves it there with its key, or not at all."""
         attributes = {"key": planned.key, **planned.trial.coordinates}
         frozen = optuna.trial.create_trial(state=TrialState.RUNNING, user_attrs=attributes)
-        storage, study_id = self._optuna._storage, self._optuna._study_id
-        trial_id = storage.create_new_trial(study_id, template_trial=frozen)
-        return Assignment(storage.get_trial_number_from_id(trial_id), planned)
+        return self._entered_whole(frozen, planned)
 
     def forget(self, number: int) -> None:
         """The same; if the trial is still in the study, it is handed out again, under a new number."""

@@ -188,6 +188,12 @@ class Ledger:
         """An ended trial that counts no longer; it is still in the storage, and will be run anew."""
         self._optuna.set_user_attr(FORGOTTEN, sorted({number, *self._forgotten()}))
 
+    def _entered_whole(self, running: FrozenTrial, planned: PlannedTrial) -> Assignment:
+        """A new trial: a kill leaves it there with all that it carries, or not at all."""
+        storage, study_id = self._optuna._storage, self._optuna._study_id
+        trial_id = storage.create_new_trial(study_id, template_trial=running)
+        return Assignment(storage.get_trial_number_from_id(trial_id), planned)
+
     def _forgotten(self) -> set[int]:
         # Of the study: an ended trial's own attributes cannot be changed.
         return set(self._optuna.user_attrs.get(FORGOTTEN, ()))

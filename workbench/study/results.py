@@ -43,9 +43,8 @@ def trial_table(record: StudyRecord, root: Path) -> pd.DataFrame:
             if not record.search and key not in trials:
                 continue  # of an earlier definition of the study
             row = _row(run, record, trials.get(key))
-            name = str(row["number"]) if record.search else key
-            if name not in rows or rows[name]["number"] < row["number"]:
-                rows[name] = row
+            if key not in rows or rows[key]["number"] < row["number"]:  # it was run again
+                rows[key] = row
         token = page.token
         if not token:
             break

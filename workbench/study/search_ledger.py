@@ -9,7 +9,7 @@ from typing import Any
 import optuna
 from optuna.exceptions import ExperimentalWarning
 from optuna.samplers import BaseSampler
-from optuna.trial import FrozenTrial
+from optuna.trial import FrozenTrial, TrialState
 
 from workbench.random_streams import derive
 from workbench.settings import ConfigError
@@ -38,8 +38,9 @@ class SearchLedger(Ledger):
         store: Stages,
         work: Work = work_of,
         workers: int = 2,
+        retry_failed: bool = False,
     ) -> None:
-        """`workers` are as many as there will be trials at once."""
+        """`workers` are as many as there will be trials at once; `retry_failed` tries failed points again."""
         pruner = _pruner(study.search)
         super().__init__(study, planner, url, store=store, work=work, pruner=pruner)
         self._search = study.search
@@ -52,6 +53,25 @@ class SearchLedger(Ledger):
             assignment = self._suggest(optuna.Trial(self._optuna, frozen._trial_id))
             if assignment is not None:
                 self._entered.append(assignment)
+        if retry_failed:
+            for ended in self.ended():
+                if ended.state == "failed":
+                    self._entered.append(self._again(ended))
+
+    def _again(self, ended: Ended) -> Assignment:
+        """A new running trial at the same point, in the place of that one."""
+        planned = self.planned_of(ended)
+        assert planned is not None, "searches of other scores are refused"
+        before = self._optuna.get_trials(deepcopy=False)[ended.number]
+        frozen = optuna.trial.create_trial(
+            state=TrialState.RUNNING,
+            params=before.params,
+            distributions=before.distributions,
+            user_attrs=_attributes(planned),
+        )
+        assignment = self._entered_whole(frozen, planned)
+        self.forget(ended.number)  # only now: a kill in between leaves both, and the new one is a repetition
+        return assignment
 
     def _refuse_other_scores(self) -> None:
         """A search chooses by scores of the same data, computed alike."""
@@ -151,7 +171,7 @@ class SearchLedger(Ledger):
             trial.set_user_attr(REFUSED, str(error))
             self.fail(trial.number, str(error))
             return None
-        for name, value in {"point": level, "key": planned.key, **planned.trial.coordinates}.items():
+        for name, value in _attributes(planned).items():
             trial.set_user_attr(name, value)
         return Assignment(trial.number, planned)
 
@@ -166,6 +186,11 @@ class SearchLedger(Ledger):
         whole = [e for e in self.ended() if e.state != "pruned"]
         ended = [planned for e in whole if (planned := self.planned_of(e)) is not None]
         return [*ended, *(assignment.planned for assignment in self._entered)]
+
+
+def _attributes(planned: PlannedTrial) -> dict[str, Any]:
+    """Of the trial in the storage."""
+    return {"point": planned.trial.level, "key": planned.key, **planned.trial.coordinates}
 
 
 def _is_stuck(proposed: Sequence[FrozenTrial]) -> bool:
