@@ -27,8 +27,9 @@ from workbench.study.books import Books
 from workbench.study.device import Device
 from workbench.study.interruption import Interruption
 from workbench.study.progress import Progress
+from workbench.study.ray_session import ray_started
 from workbench.study.study_file import load_study
-from workbench.study.tune import ray_started, run_trials
+from workbench.study.tune import run_trials
 
 CURVE_POINTS = 100
 TRIALS, ROUNDS = 24, 3

@@ -25,6 +25,17 @@ if TYPE_CHECKING:
 
 VARIABLE = "RAY_ADDRESS"
 CONNECT_SECONDS, ANSWER_SECONDS = 5.0, 20.0
+SETTINGS = {
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_AIR_NEW_OUTPUT": "0",
+    "RAY_DEDUP_LOGS_SKIP_REGEX": "Raylet is terminated",  # with its whole log behind it
+    "RAY_CHDIR_TO_TRIAL_DIR": "0",  # data.root may be relative to where the study starts
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
+    "TUNE_DISABLE_SIGINT_HANDLER": "1",
+    "TUNE_DISABLE_STRICT_METRIC_CHECKING": "1",  # most reports are of progress
+    "TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S": "0",
+}
 
 
 def cluster_address() -> str | None:
@@ -36,7 +47,7 @@ def cluster_address() -> str | None:
 def environment() -> dict[str, str]:
     """What Ray is to read when it is imported, as far as the user has not set it."""
     address = cluster_address()
-    wanted = {"RAY_USAGE_STATS_ENABLED": "0"}
+    wanted = dict(SETTINGS)
     if address is None or _is_loopback(address):
         # The one switch by which Ray uses 127.0.0.1 alone; else it replaces it by an outward address.
         wanted["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"

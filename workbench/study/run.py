@@ -26,12 +26,13 @@ from workbench.study.grid_ledger import GridLedger
 from workbench.study.interruption import Interruption, StudyBusy, StudyInterrupted, StudyStopped
 from workbench.study.plan import PlannedTrial, Planner
 from workbench.study.progress import Progress
+from workbench.study.ray_session import ray_started
 from workbench.study.record import DEFINITION, StudyRecord, write_definition
 from workbench.study.results import TABLE, trial_table
 from workbench.study.summary import print_summary
 from workbench.study.tracking import Elsewhere
 from workbench.study.trial_storage import first_line
-from workbench.study.tune import ray_started, run_trials
+from workbench.study.tune import run_trials
 
 NAMED_FILES = 20  # of those that are left out; of AudioSet that can be 100,000
 

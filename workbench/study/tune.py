@@ -1,4 +1,4 @@
-"""Ray Tune schedules the trials that the ledger hands out. Ray is imported here, and in `cluster`.
+"""Ray Tune schedules the trials that the ledger hands out.
 
 A fresh Tuner at every launch, never a restored one: what has happened is in the ledger and the store. A
 worker trains, and reports small dictionaries; only the driver writes to Optuna and MLflow.
@@ -8,49 +8,34 @@ from __future__ import annotations
 
 import contextlib
 import json
-import logging
 import math
 import os
-import platform
 import shutil
-import threading
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from workbench.study.cluster import check_listening, cluster_address, environment
+from workbench.study.cluster import environment
 
 os.environ.update(environment())
-os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
-os.environ.setdefault("TUNE_DISABLE_SIGINT_HANDLER", "1")
-os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
-os.environ.setdefault("RAY_DEDUP_LOGS_SKIP_REGEX", "Raylet is terminated")  # with its whole log behind it
-os.environ.setdefault("RAY_CHDIR_TO_TRIAL_DIR", "0")  # data.root may be relative to where the study starts
-os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-os.environ.setdefault("TUNE_DISABLE_STRICT_METRIC_CHECKING", "1")  # most reports are of progress
-os.environ.setdefault("TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S", "0")
 
-import psutil
-import ray
 from ray import tune
 from ray.exceptions import RayError
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
 
-from workbench.files import write_json
 from workbench.places import Places
 from workbench.settings import to_dict
 from workbench.study.device import Device
 from workbench.study.interruption import Interruption, StudyStopped
 from workbench.study.ledger import Assignment, Ledger
 from workbench.study.plan import PlannedTrial
-from workbench.study.trial_storage import first_line, last_line
+from workbench.study.trial_storage import last_line
 from workbench.study.worker import ENDS, work
 
 WORKER_DEATHS = 3  # survived by a trial; each time it is handed out again, and goes on from its checkpoint
 RAY_UNITS = 10_000  # of a GPU: Ray rounds what is asked for to whole ones
-WATCH_SECONDS = 0.5  # between looks at whether Ray's servers live
 
 
 class Watcher:
@@ -140,104 +125,6 @@ def _gpus_each(device: Device) -> float:
         return device.processes
     sharing = math.ceil(device.concurrency / device.num_gpus)
     return math.floor(RAY_UNITS / sharing) / RAY_UNITS  # rounded up, the parts would be more than a GPU
-
-
-@contextlib.contextmanager
-def ray_started(
-    device: Device, processes: Path | None = None, last_words: Callable[[str], int | None] = print
-) -> Iterator[None]:
-    """A Ray of the study's own, ended with it; or the one that RAY_ADDRESS names. Raises StudyStopped.
-
-    `processes` is a file that keeps its processes: should all of this be killed, some of Ray's helpers go
-    on for a minute, and the next start ends them. Ray ends its driver when one of its servers dies, without
-    a word; before it does, `last_words` is called with what has happened, in another thread, and may return
-    the exit status.
-    """
-    own = cluster_address() is None
-    if processes is not None:
-        _end_survivors(processes)
-    done = threading.Event()
-    if own:  # from before the start: a server may die while Ray starts
-        threading.Thread(target=_watch_ray, args=(psutil.Process(), done, last_words), daemon=True).start()
-    try:
-        _start_ray(device.concurrency * device.threads * device.processes)
-        if own and processes is not None:
-            _note_processes(processes)
-        yield
-    finally:
-        done.set()
-        ray.shutdown()
-
-
-def _watch_ray(
-    driver: psutil.Process, done: threading.Event, last_words: Callable[[str], int | None]
-) -> None:
-    """End the driver, with last words, when a server of its Ray has died: nothing can go on then."""
-    servers: dict[psutil.Process, str] = {}
-    while not done.wait(WATCH_SECONDS):
-        for child in driver.children():
-            with contextlib.suppress(psutil.NoSuchProcess):
-                if child.name() in ("raylet", "gcs_server"):
-                    servers[child] = child.name()
-        dead = [name for server, name in servers.items() if not _is_alive(server)]
-        if dead and not done.is_set():
-            status = last_words(f"Ray's {dead[0]} has died")
-            for child in driver.children(recursive=True):
-                with contextlib.suppress(psutil.NoSuchProcess):
-                    child.kill()
-            os._exit(status or 1)
-
-
-def _note_processes(path: Path) -> None:
-    pids = [[child.pid, child.create_time()] for child in psutil.Process().children(recursive=True)]
-    write_json(path, {"machine": platform.node(), "processes": pids})
-
-
-def _is_alive(process: psutil.Process) -> bool:
-    try:
-        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
-    except psutil.NoSuchProcess:
-        return False
-
-
-def _end_survivors(processes: Path) -> None:
-    """By process id, where that is still of the process that began then."""
-    if not processes.exists():
-        return
-    content = json.loads(processes.read_text())
-    if content["machine"] != platform.node():
-        return
-    for pid, began in content["processes"]:
-        with contextlib.suppress(psutil.NoSuchProcess):
-            process = psutil.Process(pid)
-            if abs(process.create_time() - began) < 1.0:
-                process.kill()
-
-
-def _start_ray(num_cpus: int) -> None:
-    try:
-        _init_ray(num_cpus)
-    except Exception as error:  # Ray raises bare ones here
-        raise StudyStopped(f"Ray could not be started ({first_line(error)})") from error
-
-
-def _init_ray(num_cpus: int) -> None:
-    for name in ("ray", "ray.tune", "ray.train"):  # the ledger says what failed, and why
-        logging.getLogger(name).setLevel(logging.CRITICAL)
-    address = cluster_address()
-    if address is not None:
-        check_listening(address)  # it was there for the plan; were it gone, Ray would wait for it
-        ray.init(log_to_driver=False, logging_level=logging.CRITICAL)
-        return
-    ray.init(
-        address="local",  # else it would follow the file of an earlier cluster, even a dead one
-        num_cpus=num_cpus,
-        include_dashboard=False,
-        log_to_driver=False,
-        logging_level=logging.CRITICAL,
-        object_store_memory=100 * 1024**2,  # nothing large travels; the default takes a third of memory
-        _node_ip_address="127.0.0.1",
-    )
 
 
 # --- in the driver ------------------------------------------------------------------------------------------
