@@ -215,12 +215,16 @@ def test_extents_are_those_of_the_splits(tiny_trial, tiny_splits, data_root, tmp
     assert elsewhere.unprepared_bytes <= on_disk * 1.01
 
 
-def test_the_estimate_is_judged(tmp_path, capsys):
+@pytest.mark.parametrize(
+    ("expected", "judgement"),
+    [(110.0, "10% too long"), (80.0, "20% too short"), (100.4, "right")],
+)
+def test_the_estimate_is_judged(tmp_path, capsys, expected, judgement):
     from rich.console import Console
 
     from workbench.study.run import _judge_estimate
 
-    _judge_estimate(dataclasses.replace(SMALL, wall_seconds=110.0), 100.0, tmp_path, Console())
-    assert "the estimate was 10% too long" in capsys.readouterr().out
+    _judge_estimate(dataclasses.replace(SMALL, wall_seconds=expected), 100.0, tmp_path, Console())
+    assert f"the estimate was {judgement}\n" in capsys.readouterr().out
     row = json.loads((tmp_path / "estimates.jsonl").read_text())
-    assert row == {"expected_seconds": 110.0, "seconds": 100.0}
+    assert row == {"expected_seconds": expected, "seconds": 100.0}

@@ -10,7 +10,7 @@ from workbench.study import ray_session
 
 LEAVE_A_PROCESS = """
 import subprocess
-print(subprocess.Popen(["sleep", "60"], stdout=subprocess.DEVNULL).pid)
+print(subprocess.Popen(["sleep", "60"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL).pid)
 """
 
 

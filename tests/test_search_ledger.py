@@ -4,6 +4,7 @@ import optuna
 import pytest
 
 from workbench.settings import ConfigError
+from workbench.study import search_ledger
 from workbench.study.plan import Planner, work_of
 from workbench.study.search_ledger import SearchLedger
 from workbench.study.study_file import load_study
@@ -33,7 +34,9 @@ search:
 
 
 @pytest.fixture
-def open_search(tmp_path):
+def open_search(tmp_path, monkeypatch):
+    monkeypatch.setattr(search_ledger, "NOTHING_NEW", 20)  # each proposal is written down
+
     def open_search(text=SEARCH, store=None, **options):
         path = tmp_path / "search.yaml"
         path.write_text(text)

@@ -144,10 +144,10 @@ def _judge_estimate(expected: Cost, seconds: float, folder: Path, console: Conso
     """Say how good the plan's estimate was, and keep it."""
     if not expected.wall_seconds:
         return
-    error = expected.wall_seconds / seconds - 1
+    error = round(100 * (expected.wall_seconds / seconds - 1))
+    judgement = f"{abs(error)}% too {'long' if error > 0 else 'short'}" if error else "right"
     console.print(
-        f"expected {duration(expected.wall_seconds)}, took {duration(seconds)}: "
-        f"the estimate was {abs(error):.0%} too {'long' if error > 0 else 'short'}",
+        f"expected {duration(expected.wall_seconds)}, took {duration(seconds)}: the estimate was {judgement}",
         markup=False,
     )
     path = folder / "estimates.jsonl"
