@@ -10,16 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from workbench.audio.augment import (
-    draw_gain,
-    draw_mel_shift,
-    draw_versions,
-    gain,
-    jitter,
-    mel_shift,
-    mixup,
-    time_mask,
-)
+from workbench.audio import augment
 from workbench.bench.plain import PlainEncoder
 from workbench.bench.timing import Compared, in_turn
 from workbench.config import TrialConfig
@@ -53,51 +44,34 @@ def front_end_seconds(config: TrialConfig, kind: TrainingKind, device: torch.dev
 def _seconds(
     config: TrialConfig, kind: TrainingKind, device: torch.device, updates: int, log_mel: LogMel, std: Tensor
 ) -> float:
-    batch = config.training(kind).batch_size
+    batch, versions = config.training(kind).batch_size, config.finetuning.versions
     waveform, samples = noise_clips(batch, config.data.clip_seconds, num_classes=1).read(np.arange(batch))
     waveform = waveform.to(device)
     frames = samples // config.front_end.hop_samples
     generator = torch.Generator().manual_seed(0)
-    hear = _for_pretraining if kind == "pretrain" else _for_finetuning
+
+    def hear_unlabelled() -> None:
+        assert config.pretraining is not None
+        decibels = augment.draw_gain(batch, config.pretraining.gain_db, generator)
+        bands = augment.draw_mel_shift(batch, config.pretraining.mel_shift, generator)
+        augment.mel_shift(augment.gain(log_mel(waveform), std, decibels), bands)
+
+    def hear_labelled() -> None:
+        draws = augment.draw_versions(config.finetuning.augmentation, frames, versions, generator)
+        heard = log_mel(augment.jitter(waveform.repeat(versions, 1), draws.shift))
+        heard = augment.time_mask(heard, draws.masked)
+        if draws.partner is not None and draws.weight is not None:
+            augment.mixup(heard, heard[draws.partner], draws.weight)
+
+    hear = hear_unlabelled if kind == "pretrain" else hear_labelled
     seconds = []
     for _ in range(updates + 1):
         _wait_for(device)
         began = time.perf_counter()
-        hear(config, waveform, frames, log_mel, std, generator)
+        hear()
         _wait_for(device)
         seconds.append(time.perf_counter() - began)
     return statistics.median(seconds[1:])  # the first is slower
-
-
-def _for_pretraining(
-    config: TrialConfig,
-    waveform: Tensor,
-    frames: Tensor,
-    log_mel: LogMel,
-    std: Tensor,
-    generator: torch.Generator,
-) -> Tensor:
-    assert config.pretraining is not None
-    decibels = draw_gain(len(waveform), config.pretraining.gain_db, generator)
-    bands = draw_mel_shift(len(waveform), config.pretraining.mel_shift, generator)
-    return mel_shift(gain(log_mel(waveform), std, decibels), bands)
-
-
-def _for_finetuning(
-    config: TrialConfig,
-    waveform: Tensor,
-    frames: Tensor,
-    log_mel: LogMel,
-    std: Tensor,
-    generator: torch.Generator,
-) -> Tensor:
-    versions = config.finetuning.versions
-    draws = draw_versions(config.finetuning.augmentation, frames, versions, generator)
-    heard = log_mel(jitter(waveform.repeat(versions, 1), draws.shift))
-    heard = time_mask(heard, draws.masked)
-    if draws.partner is None or draws.weight is None:
-        return heard
-    return mixup(heard, heard[draws.partner], draws.weight)
 
 
 def _wait_for(device: torch.device) -> None:

@@ -14,16 +14,7 @@ import torch
 import torchaudio
 from torch import Tensor, nn
 
-from workbench.audio.augment import (
-    draw_gain,
-    draw_mel_shift,
-    draw_versions,
-    gain,
-    jitter,
-    mel_shift,
-    mixup,
-    time_mask,
-)
+from workbench.audio import augment
 from workbench.audio.logmel import FLOOR
 from workbench.config import SAMPLE_RATE, ContrastiveConfig, FrontEndConfig, ModelConfig, TrialConfig
 from workbench.data.clips import ClipSet
@@ -174,8 +165,9 @@ class PlainTraining:
         assert isinstance(objective, ContrastiveConfig)
         log_mel = self.encoder.log_mel(waveform)
         batch = len(waveform)
-        log_mel = gain(log_mel, self.encoder.std, draw_gain(batch, settings.gain_db, generator))
-        log_mel = mel_shift(log_mel, draw_mel_shift(batch, settings.mel_shift, generator))
+        decibels = augment.draw_gain(batch, settings.gain_db, generator)
+        bands = augment.draw_mel_shift(batch, settings.mel_shift, generator)
+        log_mel = augment.mel_shift(augment.gain(log_mel, self.encoder.std, decibels), bands)
         latents = self.encoder.latents(log_mel)
         length, latent_dim = latents.shape[1:]
         hidden = span_mask(
@@ -198,11 +190,11 @@ class PlainTraining:
         frames = samples // self.config.front_end.hop_samples
         logits = []
         for _ in range(settings.versions):
-            draws = draw_versions(augmentation, frames, 1, generator)
-            log_mel = self.encoder.log_mel(jitter(waveform, draws.shift))
-            log_mel = time_mask(log_mel, draws.masked)
+            draws = augment.draw_versions(augmentation, frames, 1, generator)
+            log_mel = self.encoder.log_mel(augment.jitter(waveform, draws.shift))
+            log_mel = augment.time_mask(log_mel, draws.masked)
             if draws.partner is not None and draws.weight is not None:
-                log_mel = mixup(log_mel, log_mel[draws.partner], draws.weight)
+                log_mel = augment.mixup(log_mel, log_mel[draws.partner], draws.weight)
             logits.append(self.classifier(self.encoder.context(self.encoder.latents(log_mel))))
         losses = [nn.functional.binary_cross_entropy_with_logits(each, targets) for each in logits]
         loss = torch.stack(losses).mean()

@@ -136,9 +136,12 @@ class ClipSet:
         if generator is not None and max_samples is not None:
             offsets = generator.integers(0, self.length[indices] - lengths + 1)
         begins = self.start[indices] + offsets
+        read = slice(None) if rows is None else rows
         parts = [
-            (self.sources[self.source[indices[row]]], slice(begins[row], begins[row] + lengths[row]))
-            for row in (range(len(indices)) if rows is None else rows)
+            (self.sources[source], slice(begin, begin + length))
+            for source, begin, length in zip(
+                self.source[indices][read], begins[read], lengths[read], strict=True
+            )
         ]
         waveform = np.zeros((len(parts), max(min_samples, int(lengths.max()))), np.int16)
         for row, samples in enumerate(_read(parts)):

@@ -35,13 +35,13 @@ class Books:
         retry_failed: bool = False,
     ) -> None:
         with _locked(places.root / "databases.lock"):  # processes that create a database together fail
-            url, retry = places.optuna_url, retry_failed
+            url = places.optuna_url
             self.ledger: Ledger = (
                 SearchLedger(
-                    study, Planner(), url, store=store, work=work, workers=workers, retry_failed=retry
+                    study, Planner(), url, store=store, work=work, workers=workers, retry_failed=retry_failed
                 )
                 if isinstance(study, SearchStudy)
-                else GridLedger(study, Planner(), url, store=store, work=work, retry_failed=retry)
+                else GridLedger(study, Planner(), url, store=store, work=work, retry_failed=retry_failed)
             )
             self.tracking = Tracking(study, places)
         self._places = places
